@@ -1,0 +1,168 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::{Change, Key, Result, Site, Source, Target};
+
+/// What a kind of store can and cannot do; decides which of the conformance suite's behaviours apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capability {
+    /// Its stream goes on after a break from a position.
+    pub resumes: bool,
+    /// A transaction of several keys stays whole.
+    pub groups: bool,
+    /// Keys expire by themselves.
+    pub expiry: bool,
+    /// [`Target::watch`] is there.
+    pub watch: bool,
+}
+
+/// How a change depends on what was there before (DESIGN.md §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The result doesn't depend on what was there: SET, HSET f, a state.
+    Absolute,
+    /// Any order gives the same: INCRBY, PFADD.
+    Commuting,
+    /// All else: RPUSH, APPEND.
+    Other,
+    /// An observed delete: removes exactly what its origin had seen.
+    Observed,
+}
+
+/// What conflicts: a key, or an element of one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Unit {
+    /// The key.
+    pub key: Key,
+    /// A hash field, a member; `None`: the whole key.
+    pub element: Option<Bytes>,
+}
+
+impl Unit {
+    /// Whether a change to one can be seen in the other.
+    pub fn overlaps(&self, other: &Unit) -> bool {
+        self.key == other.key
+            && (self.element.is_none() || other.element.is_none() || self.element == other.element)
+    }
+}
+
+/// A channel as its configuration says it, for the connector that opens it.
+#[derive(Debug, Clone)]
+pub struct ChannelSpec {
+    /// The link's name: a part of marker names.
+    pub link: String,
+    /// The channel's name.
+    pub channel: String,
+    /// The names of the sites.
+    pub sites: [String; 2],
+    /// Of each site, whether what it writes is carried to its peer: `direction`.
+    pub carries: [bool; 2],
+    /// The table of `[[channel]]`, without the keys that are the daemon's own.
+    pub table: toml::Table,
+    /// The two sites' tables in it.
+    pub site_tables: [toml::Table; 2],
+    /// Secrets by `${NAME}` were filled in; `password_file` was not read yet.
+    pub directory: std::path::PathBuf,
+}
+
+/// A channel's configuration is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", path.join("."))]
+pub struct OpenError {
+    /// The key at fault, from the channel's table on: `["limits", "apply_ops_per_second"]`.
+    pub path: Vec<String>,
+    /// What is wrong, and what is allowed.
+    pub message: String,
+}
+
+/// One line of a check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Whether the channel cannot run like this.
+    pub fatal: bool,
+    /// The site it is about, by name, if one.
+    pub site: Option<String>,
+    /// What was found.
+    pub what: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+/// Keys that one site has and its peer lacks, as one look through the store found them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OnlyAt {
+    /// How many.
+    pub count: u64,
+    /// No key was counted twice; `false`: there were too many of them to be sure.
+    pub exact: bool,
+    /// The first of them, as many as were asked for.
+    pub keys: Vec<Key>,
+}
+
+/// One channel's pair of store instances. Opening one connects to nothing.
+#[async_trait]
+pub trait Connector: Send + Sync {
+    /// The `store` of the configuration.
+    fn store(&self) -> &'static str;
+
+    /// What the store can do.
+    fn capability(&self) -> Capability;
+
+    /// The change stream of `site`'s instance.
+    fn source(&self, site: Site) -> Box<dyn Source>;
+
+    /// `site`'s instance as the target of its peer's changes.
+    fn target(&self, site: Site) -> Box<dyn Target>;
+
+    /// What `change` touches, and how. A change of the whole space gives a unit with an empty key name.
+    fn units(&self, change: &Change) -> Vec<(Unit, Class)>;
+
+    /// A digest of what a `read`, `state` or `put` says the whole key holds: the same for the same content,
+    /// however it is encoded. `None` where that cannot be told (a piece of a value).
+    fn content(&self, change: &Change) -> Option<u128> {
+        if change.part.is_some() {
+            return None;
+        }
+        Some(change.value.as_deref().map_or(0, xxhash_rust::xxh3::xxh3_128))
+    }
+
+    /// Whether the channel carries `key`.
+    fn carries(&self, key: &Key) -> bool {
+        let _ = key;
+        true
+    }
+
+    /// Looks at both servers and says what stands in the way; empty if nothing does. A server that cannot
+    /// be reached is an error.
+    ///
+    /// # Errors
+    ///
+    /// `Retry` and `Setup`.
+    async fn check(&self) -> Result<Vec<Finding>>;
+
+    /// Counts the keys that `site` has and its peer lacks, of those that the channel carries, and lists the
+    /// first `listed_max` of them. Only reads, and holds a bounded part of the keys; takes as long as listing
+    /// all of `site`'s keys does. Keys written meanwhile may count or not. `None`: not built for this store.
+    ///
+    /// # Errors
+    ///
+    /// `Retry` and `Setup`.
+    async fn only_at(&self, site: Site, listed_max: usize) -> Result<Option<OnlyAt>> {
+        let _ = (site, listed_max);
+        Ok(None)
+    }
+
+    /// Takes everything that is ours out of `site`'s instance: markers, tokens, unfinished pieces. Returns
+    /// how many keys it removed.
+    ///
+    /// # Errors
+    ///
+    /// `Retry` and `Setup`.
+    async fn cleanup(&self, site: Site) -> Result<u64>;
+}
+
+/// Opens a channel's connector; the daemon's list holds one of these for each kind of store.
+pub type Open = fn(&ChannelSpec) -> std::result::Result<Arc<dyn Connector>, OpenError>;

@@ -1,0 +1,26 @@
+/// One of the two sites of a link: the first or the second that `[link] sites` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// The site named first. It is the *authority* of the link's channels.
+    First,
+    /// The site named second.
+    Second,
+}
+
+impl Site {
+    /// Both, the first one first.
+    pub const BOTH: [Site; 2] = [Site::First, Site::Second];
+
+    /// The other site.
+    pub fn peer(self) -> Site {
+        match self {
+            Site::First => Site::Second,
+            Site::Second => Site::First,
+        }
+    }
+
+    /// 0 for the first, 1 for the second: an index into a pair.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}

@@ -1,0 +1,132 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::{Change, Key, Marker, Position, Result, Token};
+
+/// What comes out of a store, in the order of the store's own stream.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A local write, or a key of the snapshot. Changes of one group follow each other without anything
+    /// else between them.
+    Change(Change),
+    /// A transaction of our own applier has passed: what it changed is the peer's and is not captured.
+    Marker {
+        /// As it stood in the transaction.
+        marker: Marker,
+        /// After the transaction.
+        pos: Position,
+    },
+    /// A token of [`Target::watch`](crate::Target::watch) or [`Source::refresh`] has passed.
+    Token(Token),
+    /// The store was emptied or its databases swapped: the marker is gone and has to be written again.
+    MarkerLost {
+        /// After the command that did it.
+        pos: Position,
+    },
+    /// A snapshot begins; the reads up to [`Event::SnapshotEnded`] are one, whole.
+    SnapshotStarted {
+        /// How many keys, if the store says so.
+        total: Option<u64>,
+        /// From where the stream goes on after it.
+        pos: Position,
+    },
+    /// The snapshot is complete: a key that none of its reads named did not exist.
+    SnapshotEnded {
+        /// From where the stream goes on.
+        pos: Position,
+        /// Keys that cannot be carried, with the reason, at most a thousand of them, and how many in all.
+        left_out: (u64, Vec<(Key, String)>),
+    },
+    /// The stream has come this far, and nothing of it is outstanding.
+    Idle {
+        /// This far.
+        pos: Position,
+    },
+}
+
+/// What [`Source::open`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opened {
+    /// The stream goes on where it was asked to.
+    Resumed,
+    /// The stream begins anew, with a snapshot of what exists now.
+    Anew {
+        /// Why it could not go on, where it was asked to.
+        lost: Option<String>,
+    },
+}
+
+/// Tells how much of what the store keeps of its stream for a slow reader has not been read yet: 0 is nothing,
+/// at 1 the store may give the reader up or forget what it has not read. As known in the last second or two;
+/// `None` where it cannot be told, as when the source is not open, or gone. Returns at once, and may be called
+/// by anybody: a reader that is stuck cannot tell it itself.
+pub type Behind = Arc<dyn Fn() -> Option<f64> + Send + Sync>;
+
+/// The change stream of one partition of a store, joined to a snapshot.
+#[async_trait]
+pub trait Source: Send {
+    /// Connects and positions the stream: behind `from`, or anew if that is `None` or gone. `snapshot`
+    /// says whether a stream that begins anew has to bring what exists.
+    ///
+    /// The caller lets nothing be applied into this store while this runs, so that the snapshot holds
+    /// exactly what was applied before. May be called again after any error.
+    ///
+    /// # Errors
+    ///
+    /// `Retry` and `Setup`. A lost position is no error: see [`Opened::Anew`].
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened>;
+
+    /// Says where the snapshot that broke had come to, by the restart point of then. The next
+    /// [`open`](Source::open) that begins anew may begin its snapshot there, so that what was never read comes
+    /// first. That changes its order alone: it names every key all the same, as what had been read before the
+    /// break may have changed in it. A source that gets its snapshot in one piece has no use for it.
+    fn snapshot_broke_at(&mut self, restart_point: &Position) {
+        let _ = restart_point;
+    }
+
+    /// Whether the store, as it was found by the last [`open`](Source::open), still holds everything that
+    /// its stream ever showed, whatever crashed: it is synced to disk before it is streamed. If not, what
+    /// its log knows and it may have forgotten is asked for at the peer after a lost position.
+    fn keeps_what_it_streamed(&self) -> bool {
+        false
+    }
+
+    /// Whether `last`, up to which the log holds the stream, is not a place of the stream that was resumed: a
+    /// server that took over from another one had not got so far, and went on in its own way from an earlier
+    /// place. What the log holds beyond that place is lost to the store.
+    fn diverged(&self, last: &Position) -> bool {
+        let _ = last;
+        false
+    }
+
+    /// What tells how far this source is behind, over all its [`open`](Source::open)s. While that is half or
+    /// more, nothing is applied into the store. `None`: the store keeps its stream whoever is slow.
+    fn behind(&self) -> Option<Behind> {
+        None
+    }
+
+    /// Waits for at least one event and appends what is there to `events`, at most about `bytes_max` of
+    /// cost. May be dropped while it waits, without loss.
+    ///
+    /// # Errors
+    ///
+    /// Any; the stream has to be opened again then.
+    async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()>;
+
+    /// Tells the store that the log holds everything up to `durable`. Returns at once.
+    fn acknowledge(&mut self, durable: &Position);
+
+    /// From where a restart has to read again, given that everything before `durable` is in the log:
+    /// `durable` itself, or the place before the oldest re-read that is still open.
+    fn restart_point(&self, durable: &Position) -> Position;
+
+    /// Asks for an [`Op::State`](crate::Op::State) of each key, read together with a token, so that it
+    /// stands in the stream where it was read. The states come as events, followed by the token returned
+    /// here as [`Event::Token`]. Keys that the channel does not carry are left out.
+    ///
+    /// # Errors
+    ///
+    /// `Retry` and `Setup`; nothing was asked then.
+    async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token>;
+}

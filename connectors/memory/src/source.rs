@@ -1,0 +1,189 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use causeway_core::{Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Source, Token};
+
+use crate::command::{Stored, key};
+use crate::store::{Fault, Store};
+
+/// How often a stream at its end says so; also how long an expired key may go unnoticed.
+const IDLE_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) fn unavailable(action: &str, endpoint: &str, why: &str) -> Error {
+    Error::Unavailable { action: action.into(), endpoint: endpoint.into(), source: why.to_owned().into() }
+}
+
+pub(crate) struct MemorySource {
+    store: Arc<Store>,
+    endpoint: String,
+    id: u64,
+    /// Values longer than this come in parts.
+    part_bytes: usize,
+    epoch: Option<u64>,
+    at: u64,
+    /// The same, for others to see.
+    read: Arc<AtomicU64>,
+    /// What of the snapshot has not been handed over yet.
+    snapshot: VecDeque<Event>,
+}
+
+impl MemorySource {
+    pub(crate) fn new(store: Arc<Store>, endpoint: String, part_bytes: usize) -> Self {
+        let snapshot = VecDeque::new();
+        let id = store.unique();
+        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, read: Arc::default(), snapshot }
+    }
+
+    /// Takes what is there; `None` if nothing is.
+    fn take(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<Option<()>> {
+        let state = self.store.lock();
+        if state.down || self.epoch != Some(state.epoch) {
+            self.epoch = None;
+            return Err(unavailable("read the stream", &self.endpoint, "the connection is cut"));
+        }
+        if state.faults.contains(&Fault::Stall) {
+            return Ok(None);
+        }
+        let before = events.len();
+        let mut bytes = 0;
+        while bytes < bytes_max {
+            if let Some(event) = self.snapshot.pop_front() {
+                bytes += cost(&event);
+                events.push(event);
+                continue;
+            }
+            let next = state.events(self.at, self.id).map_err(|why| {
+                // As a server does that drops a reader which is too slow.
+                self.epoch = None;
+                unavailable("read the stream", &self.endpoint, &why)
+            })?;
+            let Some(next) = next else { break };
+            bytes += next.iter().map(cost).sum::<usize>();
+            events.extend(next);
+            self.at += 1;
+        }
+        self.read.store(self.at, Ordering::Relaxed);
+        Ok((events.len() > before).then_some(()))
+    }
+}
+
+fn cost(event: &Event) -> usize {
+    match event {
+        Event::Change(change) => change.cost(),
+        _ => 100,
+    }
+}
+
+fn reads(name: &str, stored: &Stored, pos: &Position, part_bytes: usize, now: u64) -> Vec<Event> {
+    let value = stored.value.bytes();
+    let read = |value, part| {
+        let mut change = Change::captured(Op::Read, key(name), Some(value), pos.clone(), now);
+        change.expire_at = stored.expire_at;
+        change.part = part;
+        Event::Change(change)
+    };
+    if value.len() <= part_bytes {
+        return vec![read(value, None)];
+    }
+    let count = value.len().div_ceil(part_bytes);
+    let piece = |n: usize| {
+        let part = Part { n: u32::try_from(n).unwrap_or(u32::MAX), last: n + 1 == count };
+        read(value.slice(n * part_bytes..value.len().min((n + 1) * part_bytes)), Some(part))
+    };
+    (0..count).map(piece).collect()
+}
+
+#[async_trait]
+impl Source for MemorySource {
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
+        // What was asked for before the break is not answered.
+        self.id = self.store.unique();
+        let state = self.store.lock();
+        if state.down {
+            return Err(unavailable("open the stream", &self.endpoint, "the store is down"));
+        }
+        self.epoch = Some(state.epoch);
+        self.snapshot.clear();
+        let lost = match from.map(|from| state.resume(from)) {
+            Some(Ok(at)) => {
+                self.at = at;
+                self.read.store(at, Ordering::Relaxed);
+                return Ok(Opened::Resumed);
+            }
+            Some(Err(why)) => Some(why),
+            None => None,
+        };
+        let pos = state.end();
+        self.at = pos.at;
+        self.read.store(self.at, Ordering::Relaxed);
+        if snapshot {
+            let total = Some(state.data.len() as u64);
+            self.snapshot.push_back(Event::SnapshotStarted { total, pos: pos.clone() });
+            for (name, stored) in &state.data {
+                self.snapshot.extend(reads(name, stored, &pos, self.part_bytes, state.now));
+            }
+            self.snapshot.push_back(Event::SnapshotEnded { pos, left_out: (0, Vec::new()) });
+        }
+        Ok(Opened::Anew { lost })
+    }
+
+    async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
+        let store = Arc::clone(&self.store);
+        loop {
+            // Armed before the look, so that what comes between the two is not missed.
+            let changed = store.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.take(events, bytes_max)?.is_some() {
+                return Ok(());
+            }
+            let waited = tokio::time::timeout(IDLE_EVERY, changed).await.is_err();
+            if waited && !self.store.lock().faults.contains(&Fault::Stall) {
+                if self.take(events, bytes_max)?.is_none() {
+                    let mut pos = self.store.lock().end();
+                    pos.at = self.at;
+                    events.push(Event::Idle { pos });
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn keeps_what_it_streamed(&self) -> bool {
+        !self.store.lock().forgot
+    }
+
+    fn behind(&self) -> Option<Behind> {
+        let (store, read) = (Arc::clone(&self.store), Arc::downgrade(&self.read));
+        Some(Arc::new(move || {
+            let read = read.upgrade()?.load(Ordering::Relaxed);
+            store.lock().behind(read)
+        }))
+    }
+
+    fn acknowledge(&mut self, durable: &Position) {
+        self.store.lock().acknowledged = Some(durable.clone());
+    }
+
+    fn restart_point(&self, durable: &Position) -> Position {
+        // A re-read is answered at once, so none is ever open.
+        durable.clone()
+    }
+
+    async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {
+        let token = Token(self.store.unique());
+        {
+            let mut state = self.store.lock();
+            if state.down || self.epoch != Some(state.epoch) {
+                return Err(unavailable("read keys again", &self.endpoint, "the connection is cut"));
+            }
+            let names = keys.iter().filter_map(|k| String::from_utf8(k.name.to_vec()).ok()).collect();
+            state.refresh(self.id, token, names);
+        }
+        self.store.changed.notify_waiters();
+        Ok(token)
+    }
+}

@@ -1,0 +1,294 @@
+//! A batch as the bytes of one transaction, and what to expect as its replies.
+
+use bytes::{Bytes, BytesMut};
+use causeway_core::{Batch, Change, Op, Part, Refused};
+
+use super::db_of;
+use super::probe::{known, payload, payload_version};
+use crate::args::Args;
+use crate::names::Names;
+use crate::rdb;
+use crate::resp::{decimal, encode, encode_array, encode_bulk};
+
+/// How large the commands may be into which a payload is taken apart: small beside what the server buffers
+/// for a client, large beside what a command costs.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// What a command of the transaction should answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// One of ours, which cannot fail: the marker, a SELECT.
+    Own,
+    /// Anything but an error.
+    NoError,
+    /// An error that says that the key exists is an answer.
+    IfAbsent,
+    /// RENAMENX: 0 says that the key exists; no such key: it was expired already.
+    RenamedIfAbsent,
+    /// RENAME: no such key says that it was expired already.
+    RenamedIfThere,
+    /// EXISTS of a hidden key: 0 says that the pieces before this one are gone.
+    Begun,
+    /// FUNCTION LOAD without REPLACE: an error that says that the library exists is an answer.
+    FunctionIfAbsent,
+}
+
+/// What the replies of a transaction's commands mean, in their order, and what was not sent at all.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    /// The index of the change in the batch, and what should come.
+    pub(super) replies: Vec<(u32, Expect)>,
+    /// What could not be made a command.
+    pub(super) refused: Vec<Refused>,
+}
+
+/// What the encoding of a batch depends on.
+pub(super) struct Encoder<'a> {
+    pub(super) names: &'a Names,
+    pub(super) marker: &'a [u8],
+    pub(super) databases: &'a [(u32, bool)],
+    pub(super) payloads: &'a [(u16, bool)],
+}
+
+/// Where the commands of one change go.
+struct Out<'a> {
+    bytes: &'a mut BytesMut,
+    expected: Expected,
+    index: u32,
+}
+
+impl Out<'_> {
+    fn command(&mut self, args: &[&[u8]], expect: Expect) {
+        encode(self.bytes, args);
+        self.expected.replies.push((self.index, expect));
+    }
+
+    fn own(&mut self, args: &[&[u8]]) {
+        self.command(args, Expect::Own);
+    }
+
+    /// Takes back what was written since `mark`.
+    fn refuse(&mut self, mark: (usize, usize), reason: impl Into<String>) {
+        self.bytes.truncate(mark.0);
+        self.expected.replies.truncate(mark.1);
+        self.expected.refused.push(Refused { index: self.index as usize, reason: reason.into() });
+    }
+
+    fn mark(&self) -> (usize, usize) {
+        (self.bytes.len(), self.expected.replies.len())
+    }
+}
+
+impl Encoder<'_> {
+    /// Appends the transaction to `out`. It begins and ends in database 0.
+    pub(super) fn batch(&self, batch: &Batch, out: &mut BytesMut) -> Expected {
+        encode(out, &[b"MULTI"]);
+        let replies = Vec::with_capacity(batch.changes.len() + 2);
+        let expected = Expected { replies, refused: Vec::new() };
+        let mut out = Out { bytes: out, expected, index: 0 };
+        out.own(&[b"SET", &self.names.marker, self.marker]);
+        let mut selected = 0;
+        let mut emptied = false;
+        for (i, change) in batch.changes.iter().enumerate() {
+            // The others are the log's own.
+            if !change.op.is_data() {
+                continue;
+            }
+            out.index = u32::try_from(i).unwrap_or(u32::MAX);
+            let db = db_of(&change.key);
+            if known(self.databases, db) != Some(true) {
+                let reason =
+                    format!("this server has no database {db}: raise `databases` in its configuration");
+                out.refuse(out.mark(), reason);
+                continue;
+            }
+            let mark = out.mark();
+            if db != selected {
+                out.own(&[b"SELECT", &decimal(db)]);
+            }
+            match self.change(change, batch.keep_existing, &mut out) {
+                Ok(()) => selected = db,
+                Err(reason) => out.refuse(mark, reason),
+            }
+            emptied |= change.op == Op::Ddl;
+        }
+        if selected != 0 {
+            out.own(&[b"SELECT", b"0"]);
+        }
+        if emptied {
+            // FLUSHALL and SWAPDB took the marker away, too.
+            out.own(&[b"SET", &self.names.marker, self.marker]);
+        }
+        encode(out.bytes, &[b"EXEC"]);
+        out.expected
+    }
+
+    fn change(&self, change: &Change, keep_existing: bool, out: &mut Out<'_>) -> Result<(), String> {
+        let keep = keep_existing && change.op == Op::Read;
+        let key = &change.key.name;
+        match (change.op, &change.value, change.part) {
+            (Op::Delete, ..) => out.command(&[b"DEL", key], Expect::NoError),
+            (Op::Read | Op::State | Op::Put, value, Some(part)) => {
+                let commands = value.as_deref().unwrap_or_default();
+                self.part(change, part, commands, keep, out)?;
+            }
+            (Op::Read | Op::State | Op::Put, None, None) if keep => {}
+            (Op::Read | Op::State | Op::Put, None, None) => out.command(&[b"DEL", key], Expect::NoError),
+            (Op::Read, Some(value), None) if key.is_empty() => function(value, keep, out)?,
+            (Op::Read | Op::State | Op::Put, Some(value), None) => self.payload(change, value, keep, out)?,
+            (_, Some(value), _) => {
+                // One command: with two, a reply would be taken for that of another change.
+                if append(out, value, None)? != 1 {
+                    return Err("its value is not one command".to_owned());
+                }
+            }
+            (op, None, _) => return Err(format!("a {} without a value", op.as_str())),
+        }
+        Ok(())
+    }
+
+    fn payload(&self, change: &Change, value: &Bytes, keep: bool, out: &mut Out<'_>) -> Result<(), String> {
+        let key = &change.key.name;
+        let version = payload(change).and_then(|p| payload_version(p));
+        let version = version.ok_or("its value is too short for a DUMP payload")?;
+        if known(self.payloads, version) == Some(true) {
+            encode_array(out.bytes, if keep { 5 } else { 6 });
+            encode_bulk(out.bytes, b"RESTORE");
+            encode_bulk(out.bytes, key);
+            encode_bulk(out.bytes, &decimal(change.expire_at.unwrap_or(0)));
+            encode_bulk(out.bytes, value);
+            encode_bulk(out.bytes, b"ABSTTL");
+            if !keep {
+                encode_bulk(out.bytes, b"REPLACE");
+            }
+            out.expected.replies.push((out.index, if keep { Expect::IfAbsent } else { Expect::NoError }));
+            return Ok(());
+        }
+        let hidden = keep.then(|| self.hidden(change));
+        let name: &[u8] = hidden.as_deref().unwrap_or(key);
+        let mut pieces = Vec::new();
+        rdb::rewrite(name, value, PIECE_BYTES, &mut pieces).map_err(|e| e.to_string())?;
+        out.command(&[b"DEL", name], Expect::NoError);
+        for piece in &pieces {
+            append(out, piece, None)?;
+        }
+        if let Some(at) = change.expire_at {
+            out.command(&[b"PEXPIREAT", name, &decimal(at)], Expect::NoError);
+        }
+        if keep {
+            out.command(&[b"RENAMENX", name, key], Expect::RenamedIfAbsent);
+            out.command(&[b"DEL", name], Expect::NoError);
+        }
+        Ok(())
+    }
+
+    /// A piece of a large value: goes to a hidden key, which the last one renames.
+    fn part(
+        &self,
+        change: &Change,
+        part: Part,
+        commands: &[u8],
+        keep: bool,
+        out: &mut Out<'_>,
+    ) -> Result<(), String> {
+        let key: &[u8] = &change.key.name;
+        let hidden: &[u8] = &self.hidden(change);
+        if part.n == 0 {
+            out.command(&[b"DEL", hidden], Expect::NoError);
+        } else {
+            out.command(&[b"EXISTS", hidden], Expect::Begun);
+        }
+        append(out, commands, Some(hidden))?;
+        if !part.last {
+            return Ok(());
+        }
+        if let Some(at) = change.expire_at {
+            // Before the renaming: afterwards it could meet a key that was there.
+            out.command(&[b"PEXPIREAT", hidden, &decimal(at)], Expect::NoError);
+        }
+        if keep {
+            out.command(&[b"RENAMENX", hidden, key], Expect::RenamedIfAbsent);
+            out.command(&[b"DEL", hidden], Expect::NoError);
+        } else {
+            // A value of which everything is expired has no hidden key: what was there goes all the same.
+            out.command(&[b"DEL", key], Expect::NoError);
+            out.command(&[b"RENAME", hidden, key], Expect::RenamedIfThere);
+        }
+        Ok(())
+    }
+
+    fn hidden(&self, change: &Change) -> Vec<u8> {
+        hidden_key(self.names, db_of(&change.key), &change.key.name)
+    }
+}
+
+/// The key, in the database of `name` itself, where a value that comes in pieces is built.
+pub(crate) fn hidden_key(names: &Names, db: u32, name: &[u8]) -> Vec<u8> {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(&db.to_le_bytes());
+    hash.update(name);
+    [names.part.as_slice(), format!("{:032x}", hash.digest128()).as_bytes()].concat()
+}
+
+/// `FUNCTION LOAD [REPLACE] code`, without REPLACE if what is there wins.
+fn function(value: &[u8], keep: bool, out: &mut Out<'_>) -> Result<(), String> {
+    let mut args = Args::at(value, 0).ok_or("its value is not one command")?;
+    let words: Vec<&[u8]> = args.by_ref().filter_map(|range| value.get(range)).collect();
+    if args.end() != value.len() {
+        return Err("its value is not one command".to_owned());
+    }
+    if !keep {
+        append(out, value, None)?;
+        return Ok(());
+    }
+    let kept: Vec<&[u8]> = words
+        .iter()
+        .enumerate()
+        .filter(|(i, word)| !(*i == 2 && word.eq_ignore_ascii_case(b"REPLACE")))
+        .map(|(_, word)| *word)
+        .collect();
+    out.command(&kept, Expect::FunctionIfAbsent);
+    Ok(())
+}
+
+/// Appends the commands that `commands` consists of, `key` in the place of theirs if one is given; returns
+/// how many. The key is the first argument after the name, of XGROUP the second.
+///
+/// What isn't whole commands is refused before any of it is sent: it would be read as others.
+fn append(out: &mut Out<'_>, commands: &[u8], key: Option<&[u8]>) -> Result<usize, String> {
+    const NO_COMMAND: &str = "its value is no sequence of commands";
+    let mut n = 0;
+    let mut start = 0;
+    while start < commands.len() {
+        let mut args = Args::at(commands, start).ok_or(NO_COMMAND)?;
+        let left = args.left();
+        let name = args.next().ok_or(NO_COMMAND)?;
+        let mut taken = 1;
+        let mut rest = start;
+        if let Some(key) = key {
+            let mut before = name.end + 2;
+            let mut at = args.next().ok_or(NO_COMMAND)?;
+            taken += 1;
+            if commands.get(name).is_some_and(|name| name.eq_ignore_ascii_case(b"XGROUP")) {
+                before = at.end + 2;
+                at = args.next().ok_or(NO_COMMAND)?;
+                taken += 1;
+            }
+            out.bytes.extend_from_slice(commands.get(start..before).ok_or(NO_COMMAND)?);
+            encode_bulk(out.bytes, key);
+            rest = at.end + 2;
+        }
+        taken += args.by_ref().count();
+        if taken != left {
+            return Err(NO_COMMAND.to_owned());
+        }
+        start = args.end();
+        out.bytes.extend_from_slice(commands.get(rest..start).ok_or(NO_COMMAND)?);
+        out.expected.replies.push((out.index, Expect::NoError));
+        n += 1;
+    }
+    Ok(n)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+use causeway_core::{Key, Marker, Position, Space};
+
+use super::*;
+use crate::resp::parse_command;
+
+fn change(op: Op, db: u32, name: &'static str, value: Option<&[u8]>) -> Change {
+    let key = Key { space: Space::Db(db), name: name.into() };
+    Change::captured(op, key, value.map(Bytes::copy_from_slice), Position::default(), 0)
+}
+
+fn words(words: &[&str]) -> BytesMut {
+    let mut out = BytesMut::new();
+    let args: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
+    encode(&mut out, &args);
+    out
+}
+
+/// A transaction, a command a line, and what was refused.
+fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize>) {
+    let batch = Batch { marker: Marker::default(), changes, watched: false, keep_existing };
+    let names = Names::new("l", "c");
+    let mut out = BytesMut::new();
+    let expected = Encoder {
+        names: &names,
+        marker: b"M",
+        databases: &[(0, true), (3, true), (9, false)],
+        payloads: &[(10, true), (80, false)],
+    }
+    .batch(&batch, &mut out);
+    let mut lines = Vec::new();
+    while let Some(command) = parse_command(&mut out).unwrap() {
+        let words: Vec<_> = command.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+        lines.push(words.join(" ").replace("causeway:{l.c}:", "~"));
+    }
+    assert_eq!(lines.len(), expected.replies.len() + 2, "one reply each, and those of MULTI and EXEC");
+    (lines, expected.refused.iter().map(|r| r.index).collect())
+}
+
+#[test]
+fn a_transaction_begins_with_the_marker_and_ends_in_database_0() {
+    let set = |db| change(Op::Command, db, "k", Some(&words(&["SET", "k", "v"])));
+    let (lines, refused) = encoded(vec![set(3), set(9), set(3), set(0), set(3)], false);
+    let expected = [
+        "MULTI",
+        "SET ~marker M",
+        "SELECT 3",
+        "SET k v",
+        "SET k v",
+        "SELECT 0",
+        "SET k v",
+        "SELECT 3",
+        "SET k v",
+        "SELECT 0",
+        "EXEC",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(refused, [1]);
+    assert_eq!(encoded(vec![], false).0, ["MULTI", "SET ~marker M", "EXEC"]);
+}
+
+#[test]
+fn what_is_no_command_is_not_sent() {
+    let two = [words(&["GET", "k"]), words(&["GET", "k"])].concat();
+    let half = &two[..two.len() - 3];
+    for value in [Some(&b"+x\r\n"[..]), Some(b""), Some(&two), Some(half), Some(b"*0\r\n"), None] {
+        let (lines, refused) = encoded(vec![change(Op::Command, 3, "k", value)], false);
+        assert_eq!(lines, ["MULTI", "SET ~marker M", "EXEC"], "{value:?}");
+        assert_eq!(refused, [0]);
+    }
+}
+
+#[test]
+fn pieces_go_to_a_hidden_key_whichever_argument_names_it() {
+    let commands =
+        [words(&["XADD", "k", "1-1", "f", "v"]), words(&["XGROUP", "CREATE", "k", "g", "0"])].concat();
+    let piece = |n, last| {
+        let mut piece = change(Op::Read, 0, "k", Some(&commands));
+        piece.part = Some(Part { n, last });
+        piece.expire_at = Some(99);
+        piece
+    };
+    let hidden = String::from_utf8(hidden_key(&Names::new("l", "c"), 0, b"k")).unwrap();
+    let hidden = &hidden.replace("causeway:{l.c}:", "~");
+    let line = |text: &str| text.replace(" H", &format!(" {hidden}"));
+    let (lines, _) = encoded(vec![piece(0, false)], false);
+    assert_eq!(lines[2..5], ["DEL H", "XADD H 1-1 f v", "XGROUP CREATE H g 0"].map(line));
+    let (lines, _) = encoded(vec![piece(1, true)], false);
+    assert_eq!(lines[2], line("EXISTS H"));
+    assert_eq!(lines[5..9], [line("PEXPIREAT H 99"), line("DEL k"), line("RENAME H k"), line("EXEC")]);
+    let (lines, _) = encoded(vec![piece(1, true)], true);
+    assert_eq!(lines[5..8], ["PEXPIREAT H 99", "RENAMENX H k", "DEL H"].map(line));
+}
+
+#[test]
+fn hidden_keys_of_two_keys_and_of_two_databases_differ() {
+    let names = Names::new("l", "c");
+    assert_ne!(hidden_key(&names, 0, b"k"), hidden_key(&names, 1, b"k"));
+    assert_ne!(hidden_key(&names, 0, b"k"), hidden_key(&names, 0, b"l"));
+}
+
+#[test]
+fn a_payload_is_restored_or_written_by_its_type() {
+    let payload = |version| rdb::seal(b"\x00\x01x", version);
+    let state = |version| change(Op::State, 0, "k", Some(&payload(version)));
+    let (lines, _) = encoded(vec![state(10)], false);
+    assert!(lines[2].starts_with("RESTORE k 0 ") && lines[2].ends_with(" ABSTTL REPLACE"));
+    let (lines, _) = encoded(vec![change(Op::Read, 0, "k", Some(&payload(10)))], true);
+    assert!(lines[2].ends_with(" ABSTTL"));
+    let (lines, _) = encoded(vec![state(80)], false);
+    assert_eq!(lines[2..4], ["DEL k", "SET k x"]);
+    // Not tried: not believed.
+    assert_eq!(encoded(vec![state(11)], false).0[2..4], ["DEL k", "SET k x"]);
+    let damaged = change(Op::State, 0, "k", Some(&[payload(80).as_ref(), b"x"].concat()));
+    let (lines, refused) = encoded(vec![damaged], false);
+    assert_eq!((lines.len(), refused), (3, vec![0]));
+}
+
+#[test]
+fn a_flush_is_followed_by_the_marker() {
+    let (lines, _) = encoded(vec![change(Op::Ddl, 3, "", Some(&words(&["FLUSHDB"])))], false);
+    assert_eq!(lines, ["MULTI", "SET ~marker M", "SELECT 3", "FLUSHDB", "SELECT 0", "SET ~marker M", "EXEC"]);
+}
+
+#[test]
+fn what_is_the_log_s_own_is_not_sent() {
+    let own = [Op::Refresh, Op::Position, Op::Fence].map(|op| change(op, 9, "k", None));
+    assert_eq!(
+        encoded(own.to_vec(), false),
+        (vec!["MULTI".into(), "SET ~marker M".into(), "EXEC".into()], vec![])
+    );
+}

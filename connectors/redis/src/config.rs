@@ -1,0 +1,347 @@
+//! A channel's configuration: the keys that this connector knows, their defaults and their bounds.
+//!
+//! The daemon's own keys are gone from the tables that come in, and `${NAME}` is filled in.
+
+use std::path::{Path, PathBuf};
+
+use causeway_core::{ChannelSpec, OpenError, Site};
+use toml::{Table, Value};
+use url::Url;
+
+use crate::endpoint::{Address, Endpoint, Secret, TlsFiles};
+use crate::filter::Filter;
+use crate::names::Names;
+
+/// What is done where a server may evict keys: `evictions`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Evictions {
+    /// The channel does not start unless both servers are `noeviction`.
+    #[default]
+    Refuse,
+    /// They are deletes like any other, and are carried.
+    Carry,
+}
+
+/// `batch`: one transaction at the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Most changes; 512 unless set.
+    pub items_max: usize,
+    /// Most bytes; 512 KiB unless set.
+    pub bytes_max: usize,
+}
+
+/// `limits` of a channel; `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How fast a snapshot is read from the source.
+    pub snapshot_bytes_per_second: Option<u64>,
+    /// How fast changes are applied.
+    pub apply_ops_per_second: Option<u64>,
+    /// A value of a snapshot that is larger is carried in parts of about this size; 1 MiB unless set.
+    pub value_bytes_max: usize,
+}
+
+/// One channel, as this connector sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RedisConfig {
+    /// The link's name.
+    pub link: String,
+    /// The channel's name.
+    pub channel: String,
+    /// The sites' names.
+    pub sites: [String; 2],
+    /// Of each site, whether what it writes is carried to its peer.
+    pub carries: [bool; 2],
+    /// The keys that it carries.
+    pub filter: Filter,
+    /// What is done about evictions.
+    pub evictions: Evictions,
+    /// One transaction at the target.
+    pub batch: BatchLimits,
+    /// Rates and sizes.
+    pub limits: Limits,
+    /// Both sites' servers.
+    pub endpoints: [Endpoint; 2],
+    /// What our own keys are called.
+    pub names: Names,
+}
+
+const CHANNEL_KEYS: [&str; 6] = ["keys", "except", "dbs", "evictions", "batch", "limits"];
+const SITE_KEYS: [&str; 7] = ["url", "urls", "user", "password_file", "ca_file", "cert_file", "key_file"];
+const BATCH_KEYS: [&str; 2] = ["items_max", "bytes_max"];
+const LIMIT_KEYS: [&str; 3] = ["snapshot_bytes_per_second", "apply_ops_per_second", "value_bytes_max"];
+
+/// The largest database number that is believed: `databases` of a server goes to 2^31, in use are a few.
+const DB_MAX: i64 = 1 << 20;
+
+type Result<T> = std::result::Result<T, OpenError>;
+
+impl RedisConfig {
+    /// Reads the tables; connects to nothing, but looks whether the files named are there.
+    ///
+    /// # Errors
+    ///
+    /// A key that is not known or a value that is not allowed: names it, and what is.
+    pub fn parse(spec: &ChannelSpec) -> Result<RedisConfig> {
+        let top = At { table: &spec.table, path: Vec::new() };
+        top.known(&CHANNEL_KEYS)?;
+        let dbs = match top.table.get("dbs") {
+            None => None,
+            Some(_) => Some(top.integers("dbs", DB_MAX)?.into_iter().map(|n| n as u32).collect()),
+        };
+        let filter = Filter::new(&top.strings("keys")?, &top.strings("except")?, dbs);
+        let evictions = match top.string("evictions")?.as_deref() {
+            None | Some("refuse") => Evictions::Refuse,
+            Some("carry") => Evictions::Carry,
+            Some(_) => return Err(top.error("evictions", "allowed are `refuse` and `carry`")),
+        };
+        let batch = top.inner("batch")?;
+        batch.known(&BATCH_KEYS)?;
+        let limits = top.inner("limits")?;
+        limits.known(&LIMIT_KEYS)?;
+        let [first, second] = [0, 1].map(|i| site(spec, i));
+        Ok(RedisConfig {
+            link: spec.link.clone(),
+            channel: spec.channel.clone(),
+            sites: spec.sites.clone(),
+            carries: spec.carries,
+            filter,
+            evictions,
+            batch: BatchLimits {
+                items_max: batch.size("items_max", 1, 1 << 20)?.unwrap_or(512),
+                bytes_max: batch.size("bytes_max", 1, 1 << 30)?.unwrap_or(512 << 10),
+            },
+            limits: Limits {
+                snapshot_bytes_per_second: limits.rate("snapshot_bytes_per_second")?,
+                apply_ops_per_second: limits.rate("apply_ops_per_second")?,
+                value_bytes_max: limits.size("value_bytes_max", 1024, 256 << 20)?.unwrap_or(1 << 20),
+            },
+            endpoints: [first?, second?],
+            names: Names::new(&spec.link, &spec.channel),
+        })
+    }
+
+    /// `site`'s servers.
+    pub fn endpoint(&self, site: Site) -> &Endpoint {
+        let [first, second] = &self.endpoints;
+        match site {
+            Site::First => first,
+            Site::Second => second,
+        }
+    }
+}
+
+fn site(spec: &ChannelSpec, index: usize) -> Result<Endpoint> {
+    let [first, second] = &spec.site_tables;
+    let [first_name, second_name] = &spec.sites;
+    let (table, name) = if index == 0 { (first, first_name) } else { (second, second_name) };
+    let at = At { table, path: vec![name.clone()] };
+    at.known(&SITE_KEYS)?;
+    let (key, urls) = match (at.string("url")?, table.contains_key("urls")) {
+        (Some(_), true) => return Err(at.error("urls", "`url` is given already: keep one of both")),
+        (Some(url), false) => ("url", vec![url]),
+        (None, true) => ("urls", at.strings("urls")?),
+        (None, false) => {
+            return Err(at.error("url", "is missing, allowed is such as `redis://127.0.0.1:6379`"));
+        }
+    };
+    let mut endpoint: Option<Endpoint> = None;
+    for text in &urls {
+        let parsed = server(text, &spec.directory).map_err(|message| at.error(key, &message))?;
+        match &mut endpoint {
+            None => endpoint = Some(parsed),
+            Some(all) => {
+                if (all.tls.is_some(), &all.user, &all.password)
+                    != (parsed.tls.is_some(), &parsed.user, &parsed.password)
+                {
+                    return Err(at.error(key, "all must have the same scheme, user and password"));
+                }
+                all.addresses.extend(parsed.addresses);
+            }
+        }
+    }
+    let mut endpoint = endpoint.ok_or_else(|| at.error(key, "is empty, allowed is one server or more"))?;
+    if let Some(user) = at.string("user")? {
+        endpoint.user = Some(user);
+    }
+    let file = |key: &str| -> Result<Option<PathBuf>> {
+        let Some(name) = at.string(key)? else { return Ok(None) };
+        let path = spec.directory.join(name);
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_dir() => Err(at.error(key, &format!("{} is a folder", path.display()))),
+            Ok(_) => Ok(Some(path)),
+            Err(e) => Err(at.error(key, &format!("{}: {e}", path.display()))),
+        }
+    };
+    if let Some(path) = file("password_file")? {
+        if endpoint.password.is_some() {
+            return Err(at.error("password_file", "the URL holds a password already: keep one of both"));
+        }
+        endpoint.password = Some(Secret::File(path));
+    }
+    if endpoint.user.is_some() && endpoint.password.is_none() {
+        return Err(at.error("user", "needs a password: give `password_file`"));
+    }
+    let (ca, cert, private) = (file("ca_file")?, file("cert_file")?, file("key_file")?);
+    match &mut endpoint.tls {
+        Some(tls) => {
+            tls.ca = ca;
+            tls.client = match (cert, private) {
+                (None, None) => None,
+                (Some(cert), Some(private)) => Some((cert, private)),
+                (Some(_), None) => return Err(at.error("key_file", "is missing: cert_file needs its key")),
+                (None, Some(_)) => {
+                    return Err(at.error("cert_file", "is missing: key_file needs its certificate"));
+                }
+            };
+        }
+        None => {
+            for (key, given) in [("ca_file", ca), ("cert_file", cert), ("key_file", private)] {
+                if given.is_some() {
+                    return Err(at.error(key, "means nothing without TLS: write the URL as `rediss://`"));
+                }
+            }
+        }
+    }
+    Ok(endpoint)
+}
+
+/// One URL. What is wrong with it is said without quoting it: it can hold a password.
+fn server(text: &str, directory: &Path) -> std::result::Result<Endpoint, String> {
+    const FORMS: &str =
+        "allowed are redis://[[user]:password@]host[:port], rediss://… for TLS, and unix:///path";
+    let url = Url::parse(text).map_err(|e| format!("{e}; {FORMS}"))?;
+    let decoded =
+        |part: &str| percent(part).ok_or_else(|| "user or password is not percent-encoded UTF-8".to_owned());
+    let address = match url.scheme() {
+        "redis" | "rediss" => {
+            let host =
+                url.host_str().filter(|h| !h.is_empty()).ok_or(format!("a host is missing; {FORMS}"))?;
+            if !matches!(url.path(), "" | "/") {
+                return Err("a database in the URL means nothing here: use `dbs` of the channel".into());
+            }
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            Address::Tcp { host, port: url.port().unwrap_or(6379) }
+        }
+        "unix" | "redis+unix" => {
+            let path = percent(url.path()).unwrap_or_default();
+            if path.len() < 2 {
+                return Err(format!("a path is missing; {FORMS}"));
+            }
+            Address::Unix(directory.join(path))
+        }
+        other => return Err(format!("scheme `{other}` is not known; {FORMS}")),
+    };
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("nothing may follow the address (encode `?` and `#` in a password); {FORMS}"));
+    }
+    let mut endpoint = Endpoint::new(address);
+    if url.scheme() == "rediss" {
+        endpoint.tls = Some(TlsFiles::default());
+    }
+    if !url.username().is_empty() {
+        endpoint.user = Some(decoded(url.username())?);
+    }
+    if let Some(password) = url.password() {
+        endpoint.password = Some(Secret::Text(decoded(password)?));
+    }
+    Ok(endpoint)
+}
+
+/// `%41` as `A`; `None` where the result is not UTF-8 or a `%` has no two digits.
+fn percent(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let mut digit = || Some(char::from(bytes.next()?).to_digit(16)? as u8);
+        out.push(digit()? * 16 + digit()?);
+    }
+    String::from_utf8(out).ok()
+}
+
+/// A table and where it stands.
+struct At<'t> {
+    table: &'t Table,
+    path: Vec<String>,
+}
+
+impl<'t> At<'t> {
+    fn error(&self, key: &str, message: &str) -> OpenError {
+        let mut path = self.path.clone();
+        path.push(key.to_owned());
+        OpenError { path, message: message.to_owned() }
+    }
+
+    fn known(&self, allowed: &[&str]) -> Result<()> {
+        for key in self.table.keys() {
+            if !allowed.contains(&key.as_str()) {
+                let names: Vec<String> = allowed.iter().map(|k| format!("`{k}`")).collect();
+                let message = format!("unknown field, expected one of {}", names.join(", "));
+                return Err(self.error(key, &message));
+            }
+        }
+        Ok(())
+    }
+
+    fn inner(&self, key: &str) -> Result<At<'t>> {
+        static EMPTY: std::sync::LazyLock<Table> = std::sync::LazyLock::new(Table::new);
+        let mut path = self.path.clone();
+        path.push(key.to_owned());
+        match self.table.get(key) {
+            None => Ok(At { table: &EMPTY, path }),
+            Some(Value::Table(table)) => Ok(At { table, path }),
+            Some(_) => Err(self.error(key, "a table was expected, such as { … }")),
+        }
+    }
+
+    fn string(&self, key: &str) -> Result<Option<String>> {
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
+            Some(_) => Err(self.error(key, "a text was expected")),
+        }
+    }
+
+    fn strings(&self, key: &str) -> Result<Vec<String>> {
+        let wrong = || self.error(key, "a list of texts was expected, such as [\"push:*\"]");
+        match self.table.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) if !items.is_empty() => items
+                .iter()
+                .map(|item| item.as_str().filter(|s| !s.is_empty()).map(str::to_owned).ok_or_else(wrong))
+                .collect(),
+            Some(_) => Err(wrong()),
+        }
+    }
+
+    fn integers(&self, key: &str, max: i64) -> Result<Vec<i64>> {
+        let wrong = || self.error(key, &format!("a list of numbers from 0 to {max} was expected"));
+        match self.table.get(key) {
+            Some(Value::Array(items)) if !items.is_empty() => items
+                .iter()
+                .map(|item| item.as_integer().filter(|n| (0..=max).contains(n)).ok_or_else(wrong))
+                .collect(),
+            _ => Err(wrong()),
+        }
+    }
+
+    fn size(&self, key: &str, min: i64, max: i64) -> Result<Option<usize>> {
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::Integer(n)) if (min..=max).contains(n) => Ok(Some(*n as usize)),
+            Some(_) => Err(self.error(key, &format!("allowed is a number from {min} to {max}"))),
+        }
+    }
+
+    fn rate(&self, key: &str) -> Result<Option<u64>> {
+        Ok(self.size(key, 1, i64::MAX)?.map(|n| n as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! A channel's pair of servers: what [`open`](crate::open) returns.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use causeway_core::{
+    Capability, Change, ChannelSpec, Class, Connector, Finding, Key, OnlyAt, OpenError, Result, Site, Source,
+    Space, Target, Unit,
+};
+
+use crate::apply::RedisTarget;
+use crate::config::RedisConfig;
+use crate::source::RedisSource;
+use crate::{check, commands, rdb};
+
+/// Two servers that are kept equal. Made of its configuration alone; sources and targets connect.
+#[derive(Debug)]
+pub struct Redis {
+    config: Arc<RedisConfig>,
+    /// Of each site: a target was made, so that its source has to tell our own writes from others.
+    applied_into: [Arc<AtomicBool>; 2],
+}
+
+impl Redis {
+    /// Reads a channel's configuration; connects to nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`RedisConfig::parse`].
+    pub fn new(spec: &ChannelSpec) -> Result<Redis, OpenError> {
+        Ok(Redis { config: Arc::new(RedisConfig::parse(spec)?), applied_into: Default::default() })
+    }
+
+    /// The channel's configuration.
+    pub fn config(&self) -> &RedisConfig {
+        &self.config
+    }
+
+    fn applied_into(&self, site: Site) -> &Arc<AtomicBool> {
+        let [first, second] = &self.applied_into;
+        match site {
+            Site::First => first,
+            Site::Second => second,
+        }
+    }
+}
+
+#[async_trait]
+impl Connector for Redis {
+    fn store(&self) -> &'static str {
+        "redis"
+    }
+
+    fn capability(&self) -> Capability {
+        Capability { resumes: true, groups: true, expiry: true, watch: true }
+    }
+
+    fn source(&self, site: Site) -> Box<dyn Source> {
+        let flag = self.applied_into(site).clone();
+        Box::new(RedisSource::new(self.config.clone(), site).applied_into(flag))
+    }
+
+    fn target(&self, site: Site) -> Box<dyn Target> {
+        self.applied_into(site).store(true, Ordering::Relaxed);
+        Box::new(RedisTarget::new(self.config.clone(), site))
+    }
+
+    fn units(&self, change: &Change) -> Vec<(Unit, Class)> {
+        commands::units(change)
+    }
+
+    fn content(&self, change: &Change) -> Option<u128> {
+        match (&change.value, change.part) {
+            (_, Some(_)) => None,
+            (None, None) => Some(0),
+            (Some(payload), None) => rdb::content_digest(payload),
+        }
+    }
+
+    fn carries(&self, key: &Key) -> bool {
+        matches!(key.space, Space::Db(db) if self.config.filter.carries(db, &key.name))
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        check::check(&self.config).await
+    }
+
+    async fn only_at(&self, site: Site, listed_max: usize) -> Result<Option<OnlyAt>> {
+        check::only_at(&self.config, site, listed_max).await.map(Some)
+    }
+
+    async fn cleanup(&self, site: Site) -> Result<u64> {
+        check::cleanup(&self.config, site).await
+    }
+}

@@ -1,0 +1,231 @@
+use bytes::Bytes;
+use causeway_core::Seq;
+
+use super::*;
+
+fn stream() -> Stream {
+    filtered(Filter::default())
+}
+
+fn filtered(filter: Filter) -> Stream {
+    let names = Names::new("l", "c");
+    Stream::new("test:1", filter, names, History::single(Bytes::from_static(b"id")), 100, 0)
+}
+
+fn command(line: &str) -> Command {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    Command::of(&words)
+}
+
+/// What comes of `lines`, as `op db:key`.
+fn feed(stream: &mut Stream, lines: &[&str]) -> Vec<String> {
+    let mut events = Vec::new();
+    for line in lines {
+        stream.feed(&command(line), &mut events).unwrap();
+    }
+    shown(&events)
+}
+
+fn shown(events: &[Event]) -> Vec<String> {
+    let show = |event: &Event| match event {
+        Event::Change(c) => {
+            let Space::Db(db) = c.key.space else { panic!() };
+            let group =
+                c.group.map_or(String::new(), |g| format!(" {}{}", g.n, if g.last { " last" } else { "" }));
+            format!("{} {db}:{}{group}", c.op.as_str(), String::from_utf8_lossy(&c.key.name))
+        }
+        Event::Marker { marker, .. } => format!("marker {}", marker.applied),
+        Event::MarkerLost { .. } => "marker lost".to_owned(),
+        Event::Token(_) => "token".to_owned(),
+        other => format!("{other:?}"),
+    };
+    events.iter().map(show).collect()
+}
+
+/// Closes the oldest token with every asked key absent.
+fn close(stream: &mut Stream, sets: Vec<Set>) -> Vec<String> {
+    let mut events = Vec::new();
+    let found = sets.into_iter().map(|set| {
+        let none = set.keys.iter().map(|_| Some(Found::default())).collect();
+        (set, none)
+    });
+    stream.close(found.collect(), false, &mut events);
+    shown(&events)
+}
+
+fn token() -> String {
+    format!("SET causeway:{{l.c}}:token {}", names::token_text(names::next_token()))
+}
+
+#[test]
+fn offsets_count_every_byte_and_positions_stand_behind_the_transaction() {
+    let mut s = stream();
+    let lines = ["PING", "SELECT 3", "MULTI", "INCR a", "INCR b", "EXEC", "INCR c"];
+    let bytes: usize = lines.iter().map(|l| command(l).raw.len()).sum();
+    let mut events = Vec::new();
+    for line in lines {
+        s.feed(&command(line), &mut events).unwrap();
+    }
+    assert_eq!(s.at(), 100 + bytes as u64);
+    let Event::Change(a) = &events[0] else { panic!() };
+    let Event::Change(c) = &events[2] else { panic!() };
+    assert_eq!(c.pos, Position { history: "id".into(), at: s.at(), context: "3".into() });
+    assert_eq!(a.pos.at, s.at() - command("INCR c").raw.len() as u64);
+    assert_eq!(shown(&events), ["command 3:a 0", "command 3:b 1 last", "command 3:c"]);
+}
+
+#[test]
+fn within_a_transaction_the_position_is_the_one_before_it() {
+    let mut s = stream();
+    feed(&mut s, &["INCR a"]);
+    let before = s.position();
+    feed(&mut s, &["MULTI", "SELECT 4", "INCR a"]);
+    assert_eq!(s.position(), before);
+    assert!(!s.is_quiet());
+}
+
+#[test]
+fn changes_to_an_open_key_are_swallowed_until_its_token() {
+    let mut s = stream();
+    assert!(feed(&mut s, &["SUNIONSTORE u a b", "SADD u x", "SUNIONSTORE u a u"]).is_empty());
+    let asked = s.take_asked();
+    assert_eq!(asked.len(), 1, "an open key is asked for once");
+    assert_eq!(
+        feed(&mut s, &["SADD v x", "DEL u", "MULTI", "INCR n", "SREM u x", "EXEC"]),
+        ["command 0:v", "command 0:n"]
+    );
+    assert!(feed(&mut s, &[&token()]).is_empty());
+    assert!(s.token().is_some());
+    assert_eq!(close(&mut s, asked), ["state 0:u"]);
+    assert_eq!(feed(&mut s, &["SADD u x"]), ["command 0:u"]);
+    assert!(s.is_quiet());
+}
+
+#[test]
+fn a_command_on_an_open_and_another_key_reads_the_other_again() {
+    let mut s = stream();
+    feed(&mut s, &["SORT x STORE l"]);
+    s.take_asked();
+    assert!(feed(&mut s, &["LMOVE l m LEFT RIGHT"]).is_empty());
+    let asked = s.take_asked();
+    assert_eq!(asked[0].keys, [(0, Bytes::from_static(b"m"))]);
+    assert!(feed(&mut s, &["LMOVE m l LEFT RIGHT"]).is_empty());
+    assert!(!s.has_asked());
+}
+
+#[test]
+fn keys_renamed_together_come_as_one_group() {
+    let mut s = stream();
+    feed(&mut s, &["RENAME a b", &token()]);
+    let asked = s.take_asked();
+    assert_eq!(close(&mut s, asked), ["state 0:a 0", "state 0:b 1 last"]);
+}
+
+#[test]
+fn the_restart_point_never_passes_an_open_key() {
+    let mut s = stream();
+    feed(&mut s, &["SELECT 2", "INCR n"]);
+    let before = s.position();
+    feed(&mut s, &["SUNIONSTORE u a", "INCR n"]);
+    let durable = s.position();
+    assert_eq!(s.restart_point(&durable), before);
+    assert_eq!(s.restart_point(&Position { at: 3, ..before.clone() }).at, 3);
+    feed(&mut s, &["SELECT 0", &token()]);
+    let asked = s.take_asked();
+    close(&mut s, asked);
+    assert_eq!(s.restart_point(&durable), durable);
+}
+
+#[test]
+fn after_swapdb_a_key_is_unknown_on_both_sides() {
+    let mut s = stream();
+    feed(&mut s, &["SUNIONSTORE u a"]);
+    s.take_asked();
+    assert_eq!(feed(&mut s, &["SWAPDB 0 1"]), ["ddl 0:", "marker lost"]);
+    assert_eq!(s.take_asked()[0].keys, [(1, Bytes::from_static(b"u"))]);
+    assert_eq!(feed(&mut s, &["SWAPDB 3 4"]), ["ddl 0:"]);
+    assert!(!s.has_asked());
+}
+
+#[test]
+fn our_own_transaction_is_its_marker_whatever_it_holds() {
+    let mut s = stream();
+    let marker = Marker { applied: Seq(9), ..Marker::default() };
+    let set = Command::of(&[b"SET", b"causeway:{l.c}:marker", marker.to_string().as_bytes()]);
+    let mut events = Vec::new();
+    for c in [command("MULTI"), set.clone(), command("SELECT 2"), command("RENAME a b"), command("FLUSHALL")]
+    {
+        s.feed(&c, &mut events).unwrap();
+    }
+    s.feed(&command("EXEC"), &mut events).unwrap();
+    assert_eq!(shown(&events), ["marker 9", "marker lost"]);
+    assert!(!s.has_asked());
+    events.clear();
+    // The applier writes it again behind what takes it away.
+    for c in [command("SELECT 0"), command("MULTI"), set.clone(), command("FLUSHALL"), set, command("EXEC")] {
+        s.feed(&c, &mut events).unwrap();
+    }
+    assert_eq!(shown(&events), ["marker 9"]);
+    assert_eq!(feed(&mut s, &["DEL causeway:{l.c}:marker"]), ["marker lost"]);
+}
+
+#[test]
+fn a_marker_in_another_database_or_of_another_channel_is_nothing() {
+    let mut s = stream();
+    assert!(
+        feed(&mut s, &["SELECT 1", "SET causeway:{l.c}:marker x", "SELECT 0", "SET causeway:{l.d}:marker x"])
+            .is_empty()
+    );
+    let lines = ["MULTI", "SET causeway:{l.d}:marker x", "INCR a", "EXEC"];
+    assert_eq!(feed(&mut s, &lines), ["command 0:a"], "the other channel's write is ours to carry");
+}
+
+#[test]
+fn a_command_that_nobody_knows_is_asked_about_once() {
+    let mut s = stream();
+    let mut events = Vec::new();
+    let set = command("JSON.SET doc $ 1");
+    assert_eq!(s.feed(&set, &mut events).unwrap(), Step::Unknown(b"JSON.SET".to_vec()));
+    s.learn(b"JSON.SET".to_vec(), Some((1, 1, 1)));
+    assert_eq!(s.feed(&set, &mut events).unwrap(), Step::Done);
+    assert_eq!(s.take_asked()[0].keys, [(0, Bytes::from_static(b"doc"))]);
+    s.learn(b"FT.CREATE".to_vec(), None);
+    assert_eq!(s.feed(&command("FT.CREATE i"), &mut events).unwrap(), Step::Done);
+    assert_eq!(s.left_out(), 1);
+    s.learn(b"M.SET".to_vec(), Some((1, -1, 2)));
+    s.feed(&command("M.SET a 1 b 2"), &mut events).unwrap();
+    let keys: Vec<_> = s.take_asked().into_iter().flat_map(|set| set.keys).map(|(_, k)| k).collect();
+    assert_eq!(keys, ["a", "b"]);
+    assert!(events.is_empty());
+}
+
+#[test]
+fn what_a_server_never_sends_is_refused() {
+    let mut events = Vec::new();
+    for lines in [&["EXEC"][..], &["MULTI", "MULTI"], &["SELECT"], &["SELECT x"]] {
+        let mut s = stream();
+        let last = lines.iter().map(|l| s.feed(&command(l), &mut events)).last().unwrap();
+        assert!(matches!(last, Err(StreamError::Garbled(_))), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_failover_gives_the_old_id_to_what_both_numbered() {
+    let history = History { old: "old".into(), until: 150, new: "new".into() };
+    assert_eq!(&history.position(150, 0).history[..], b"old");
+    assert_eq!(&history.position(151, 20).to_string(), "new@151/20");
+    assert!(history.knows(&history.position(150, 0)) && history.knows(&history.position(151, 0)));
+    assert!(!history.knows(&Position { history: "old".into(), at: 151, context: "0".into() }));
+}
+
+#[test]
+fn a_refused_key_is_left_out_and_counted() {
+    let mut s = stream();
+    feed(&mut s, &["SUNIONSTORE u a", &token()]);
+    let set = s.take_asked().remove(0);
+    let mut events = Vec::new();
+    s.close(vec![(set, vec![None])], false, &mut events);
+    assert!(events.is_empty());
+    assert_eq!(s.left_out(), 1);
+    assert!(s.is_quiet());
+}

@@ -1,0 +1,244 @@
+//! The processes that are measured, and what the kernel says of them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use causeway_testkit::api::{Status, status};
+use causeway_testkit::resp::Connection;
+use causeway_testkit::servers::free_port;
+
+/// `/proc/PID/stat` counts in these; Linux shows 100 to every program, whatever its own clock.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// CPU seconds that process `pid` has used, those of its ended children (a server's fork) included.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    // The name in parentheses may hold anything; field 3 follows it. utime is field 14, cstime 17.
+    let (_, rest) = text.rsplit_once(") ").with_context(|| format!("{path} has no name"))?;
+    let ticks = rest.split(' ').skip(11).take(4).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+    Ok(ticks as f64 / TICKS_PER_SECOND)
+}
+
+/// The most memory that process `pid` ever had (`VmHWM`), in MiB.
+pub(crate) fn peak_mib(pid: u32) -> Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// The machine in one line: CPUs, their model, memory, kernel, and how busy it is.
+pub(crate) fn describe() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("?", |m| m.1);
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = read("/proc/meminfo");
+    let kib = memory.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    let kernel = read("/proc/sys/kernel/osrelease");
+    format!(
+        "{cpus} CPUs ({model}), {} GiB, Linux {}, load {:.1} before the run",
+        kib.div_ceil(1 << 20),
+        kernel.trim(),
+        load_average()
+    )
+}
+
+/// Of the last minute.
+pub(crate) fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0)
+}
+
+/// A child process, killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Process(Child);
+
+impl Process {
+    /// Starts `program`; what it says goes to `log`.
+    pub(crate) fn start(program: &[String], log: &Path) -> Result<Process> {
+        let (name, args) = program.split_first().context("no program")?;
+        let log = File::options().append(true).create(true).open(log)?;
+        let mut command = Command::new(name);
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(Process(command.spawn().with_context(|| format!("start {name}"))?))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn ended(&mut self) -> bool {
+        !matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A Redis server without persistence.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    process: Process,
+    /// `redis://host:port`
+    pub(crate) url: String,
+    /// Its host.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
+}
+
+impl Redis {
+    /// Starts one on 127.0.0.1, with `args` after ours.
+    pub(crate) fn start(dir: &Path, args: &[&str]) -> Result<Redis> {
+        let server = Redis::spawn(dir, &[], "127.0.0.1", args)?;
+        server.wait()?;
+        Ok(server)
+    }
+
+    /// Starts one behind `wrapper` (`unshare --net`) on every address, to be reached at `host` once the
+    /// caller has laid the line to it; then [`wait`](Redis::wait).
+    pub(crate) fn spawn(dir: &Path, wrapper: &[&str], host: &str, args: &[&str]) -> Result<Redis> {
+        let port = free_port()?;
+        let (port_text, dir_text) = (port.to_string(), dir.display().to_string());
+        let bind = if wrapper.is_empty() { "127.0.0.1" } else { "*" };
+        let server = std::env::var("CAUSEWAY_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+        let mut program: Vec<&str> = wrapper.to_vec();
+        program.push(&server);
+        program.extend(["--port", &port_text, "--bind", bind, "--dir", &dir_text, "--save", ""]);
+        program.extend(["--protected-mode", "no", "--appendonly", "no"]);
+        let file = format!("{port}.rdb");
+        program.extend(["--dbfilename", &file, "--repl-backlog-size", "64mb"]);
+        program.extend(["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]);
+        program.extend(args);
+        let program: Vec<String> = program.into_iter().map(str::to_owned).collect();
+        let process = Process::start(&program, &dir.join(format!("redis-{port}.log")))?;
+        Ok(Redis { process, url: format!("redis://{host}:{port}"), host: host.to_owned(), port })
+    }
+
+    /// Waits until it answers.
+    pub(crate) fn wait(&self) -> Result<()> {
+        until(Duration::from_secs(20), Duration::from_millis(10), || {
+            Ok(self.connect().and_then(|mut c| c.must(&["PING"])).is_ok())
+        })
+        .with_context(|| format!("redis-server at {} doesn't answer", self.url))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) fn connect(&self) -> std::io::Result<Connection> {
+        Connection::open(&self.url)
+    }
+
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        cpu_seconds(self.pid())
+    }
+
+    /// Makes it a replica of `source`.
+    pub(crate) fn follow(&self, source: &Redis) -> Result<()> {
+        self.connect()?.must(&["REPLICAOF", &source.host, &source.port.to_string()])?;
+        Ok(())
+    }
+}
+
+/// How many keys database 0 holds.
+pub(crate) fn dbsize(connection: &mut Connection) -> Result<u64> {
+    let n = connection.must(&["DBSIZE"])?.int().context("DBSIZE is no number")?;
+    Ok(u64::try_from(n)?)
+}
+
+/// A running `syncd` with one channel, one way from dc to cloud.
+#[derive(Debug)]
+pub(crate) struct Syncd {
+    process: Process,
+    api: String,
+    log: PathBuf,
+}
+
+impl Syncd {
+    /// Starts `program` with a folder of its own in `dir`, which must be new. Doesn't wait.
+    pub(crate) fn start(program: &Path, dir: &Path, dc: &str, cloud: &str) -> Result<Syncd> {
+        std::fs::create_dir(dir)?;
+        let api = format!("127.0.0.1:{}", free_port()?);
+        let config = dir.join("syncd.toml");
+        let text = format!(
+            "[link]\nname = \"bench\"\nsites = [\"dc\", \"cloud\"]\n\n[log]\ndir = \"log\"\n\n\
+             [api]\nlisten = \"{api}\"\n\n[[channel]]\nname = \"bench\"\nstore = \"redis\"\n\
+             direction = \"dc->cloud\"\nsnapshot = \"dc\"\n\
+             dc = {{ url = \"{dc}\" }}\ncloud = {{ url = \"{cloud}\" }}\n"
+        );
+        std::fs::write(&config, text)?;
+        let words = [program.display().to_string(), "run".into(), "--config".into()];
+        let log = dir.join("syncd.log");
+        let process = Process::start(&[&words[..], &[config.display().to_string()]].concat(), &log)?;
+        Ok(Syncd { process, api, log })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        cpu_seconds(self.pid())
+    }
+
+    /// Waits until it streams and nothing is under way.
+    pub(crate) fn wait_until_caught_up(&mut self, at_most: Duration) -> Result<()> {
+        let start = Instant::now();
+        let mut last = "it never answered".to_owned();
+        while start.elapsed() < at_most {
+            // Before the API listens there is no answer.
+            if let Ok(status) = status(&self.api) {
+                if status.is_caught_up() {
+                    return Ok(());
+                }
+                last = brief(&status);
+                ensure!(!status.directions().any(|d| d.phase == "failed"), "syncd failed: {}", self.end());
+            }
+            ensure!(!self.process.ended(), "syncd ended: {}", self.end());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("syncd isn't there after {} s: {last}; {}", at_most.as_secs(), self.end())
+    }
+
+    /// The last lines of its log.
+    pub(crate) fn end(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join(" | ")
+    }
+}
+
+fn brief(status: &Status) -> String {
+    let of = |d: &causeway_testkit::api::Direction| {
+        format!("{} snapshot {:?} lag {:?} gaps {}", d.phase, d.snapshot, d.lag.changes, d.gaps)
+    };
+    status.directions().map(of).collect::<Vec<_>>().join("; ")
+}
+
+/// Calls `there` each `pause` until it says so.
+pub(crate) fn until(
+    at_most: Duration,
+    pause: Duration,
+    mut there: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < at_most {
+        if there()? {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+    }
+    bail!("not there after {} s", at_most.as_secs())
+}

@@ -1,0 +1,152 @@
+//! Measures a Redis channel of `syncd` against Redis's own replica, on one machine in one run. Called by
+//! `bench/redis`, which builds it, gives it a folder and ends what it leaves behind.
+
+mod line;
+mod machine;
+mod measure;
+mod report;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use measure::{Bench, Line};
+use report::Report;
+
+/// What `--delay` is by default, each way.
+const DELAY_MS: u64 = 3;
+
+#[derive(Parser)]
+struct Arguments {
+    /// 200,000 keys instead of 1 and 5 million.
+    #[arg(long)]
+    quick: bool,
+    /// One part; may be repeated. Left out: all.
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Of part d, in each direction.
+    #[arg(long, default_value_t = DELAY_MS)]
+    delay_ms: u64,
+    /// The daemon's program.
+    #[arg(long)]
+    syncd: PathBuf,
+    /// An empty folder, on the disk that the change log is to be measured on.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Set by this program for part d: it runs in a network namespace of its own.
+    #[arg(long, hide = true)]
+    in_namespace: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    A,
+    B,
+    C,
+    D,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(report) if arguments.json => match serde_json::to_string_pretty(&report) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error.into()),
+        },
+        Ok(report) => {
+            print!("{}", report.table());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("bench: {error:#}");
+    ExitCode::from(3)
+}
+
+fn run(arguments: &Arguments) -> Result<Report> {
+    let mut report = Report { machine: machine::describe(), ..Report::default() };
+    if machine::load_average() > 0.5 {
+        report.notes.push("others were using this machine: the figures are noisy".to_owned());
+    }
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let keys = if arguments.quick { 200_000 } else { 1_000_000 };
+    let mut bench = Bench::new(arguments.syncd.clone(), arguments.dir.clone());
+    let rows = &mut report.rows;
+    if arguments.in_namespace {
+        delayed(&mut bench, keys, Line::Netem, arguments.delay_ms, rows)?;
+        return Ok(report);
+    }
+    if wanted(Part::A) {
+        rows.extend(bench.snapshot("a", keys, 0, Line::Direct)?);
+        if !arguments.quick {
+            rows.extend(bench.snapshot("a", 5_000_000, 0, Line::Direct)?);
+        }
+        rows.extend(bench.snapshot("a", keys, 200 << 20, Line::Direct)?);
+    }
+    if wanted(Part::B) {
+        rows.extend(bench.stream("b", keys, Line::Direct)?);
+    }
+    if wanted(Part::C) {
+        rows.extend(bench.lag("c", if arguments.quick { 500 } else { 1500 })?);
+    }
+    if wanted(Part::D) {
+        match line::netem_works() {
+            Ok(()) => {
+                let inner = in_namespace(arguments)?;
+                rows.extend(inner.rows);
+            }
+            Err(why) => {
+                report.notes.push(format!(
+                    "d: no netem here ({why}); a relay holds the bytes back instead, and its own CPU slows \
+                     both rows"
+                ));
+                delayed(&mut bench, keys, Line::Relay, arguments.delay_ms, rows)?;
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Part d: `syncd` over the same line without and with delay.
+fn delayed(
+    bench: &mut Bench,
+    keys: u64,
+    line: fn(Duration) -> Line,
+    delay_ms: u64,
+    rows: &mut Vec<report::Row>,
+) -> Result<()> {
+    let (without, with) = (line(Duration::ZERO), line(Duration::from_millis(delay_ms)));
+    let both = [bench.snapshot("d", keys, 0, without)?, bench.snapshot("d", keys, 0, with)?];
+    rows.extend(measure::compared(both));
+    let both = [bench.stream("d", keys, without)?, bench.stream("d", keys, with)?];
+    rows.extend(measure::compared(both));
+    Ok(())
+}
+
+/// Runs part d by this same program in a network namespace of its own.
+fn in_namespace(arguments: &Arguments) -> Result<Report> {
+    let dir = arguments.dir.join("namespace");
+    std::fs::create_dir(&dir)?;
+    let mut command = Command::new("unshare");
+    command.arg("--net").arg(std::env::current_exe()?).args(["--in-namespace", "--json", "--only", "d"]);
+    command.arg("--delay-ms").arg(arguments.delay_ms.to_string());
+    command.arg("--syncd").arg(&arguments.syncd).arg("--dir").arg(dir);
+    if arguments.quick {
+        command.arg("--quick");
+    }
+    let done = command.stderr(Stdio::inherit()).output().context("unshare")?;
+    ensure!(done.status.success(), "part d ended with {}", done.status);
+    Ok(serde_json::from_slice(&done.stdout)?)
+}

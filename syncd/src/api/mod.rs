@@ -1,0 +1,182 @@
+//! The HTTP interface (DESIGN.md §10) over a [`Control`]: JSON under `/v1/`, metrics, probes, the page.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`](crate::status::Status) |
+//! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
+//! | `POST /v1/pause`, `/v1/resume` | the same, of all channels |
+//! | `GET /v1/dead-letters` | a list of [`DeadLetter`](crate::status::DeadLetter) |
+//! | `GET /metrics` | Prometheus's text |
+//! | `GET /healthz`, `/readyz` | 200, or 503 as long as a store was not reached |
+//! | `GET /` | the page |
+//!
+//! `resume` takes `?held=apply` or `?held=drop`, `dead-letters` takes `?channel=`. An error is
+//! `{"error": "…"}`: 400 what was asked makes no sense, 404 no such channel, 409 not in this state.
+
+mod guard;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+use crate::status::{Control, ControlError, HeldAnswer};
+
+/// The page: one file, without anything from elsewhere.
+const PAGE: &str = include_str!("../../assets/page.html");
+
+/// What every handler gets.
+type Shared = State<Arc<dyn Control>>;
+
+/// The interface's routes. `loopback_only`: refuse requests that name another host than this machine, so
+/// that a web page somewhere cannot reach in through the browser of the one who operates it.
+pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
+    let router = Router::new()
+        .route("/", get(|| async { ([(header::CACHE_CONTROL, "no-cache")], Html(PAGE)) }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/status", get(status))
+        .route("/v1/dead-letters", get(dead_letters))
+        .route("/v1/pause", post(pause_all))
+        .route("/v1/resume", post(resume_all))
+        .route("/v1/channels/{name}/pause", post(pause))
+        .route("/v1/channels/{name}/resume", post(resume))
+        .route("/v1/channels/{name}/snapshot", post(snapshot))
+        .fallback(|| async { error(StatusCode::NOT_FOUND, "no such path; see /v1/status") })
+        .method_not_allowed_fallback(|| async { error(StatusCode::METHOD_NOT_ALLOWED, "not by this method") })
+        .with_state(control);
+    router.layer(middleware::from_fn_with_state(loopback_only, guard::same_origin))
+}
+
+/// Takes the port; port 0 takes a free one.
+///
+/// # Errors
+///
+/// It is taken or not this machine's; says what to do.
+pub async fn bind(listen: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(listen).await.map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "another program has it, perhaps another syncd",
+            std::io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need a right that this user lacks",
+            _ => "the interface cannot be served there",
+        };
+        format!("cannot listen on {listen}: {error}; {advice}: choose another with api.listen or --listen")
+    })
+}
+
+/// Answers requests until `stop` comes; then what is under way is finished.
+///
+/// # Errors
+///
+/// The listener's.
+pub async fn serve(
+    listener: TcpListener,
+    control: Arc<dyn Control>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let loopback_only = listener.local_addr()?.ip().is_loopback();
+    axum::serve(listener, router(control, loopback_only)).with_graceful_shutdown(stop).await
+}
+
+fn error(code: StatusCode, message: impl Into<String>) -> Response {
+    (code, Json(serde_json::json!({ "error": message.into() }))).into_response()
+}
+
+impl IntoResponse for ControlError {
+    fn into_response(self) -> Response {
+        let code = match self {
+            ControlError::NoSuchChannel { .. } => StatusCode::NOT_FOUND,
+            ControlError::Refused(_) => StatusCode::CONFLICT,
+            ControlError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        error(code, self.to_string())
+    }
+}
+
+async fn status(State(control): Shared) -> Response {
+    Json(control.status()).into_response()
+}
+
+async fn ready(State(control): Shared) -> Response {
+    match control.ready() {
+        true => "ready\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "a store was not reached yet\n").into_response(),
+    }
+}
+
+async fn metrics(State(control): Shared) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], control.metrics()).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Resume {
+    held: Option<HeldAnswer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeadLetters {
+    channel: Option<String>,
+}
+
+type Asked<T> = Result<Query<T>, QueryRejection>;
+
+fn after(control: &dyn Control, done: Result<(), ControlError>) -> Response {
+    match done {
+        Ok(()) => Json(control.status()).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn pause(State(control): Shared, Path(name): Path<String>) -> Response {
+    after(&*control, control.pause(Some(&name)).await)
+}
+
+async fn pause_all(State(control): Shared) -> Response {
+    after(&*control, control.pause(None).await)
+}
+
+async fn resume(State(control): Shared, Path(name): Path<String>, asked: Asked<Resume>) -> Response {
+    match asked {
+        Ok(Query(Resume { held })) => after(&*control, control.resume(Some(&name), held).await),
+        Err(wrong) => error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    }
+}
+
+async fn resume_all(State(control): Shared, asked: Asked<Resume>) -> Response {
+    match asked {
+        Ok(Query(Resume { held })) => after(&*control, control.resume(None, held).await),
+        Err(wrong) => error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    }
+}
+
+async fn snapshot(State(control): Shared, Path(name): Path<String>) -> Response {
+    after(&*control, control.snapshot(&name).await)
+}
+
+async fn dead_letters(State(control): Shared, asked: Asked<DeadLetters>) -> Response {
+    let channel = match asked {
+        Ok(Query(DeadLetters { channel })) => channel,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    };
+    let known: Vec<String> = control.status().channels.into_iter().map(|channel| channel.name).collect();
+    if let Some(channel) = channel.as_ref().filter(|channel| !known.contains(channel)) {
+        return ControlError::NoSuchChannel { channel: channel.clone(), known }.into_response();
+    }
+    // They are read from disk.
+    let read = tokio::task::spawn_blocking(move || control.dead_letters(channel.as_deref())).await;
+    match read {
+        Ok(letters) => Json(letters).into_response(),
+        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the dead letters could not be read"),
+    }
+}

@@ -1,0 +1,96 @@
+//! Runs seeds of the simulation and says which fail.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use syncd::sim::{self, Options};
+
+/// The engine between two stores in memory, with everything that can break breaking.
+#[derive(Debug, Parser)]
+struct Args {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first one.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Only this one.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print what happens, of the keys that differ in the end.
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// And look for a smaller plan that fails before that.
+    #[arg(long, requires = "trace")]
+    shrink: bool,
+    /// Print what happens to these keys instead.
+    #[arg(long, requires = "trace")]
+    key: Vec<String>,
+    /// Both sites write the same keys.
+    #[arg(long)]
+    collide: bool,
+    /// Retention takes settled records from the logs.
+    #[arg(long)]
+    trim: bool,
+    /// Run each seed twice and compare the two runs.
+    #[arg(long)]
+    twice: bool,
+    /// Threads; as many as the machine has, if not given.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let options = Options { collide: args.collide, trim: args.trim };
+    if args.trace {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
+        let seed = args.seed.unwrap_or_default();
+        let verdict = sim::trace(seed, options, args.shrink, args.key);
+        verdict.failures.iter().for_each(|failure| println!("{failure}"));
+        return if verdict.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let (from, seeds) = args.seed.map_or((args.from, args.seeds), |seed| (seed, 1));
+    let (begin, next, late) = (Instant::now(), AtomicU64::new(from), AtomicU64::new(0));
+    let failed = Mutex::new(Vec::new());
+    let threads =
+        args.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= from + seeds {
+                return;
+            }
+            let mut verdict = sim::run(seed, options);
+            if args.twice && sim::digest(seed, options) != sim::digest(seed, options) {
+                verdict.failures.push("two runs of this seed differ".to_owned());
+            }
+            late.fetch_add(u64::from(verdict.late), Ordering::Relaxed);
+            if !verdict.failures.is_empty() {
+                println!("seed {seed}: {}", verdict.failures.join("\n    "));
+                if let Ok(mut failed) = failed.lock() {
+                    failed.push(seed);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let mut failed = failed.into_inner().unwrap_or_default();
+    failed.sort_unstable();
+    let seconds = begin.elapsed().as_secs_f64();
+    println!(
+        "{seeds} seeds, {} failed, {} late, {:.0} seeds/s",
+        failed.len(),
+        late.load(Ordering::Relaxed),
+        seeds as f64 / seconds
+    );
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("failed: {failed:?}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,256 @@
+//! The commands that ask a running daemon.
+
+use std::time::Duration;
+
+use super::args::Common;
+use super::client::Client;
+use super::table::{Align, Table, Tone, thousands};
+use super::{Failure, output, progress};
+use crate::config::Config;
+use crate::status::{ChannelState, DeadLetter, HeldAnswer, Phase, Status};
+
+/// How often `--watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(super) async fn status(common: &Common, config: &Config, watch: bool) -> Result<(), Failure> {
+    let client = Client::new(common.address(config))?;
+    loop {
+        let status = only(client.get("/v1/status", &[]).await?, common);
+        if watch && output::colour() && !common.json {
+            // Home and clear: the table stays in its place.
+            print!("\x1b[H\x1b[2J");
+        }
+        show(&status, common)?;
+        if !watch {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+pub(super) async fn pause(common: &Common, config: &Config) -> Result<(), Failure> {
+    act(common, config, "pause", &[]).await
+}
+
+pub(super) async fn resume(
+    common: &Common,
+    config: &Config,
+    held: Option<HeldAnswer>,
+) -> Result<(), Failure> {
+    match held {
+        None => act(common, config, "resume", &[]).await,
+        Some(HeldAnswer::Apply) => act(common, config, "resume", &[("held", "apply")]).await,
+        Some(HeldAnswer::Drop) => act(common, config, "resume", &[("held", "drop")]).await,
+    }
+}
+
+pub(super) async fn snapshot(common: &Common, config: &Config) -> Result<(), Failure> {
+    if common.channel.is_none() {
+        return Err(Failure::Usage("`syncd snapshot` needs --channel NAME".to_owned()));
+    }
+    act(common, config, "snapshot", &[]).await
+}
+
+async fn act(common: &Common, config: &Config, verb: &str, query: &[(&str, &str)]) -> Result<(), Failure> {
+    let path = match &common.channel {
+        Some(channel) => format!("/v1/channels/{channel}/{verb}"),
+        None => format!("/v1/{verb}"),
+    };
+    let status: Status = Client::new(common.address(config))?.post(&path, query).await?;
+    show(&only(status, common), common)
+}
+
+pub(super) async fn dead_letters(common: &Common, config: &Config) -> Result<(), Failure> {
+    let client = Client::new(common.address(config))?;
+    let query: Vec<_> = common.channel.iter().map(|channel| ("channel", channel.as_str())).collect();
+    let letters: Vec<DeadLetter> = client.get("/v1/dead-letters", &query).await?;
+    if common.json {
+        return output::json(&letters);
+    }
+    if letters.is_empty() {
+        return output::line("no dead letters");
+    }
+    let mut table = Table::new(&[
+        ("CHANNEL", Align::Left),
+        ("DIRECTION", Align::Left),
+        ("SEQ", Align::Right),
+        ("OP", Align::Left),
+        ("TIME", Align::Left),
+        ("KEY", Align::Left),
+    ]);
+    for letter in &letters {
+        let db = letter.db.map(|db| format!("db {db}: ")).unwrap_or_default();
+        let cells = [
+            letter.channel.clone(),
+            format!("{}->{}", letter.from, letter.to),
+            letter.seq.to_string(),
+            letter.op.clone(),
+            letter.time.clone(),
+            format!("{db}{}", letter.key),
+        ];
+        table.row(cells.map(|text| (text, Tone::Plain)).into());
+        table.note(&letter.reason, Tone::Bad);
+    }
+    output::line(&table.render(output::colour()))
+}
+
+pub(super) async fn conflicts(common: &Common, config: &Config) -> Result<(), Failure> {
+    let status = only(Client::new(common.address(config))?.get("/v1/status", &[]).await?, common);
+    let directions = status.channels.iter().flat_map(|channel| {
+        channel.directions.iter().map(move |direction| (channel.name.as_str(), direction))
+    });
+    if common.json {
+        let counts: Vec<_> = directions
+            .map(|(channel, d)| {
+                serde_json::json!({ "channel": channel, "from": d.from, "to": d.to, "conflicts": d.conflicts })
+            })
+            .collect();
+        return output::json(&counts);
+    }
+    let mut table =
+        Table::new(&[("CHANNEL", Align::Left), ("DIRECTION", Align::Left), ("CONFLICTS", Align::Right)]);
+    for (channel, d) in directions {
+        let cells = [channel.to_owned(), format!("{}->{}", d.from, d.to), thousands(d.conflicts)];
+        table.row(cells.map(|text| (text, Tone::Plain)).into());
+    }
+    output::line(&table.render(output::colour()))?;
+    output::line("This release counts concurrent writes; the log that lists them comes with a later one.")
+}
+
+fn only(mut status: Status, common: &Common) -> Status {
+    if let Some(name) = &common.channel {
+        status.channels.retain(|channel| channel.name == *name);
+    }
+    status
+}
+
+fn show(status: &Status, common: &Common) -> Result<(), Failure> {
+    if common.json { output::json(status) } else { output::line(&render(status, output::colour())) }
+}
+
+fn render(status: &Status, colour: bool) -> String {
+    let mut table = Table::new(&[
+        ("CHANNEL", Align::Left),
+        ("DIRECTION", Align::Left),
+        ("PHASE", Align::Left),
+        ("LAG", Align::Right),
+        ("SECONDS", Align::Right),
+        ("APPLIED", Align::Right),
+        ("PER S", Align::Right),
+        ("CONFLICTS", Align::Right),
+        ("DEAD", Align::Right),
+        ("GAPS", Align::Right),
+    ]);
+    for channel in &status.channels {
+        for (i, d) in channel.directions.iter().enumerate() {
+            let tone = match d.phase {
+                Phase::Streaming => Tone::Good,
+                Phase::Starting | Phase::Snapshot => Tone::Busy,
+                Phase::Paused => Tone::Plain,
+                Phase::Gap | Phase::Failed => Tone::Bad,
+            };
+            let alarm = |count: u64| if count > 0 { Tone::Bad } else { Tone::Plain };
+            let name = if i == 0 { channel.name.clone() } else { String::new() };
+            let unknown = || "?".to_owned();
+            table.row(vec![
+                (name, Tone::Plain),
+                (format!("{}->{}", d.from, d.to), Tone::Plain),
+                (d.phase.as_str().to_owned(), tone),
+                (d.lag.changes.map_or_else(unknown, thousands), Tone::Plain),
+                (d.lag.seconds.map_or_else(unknown, |seconds| format!("{seconds:.2}")), Tone::Plain),
+                (thousands(d.applied), Tone::Plain),
+                (thousands(d.applied_per_second as u64), Tone::Plain),
+                (thousands(d.conflicts), Tone::Plain),
+                (thousands(d.dead_letters), alarm(d.dead_letters)),
+                (thousands(d.gaps), alarm(d.gaps)),
+            ]);
+            if d.phase == Phase::Snapshot {
+                table.note(progress::snapshot_text(d), Tone::Busy);
+            }
+            if d.left_out > 0 {
+                let note =
+                    format!("left out: {} keys of types that cannot be carried", thousands(d.left_out));
+                table.note(note, Tone::Bad);
+            }
+            if let Some(held) = &d.held {
+                let note = format!(
+                    "held: {held}; answer with `syncd resume --channel {} --held apply|drop`",
+                    channel.name
+                );
+                table.note(note, Tone::Bad);
+            }
+            if let Some(error) = &d.error {
+                table.note(format!("error: {error}"), Tone::Bad);
+            }
+        }
+        if channel.state == ChannelState::Paused {
+            table.note(format!("paused; go on with `syncd resume --channel {}`", channel.name), Tone::Plain);
+        }
+    }
+    format!("link {}: {}\n{}", status.link, status.sites.join(" <-> "), table.render(colour))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::WIDTH;
+    use super::*;
+    use crate::status::{ChannelStatus, DirectionStatus, Lag, Progress};
+
+    fn status() -> Status {
+        let direction = DirectionStatus {
+            from: "dc".into(),
+            to: "cloud".into(),
+            phase: Phase::Snapshot,
+            snapshot: Progress { done: 250_000, total: Some(1_000_000) },
+            lag: Lag { changes: Some(1_204), seconds: Some(0.25) },
+            applied: 123_456_789,
+            conflicts: 3,
+            dead_letters: 2,
+            gaps: 0,
+            left_out: 0,
+            captured_per_second: 5_000.0,
+            applied_per_second: 100_000.4,
+            held: None,
+            error: None,
+        };
+        let back = DirectionStatus {
+            from: "cloud".into(),
+            to: "dc".into(),
+            phase: Phase::Streaming,
+            lag: Lag::default(),
+            held: Some("FLUSHALL at cloud, 2026-03-01T02:00:00.000Z".into()),
+            error: Some(
+                "write at 127.0.0.1:6402: out of memory; raise maxmemory there or free some, ".repeat(3),
+            ),
+            ..direction.clone()
+        };
+        let channel = ChannelStatus {
+            name: "tags".into(),
+            store: "redis".into(),
+            state: ChannelState::Running,
+            directions: vec![direction, back],
+        };
+        Status { link: "dc-cloud".into(), sites: vec!["dc".into(), "cloud".into()], channels: vec![channel] }
+    }
+
+    #[test]
+    fn the_status_table_says_everything_in_a_hundred_columns() {
+        let text = render(&status(), false);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        for expected in [
+            "dc->cloud",
+            "snapshot",
+            "1,204",
+            "25 %",
+            "7 s left",
+            "?",
+            "--held apply|drop",
+            "error: write at",
+        ] {
+            assert!(text.contains(expected), "{expected} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! One `[[channel]]`: what its keys mean, and what it may not share with the others.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use causeway_core::{ChannelSpec, Site};
+
+use super::file::{ChannelTable, ConflictKey};
+use super::load::{Loader, at, is_name, one_of};
+use super::{BatchLimits, Channel, ConfigError, Conflict, Direction, SnapshotOf, endpoints};
+use crate::registry::Registry;
+
+/// What a channel is read with.
+pub(super) struct Context<'a> {
+    pub(super) loader: &'a Loader<'a>,
+    pub(super) registry: &'a Registry,
+    pub(super) link: &'a str,
+    pub(super) sites: &'a [String; 2],
+    pub(super) directory: &'a Path,
+}
+
+/// Reads the channel at `index` from the daemon's keys (`table`) and its store's (`store_keys`, the sites'
+/// tables among them).
+pub(super) fn read(
+    context: &Context<'_>,
+    index: usize,
+    table: ChannelTable,
+    mut store_keys: toml::Table,
+) -> Result<Channel, ConfigError> {
+    let Context { loader, registry, sites, .. } = context;
+    let name = &table.name;
+    let wrong = |key: &str, message: String| {
+        loader.value(at!["channel", index, key], format!("channel `{name}`: {message}"))
+    };
+    if !is_name(name) {
+        let message = format!("channel.name is `{name}`, allowed is 1 to 64 of A-Z a-z 0-9 - _");
+        return loader.value(at!["channel", index, "name"], message);
+    }
+    if registry.get(&table.store).is_none() {
+        let allowed = one_of(registry.names());
+        return wrong("store", format!("store is `{}`, allowed in this release is {allowed}", table.store));
+    }
+    let Some(direction) = direction(&table.direction, sites) else {
+        let [first, second] = sites;
+        let allowed = one_of(["both".to_owned(), format!("{first}->{second}"), format!("{second}->{first}")]);
+        return wrong("direction", format!("direction is `{}`, allowed is {allowed}", table.direction));
+    };
+    let Some(snapshot) = snapshot(&table.snapshot, sites) else {
+        let allowed = one_of(sites.iter().map(String::as_str).chain(["both", "none"]));
+        return wrong("snapshot", format!("snapshot is `{}`, allowed is {allowed}", table.snapshot));
+    };
+    if let Some(origin) = Site::BOTH.into_iter().find(|s| snapshot.names(*s) && !direction.carries(*s)) {
+        let origin = &sites[origin.index()];
+        let message = format!(
+            "snapshot is `{}`, but direction `{}` carries nothing from `{origin}`",
+            table.snapshot, table.direction
+        );
+        return wrong("snapshot", message);
+    }
+    let Some(existing) = existing(table.existing.as_deref(), snapshot, sites) else {
+        let named = Site::BOTH.into_iter().filter(|site| snapshot.names(*site));
+        let allowed = one_of(named.map(|site| &sites[site.index()]));
+        let given = table.existing.as_deref().unwrap_or_default();
+        return wrong(
+            "existing",
+            format!("existing is `{given}`, allowed is what snapshot names: {allowed}"),
+        );
+    };
+    if table.conflict == ConflictKey::Owner {
+        let message = "conflict is `owner`, which is not built yet; allowed in this release is `newest`";
+        return wrong("conflict", message.to_owned());
+    }
+    if table.owners_file.is_some() {
+        let message = "owners_file is for conflict = \"owner\", which is not built yet; leave it out";
+        return wrong("owners_file", message.to_owned());
+    }
+    let bound = |key: &str, value: i64, why: &str| match usize::try_from(value) {
+        Ok(value) if value > 0 => Ok(value),
+        _ => loader.value(
+            at!["channel", index, "batch", key],
+            format!("channel `{name}`: batch.{key} is {value}, allowed is 1 or more: {why}"),
+        ),
+    };
+    let batch = BatchLimits {
+        items_max: bound("items_max", table.batch.items_max, "an empty batch never leaves")?,
+        bytes_max: bound("bytes_max", table.batch.bytes_max, "an empty batch never leaves")?,
+    };
+    let tenant_key = table.tenant.map(|tenant| tenant.key);
+    if let Some(key) = tenant_key.as_ref().filter(|key| key.matches("{tenant}").count() != 1) {
+        return loader.value(
+            at!["channel", index, "tenant", "key"],
+            format!(
+                "channel `{name}`: tenant.key is `{key}`, allowed is a pattern with `{{tenant}}` in it once"
+            ),
+        );
+    }
+    let mut site_table = |site: &String| match store_keys.remove(site) {
+        Some(toml::Value::Table(table)) => Ok(table),
+        Some(_) => loader.value(
+            at!["channel", index, site],
+            format!("channel `{name}`: `{site}` is no table, allowed is {{ url = … }}"),
+        ),
+        None => loader.key(
+            at!["channel", index],
+            format!(
+                "channel `{name}`: missing field `{site}`: each site of the link needs a table {{ url = … }}"
+            ),
+        ),
+    };
+    let site_tables = [site_table(&sites[0])?, site_table(&sites[1])?];
+    let spec = ChannelSpec {
+        link: context.link.to_owned(),
+        channel: name.clone(),
+        sites: (*sites).clone(),
+        carries: Site::BOTH.map(|site| direction.carries(site)),
+        table: store_keys,
+        site_tables,
+        directory: context.directory.to_owned(),
+    };
+    let conflict = Conflict::Newest;
+    let ChannelTable { name, store, keep_alive, .. } = table;
+    Ok(Channel { name, store, direction, snapshot, existing, conflict, keep_alive, batch, tenant_key, spec })
+}
+
+fn site(name: &str, sites: &[String; 2]) -> Option<Site> {
+    Site::BOTH.into_iter().find(|site| sites[site.index()] == name)
+}
+
+fn direction(text: &str, sites: &[String; 2]) -> Option<Direction> {
+    if text == "both" {
+        return Some(Direction::Both);
+    }
+    let (from, to) = text.split_once("->")?;
+    let (from, to) = (site(from.trim(), sites)?, site(to.trim(), sites)?);
+    (from != to).then_some(Direction::From(from))
+}
+
+fn snapshot(text: &str, sites: &[String; 2]) -> Option<SnapshotOf> {
+    match text {
+        "both" => Some(SnapshotOf::Both),
+        "none" => Some(SnapshotOf::None),
+        name => site(name, sites).map(SnapshotOf::One),
+    }
+}
+
+/// `Some(None)`: nobody's data is copied. `None`: not one that `snapshot` names.
+fn existing(text: Option<&str>, snapshot: SnapshotOf, sites: &[String; 2]) -> Option<Option<Site>> {
+    match (text, snapshot) {
+        (None, SnapshotOf::None) => Some(None),
+        (None, SnapshotOf::One(site)) => Some(Some(site)),
+        (None, SnapshotOf::Both) => Some(Some(Site::First)),
+        (Some(name), _) => site(name, sites).filter(|site| snapshot.names(*site)).map(Some),
+    }
+}
+
+/// Refuses `channel`, read at `index`, if its name is taken, if both its sites are one server, or if an
+/// earlier one keeps the same two servers equal: each would take the other's writes for the application's.
+pub(super) fn compare(
+    loader: &Loader<'_>,
+    earlier: &[Channel],
+    index: usize,
+    channel: &Channel,
+) -> Result<(), ConfigError> {
+    let name = &channel.name;
+    if earlier.iter().any(|other| other.name == *name) {
+        let message = format!("there are two channels `{name}`, allowed are names that differ");
+        return loader.value(at!["channel", index, "name"], message);
+    }
+    let [first, second] = servers(channel);
+    if let Some(server) = first.intersection(&second).next() {
+        let site = &channel.spec.sites[1];
+        let message =
+            format!("channel `{name}`: both sites are the server {server}, allowed are two that differ");
+        return loader.value(at!["channel", index, site], message);
+    }
+    let same_pair = |other: &&Channel| {
+        let [a, b] = servers(other);
+        let meet = |x: &BTreeSet<String>, y: &BTreeSet<String>| !x.is_disjoint(y);
+        other.store == channel.store
+            && (meet(&a, &first) && meet(&b, &second) || meet(&a, &second) && meet(&b, &first))
+    };
+    if let Some(other) = earlier.iter().find(same_pair) {
+        let message = format!(
+            "channel `{name}`: channel `{}` keeps the same two servers equal, allowed is one channel a pair: \
+             put both channels' patterns into one",
+            other.name
+        );
+        return loader.key(at!["channel", index], message);
+    }
+    Ok(())
+}
+
+fn servers(channel: &Channel) -> [BTreeSet<String>; 2] {
+    [endpoints::of(&channel.spec.site_tables[0]), endpoints::of(&channel.spec.site_tables[1])]
+}

@@ -1,0 +1,183 @@
+//! The keys as they stand in the file. The doc comments are the descriptions in the JSON schema.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::units::{Millis, Size};
+
+/// Causeway's configuration: the link between two sites and its channels.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    /// The two sites.
+    pub(super) link: LinkTable,
+    /// The change log.
+    #[serde(default)]
+    pub(super) log: LogTable,
+    /// Limits of the whole process.
+    #[serde(default)]
+    pub(super) limits: LimitsTable,
+    /// The HTTP interface: /v1/…, /metrics, /healthz, /readyz, the page at /.
+    #[serde(default)]
+    pub(super) api: ApiTable,
+    /// One pair of store instances each.
+    #[schemars(length(min = 1))]
+    pub(super) channel: Vec<ChannelTable>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LinkTable {
+    /// A part of marker and topic names: 1 to 64 letters, digits, `-` and `_`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub(super) name: String,
+    /// Exactly two names. The first site is the authority where order cannot decide.
+    #[schemars(length(equal = 2))]
+    pub(super) sites: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogTable {
+    /// `embedded` (one process, one folder) or `kafka`.
+    pub(super) kind: LogKind,
+    /// The folder of the embedded log, relative to this file.
+    pub(super) dir: String,
+    /// Size on disk over which capture waits for the appliers.
+    pub(super) size_max: Size,
+    /// How long applied changes are kept at least, for a target that comes back older than it was.
+    pub(super) age_min: Millis,
+    /// Of Kafka: a site's bootstrap brokers, by site.
+    pub(super) brokers: BTreeMap<String, String>,
+}
+
+impl Default for LogTable {
+    fn default() -> Self {
+        LogTable {
+            kind: LogKind::Embedded,
+            dir: "data/log".to_owned(),
+            size_max: Size(10 << 30),
+            age_min: Millis(3_600_000),
+            brokers: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum LogKind {
+    Embedded,
+    Kafka,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsTable {
+    /// Memory for everything that is buffered, 32MiB at least.
+    pub(super) memory: Size,
+}
+
+impl Default for LimitsTable {
+    fn default() -> Self {
+        LimitsTable { memory: Size(512 << 20) }
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ApiTable {
+    /// IP address and port; `syncd run --listen` overrides it.
+    pub(super) listen: String,
+    /// Where each site's daemon is found by others, by site: `http://host:port`.
+    pub(super) urls: BTreeMap<String, String>,
+}
+
+impl Default for ApiTable {
+    fn default() -> Self {
+        ApiTable { listen: "127.0.0.1:7400".to_owned(), urls: BTreeMap::new() }
+    }
+}
+
+/// The keys of a channel that are the daemon's own; all others, and the two sites' tables, are the store's.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(transform = super::schema::add_store_keys)]
+pub(super) struct ChannelTable {
+    /// Unique in the link: 1 to 64 letters, digits, `-` and `_`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_-]{1,64}$"))]
+    pub(super) name: String,
+    /// The kind of store.
+    pub(super) store: String,
+    /// `both`, or one way as `dc->cloud`.
+    pub(super) direction: String,
+    /// Whose existing data is copied: a site's name, `both` or `none`.
+    pub(super) snapshot: String,
+    /// A site that `snapshot` names: wins for a key that both had before and nobody writes. Left out: the
+    /// one that `snapshot` names, the link's first of both.
+    pub(super) existing: Option<String>,
+    /// Who wins of two concurrent writes.
+    #[serde(default)]
+    pub(super) conflict: ConflictKey,
+    /// A key that one site kept alive by EXPIRE while the other let it expire lives.
+    #[serde(default = "yes")]
+    pub(super) keep_alive: bool,
+    /// How much one transaction of the applier holds.
+    #[serde(default)]
+    pub(super) batch: BatchTable,
+    /// How a key names its tenant.
+    pub(super) tenant: Option<TenantTable>,
+    /// For `conflict = "owner"`: a file of `tenant,site` lines.
+    pub(super) owners_file: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ConflictKey {
+    #[default]
+    Newest,
+    Owner,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BatchTable {
+    /// Changes, 1 or more.
+    #[schemars(range(min = 1))]
+    pub(super) items_max: i64,
+    /// Bytes, 1 or more; must fit one Kafka record.
+    #[schemars(range(min = 1))]
+    pub(super) bytes_max: i64,
+}
+
+impl Default for BatchTable {
+    fn default() -> Self {
+        BatchTable { items_max: 512, bytes_max: 524_288 }
+    }
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TenantTable {
+    /// A key pattern with `{tenant}` in it once: `push:{tenant}:*`.
+    pub(super) key: String,
+}
+
+/// Those of [`ChannelTable`].
+pub(super) const CHANNEL_KEYS: [&str; 10] = [
+    "name",
+    "store",
+    "direction",
+    "snapshot",
+    "existing",
+    "conflict",
+    "keep_alive",
+    "batch",
+    "tenant",
+    "owners_file",
+];

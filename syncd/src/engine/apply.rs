@@ -1,0 +1,845 @@
+//! Apply: carries the peer's log into one site's store.
+//!
+//! Batches are sent one behind the other without waiting; the marker in the store is the truth after any
+//! break. `read`s only fill in what is missing. What replaces a key that the site may have written itself,
+//! a `state` above all, goes the careful way (`careful.rs`).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use causeway_core::{
+    Batch, Change, Class, Connector, Hlc, Key, Marker, Op, Outcome, Refused, Seq, Site, Target, Term,
+};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, trace, warn};
+
+use super::capture::unix_ms;
+use super::dead_letters::DeadLetters;
+use super::reader::Reader;
+use super::restart::{restart_point, walk};
+use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
+use super::{EngineError, backoff, shown};
+use crate::log::{Error as LogError, Log, Offset, PartitionId};
+use crate::status::HeldAnswer;
+
+/// What the applier into one site needs to know of its channel.
+pub(crate) struct ApplyTask {
+    pub(crate) channel: String,
+    /// The target.
+    pub(crate) site: Site,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) log: Arc<dyn Log>,
+    /// The peer's log.
+    pub(crate) partition: PartitionId,
+    /// The target site's own log, where the channel goes both ways.
+    pub(crate) own: Option<PartitionId>,
+    /// The target site's.
+    pub(crate) shared: Arc<SiteShared>,
+    /// Reaches the origin's capture.
+    pub(crate) origin: mpsc::Sender<Ask>,
+    pub(crate) stats: Arc<DirectionStats>,
+    /// A key that both sites had before: the origin's wins.
+    pub(crate) origin_wins: bool,
+    /// The snapshot names both sites: what the origin lacks is gone there.
+    pub(crate) sweep_all: bool,
+    pub(crate) items_max: usize,
+    pub(crate) bytes_max: usize,
+    pub(crate) paused: watch::Receiver<bool>,
+    pub(crate) answers: mpsc::Receiver<HeldAnswer>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) dead_letters: Arc<DeadLetters>,
+    pub(crate) apply_seconds: metrics::Histogram,
+}
+
+/// Batches under way at once: enough to fill a line of some milliseconds.
+const UNDER_WAY_MAX: usize = 8;
+/// A server that cannot take a batch just now is asked again this often.
+const REJECTED_WAIT: Duration = Duration::from_secs(1);
+/// How often it is seen whether the target's own capture has caught up.
+const CAUGHT_UP_WAIT: Duration = Duration::from_millis(100);
+/// If more of a batch of reads than one in this many exist already, the careful way is taken at once.
+const EXISTING_RARE: usize = 16;
+
+/// How a change goes into the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As it is.
+    Plain,
+    /// Where the key does not exist.
+    Fill,
+    /// Watched and decided.
+    Careful,
+    /// Not before an operator says so.
+    Held,
+    /// The log's own; goes along with any other.
+    Note,
+}
+
+impl Way {
+    /// How a batch goes that holds both, if there is a way.
+    fn with(self, other: Way) -> Option<Way> {
+        match (self, other) {
+            (Way::Note, way) | (way, Way::Note) => Some(way),
+            (Way::Plain | Way::Careful, Way::Plain | Way::Careful) if self != other => Some(Way::Careful),
+            _ => (self == other).then_some(self),
+        }
+    }
+}
+
+/// The right to apply into a site's store, given back while capture opens the stream anew.
+struct Entry {
+    shared: Arc<SiteShared>,
+    guard: Option<OwnedMutexGuard<Option<KnownMarker>>>,
+}
+
+impl Entry {
+    async fn enter(shared: &Arc<SiteShared>) -> Entry {
+        Entry { shared: Arc::clone(shared), guard: Some(shared.gate.enter().await) }
+    }
+
+    /// Lets capture in, which waits; `found` was read from the store after it began to wait.
+    async fn give_way(&mut self, found: &KnownMarker) {
+        while self.shared.gate.wanted() {
+            if let Some(mut guard) = self.guard.take() {
+                *guard = Some(found.clone());
+            }
+            tokio::task::yield_now().await;
+            self.guard = Some(self.shared.gate.enter().await);
+        }
+    }
+}
+
+/// A batch without an outcome.
+#[derive(Debug)]
+struct Sent {
+    changes: Vec<Change>,
+    fill: bool,
+    from: Seq,
+    to: Seq,
+    at: Instant,
+    /// Where the log goes on behind it.
+    end: Offset,
+    /// How much of the target's own log the origin had applied by then.
+    low: Seq,
+}
+
+impl ApplyTask {
+    /// Runs until `stop`, then waits for what is under way.
+    pub(crate) async fn run(mut self) -> Result<(), EngineError> {
+        let stop = self.stop.clone();
+        let term = Term(self.log.bounds(&self.partition).end.0);
+        let mut entry = Entry::enter(&self.shared).await;
+        let mut failures = 0;
+        let mut ended = false;
+        loop {
+            let mut target = self.connector.target(self.site);
+            let failed = tokio::select! {
+                biased;
+                begun = Reign::begin(&self, target.as_mut(), term, &mut entry) => match begun {
+                    Ok(_) if ended => {
+                        tokio::select! {
+                            biased;
+                            () = self.shared.gate.until_wanted() => continue,
+                            () = stop.cancelled() => return Ok(()),
+                        }
+                    }
+                    Ok(mut reign) => {
+                        *lock(&self.stats.apply_error) = None;
+                        failures = 0;
+                        reign.carry(&mut self, target.as_mut()).await
+                    }
+                    Err(error) => Err(error),
+                },
+                () = stop.cancelled() => return Ok(()),
+            };
+            let error = match failed {
+                Err(EngineError::Store(error)) => error,
+                Err(EngineError::CaptureWaits) => continue,
+                Err(EngineError::Stopped) => return Ok(()),
+                Err(error) => {
+                    // Nothing more is applied; but the site's own capture needs the marker when it opens.
+                    error!(partition = %self.partition, %error, "apply ended");
+                    *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup: true });
+                    ended = true;
+                    continue;
+                }
+                Ok(()) => return Ok(()),
+            };
+            failures += 1;
+            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "apply failed");
+            let setup = error.kind() == causeway_core::ErrorKind::Setup;
+            *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup });
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep(backoff(failures, setup)) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether the target's own capture is so far behind that what is applied could make its store give it up.
+    /// Never while there is no room in the log: then that capture waits for room, which only appliers make, and
+    /// both sites would wait for each other.
+    fn waits_for_capture(&self) -> bool {
+        self.shared.backlog.is_half_full() && self.log.room().is_ok()
+    }
+
+    fn way(&self, change: &Change, careful_reads: bool) -> Way {
+        let both = self.own.is_some();
+        match change.op {
+            Op::Fence | Op::Position | Op::Refresh => Way::Note,
+            Op::Ddl => Way::Held,
+            // An expiry at the peer must not delete what was written here meanwhile, known or not known yet.
+            Op::Delete if both => Way::Careful,
+            Op::Put | Op::Delete | Op::Command => Way::Plain,
+            Op::State | Op::Read if change.key.name.is_empty() => Way::Plain,
+            Op::State | Op::Read if change.part.is_some_and(|part| !part.last) => Way::Plain,
+            Op::State if both => Way::Careful,
+            Op::State => Way::Plain,
+            Op::Read if !both && self.origin_wins => Way::Plain,
+            Op::Read => {
+                // What came in parts is lost if the key turns out to exist: that has to be known before.
+                let replaces = self.origin_wins && (careful_reads || change.part.is_some());
+                let careful = both && (replaces || self.forgot(change) || self.has_live(change));
+                if careful { Way::Careful } else { Way::Fill }
+            }
+        }
+    }
+
+    /// Whether the target wrote to the key, the origin had not seen it, and we did not delete it after that.
+    pub(crate) fn written_since(&self, change: &Change) -> bool {
+        let live = lock(&self.shared.recent).live(&change.key, change.seen);
+        live.iter().rfind(|own| !own.reread).is_some_and(|own| own.class != Class::Observed)
+    }
+
+    /// Whether more of ours is needed to decide `change` than is remembered: the origin came back older.
+    fn forgot(&self, change: &Change) -> bool {
+        change.seen < lock(&self.shared.recent).floor()
+    }
+
+    /// Whether the target changed the key and the origin had not seen it.
+    pub(crate) fn has_live(&self, change: &Change) -> bool {
+        !lock(&self.shared.recent).live(&change.key, change.seen).is_empty()
+    }
+}
+
+/// Whom was asked, what waits for it, for which keys, and whether their states are in the log.
+type Answered = (mpsc::Sender<Ask>, Seq, Vec<Key>, bool);
+type Refreshing = futures_util::future::BoxFuture<'static, Answered>;
+
+/// What is known while one connection to the target lasts.
+pub(crate) struct Reign {
+    /// As sent last.
+    pub(crate) marker: Marker,
+    reader: Reader,
+    under_way: VecDeque<Sent>,
+    /// Answered, and so settled but for what is asked for again.
+    answered: Seq,
+    /// The `low` of the last record taken from the log.
+    low: Seq,
+    refreshing: FuturesUnordered<Refreshing>,
+    /// Nothing at or above these counts as settled.
+    pins: Vec<Seq>,
+    /// Reads whose key exists at the target, to be decided before anything else is sent.
+    contested: Vec<Change>,
+    /// Batches that the store refused as a whole.
+    rejected: VecDeque<Sent>,
+    rejected_transient: bool,
+    /// A later batch went in before them.
+    overtaken: bool,
+    careful_reads: bool,
+    /// Something waits for the pipeline to run empty.
+    draining: bool,
+}
+
+impl Reign {
+    /// Takes the target over, finds the marker, and goes to its place in the log.
+    async fn begin(
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        term: Term,
+        entry: &mut Entry,
+    ) -> Result<Reign, EngineError> {
+        let found = target.take_over(term).await?;
+        entry.give_way(&found).await;
+        if task.own.is_some() {
+            // Nothing is applied before the site's own capture has its first position.
+            tokio::select! {
+                biased;
+                () = task.shared.capture_ready.wait() => {}
+                () = task.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
+            }
+        }
+        let mut marker = match found {
+            Some(marker) => marker,
+            None => lost_marker(task, target).await?,
+        };
+        marker.term = term;
+        let (settled, applied) = (marker.settled, marker.applied);
+        let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
+        info!(partition = %task.partition, %applied, %settled, "apply begins");
+        task.stats.applied_to(applied);
+        let kept_from = task.log.locate(&task.partition, settled).await?;
+        task.stats.settled_offset.store(kept_from.0, Ordering::SeqCst);
+        let mut reign = Reign {
+            marker,
+            reader,
+            under_way: VecDeque::new(),
+            answered: applied,
+            low: Seq(0),
+            refreshing: FuturesUnordered::new(),
+            pins: Vec::new(),
+            contested: Vec::new(),
+            rejected: VecDeque::new(),
+            rejected_transient: false,
+            overtaken: false,
+            careful_reads: false,
+            draining: false,
+        };
+        reign.doubtful(task, settled, applied).await?;
+        Ok(reign)
+    }
+
+    /// Of `settled..applied` nobody read the answers: reads among them are decided again, the other keys
+    /// are asked for.
+    async fn doubtful(&mut self, task: &ApplyTask, settled: Seq, applied: Seq) -> Result<(), EngineError> {
+        if settled >= applied {
+            return Ok(());
+        }
+        let start = task.log.locate(&task.partition, settled).await?;
+        let mut keys: Vec<Key> = Vec::new();
+        let mut reads: Vec<Change> = Vec::new();
+        let mut wanted: Vec<Key> = Vec::new();
+        walk(task.log.as_ref(), &task.partition, start, self.reader.offset(), |_, change| {
+            let named = !change.key.name.is_empty() && change.part.is_none_or(|part| part.last);
+            if change.seq < settled || !named {
+            } else if change.op == Op::Refresh || (change.op == Op::Delete && task.own.is_some()) {
+                // A delete may have been dropped here: our own capture says what the key holds.
+                wanted.push(change.key);
+            } else if !change.op.is_data() {
+            } else if change.op == Op::Read && change.part.is_none() {
+                reads.push(change);
+            } else {
+                keys.extend(task.connector.units(&change).into_iter().map(|(unit, _)| unit.key));
+            }
+        })
+        .await?;
+        keys.sort_unstable();
+        keys.dedup();
+        keys.retain(|key| !key.name.is_empty());
+        reads.retain(|read| keys.binary_search(&read.key).is_err());
+        info!(partition = %task.partition, reads = reads.len(), keys = keys.len(), "not settled before the break");
+        self.ask_own(task, settled, wanted);
+        // A read that keeps what exists needs no second look.
+        if task.own.is_some() && task.origin_wins {
+            self.contested = reads;
+        } else if task.origin_wins {
+            keys.extend(reads.into_iter().map(|read| read.key));
+        }
+        self.draining = !self.contested.is_empty();
+        if !keys.is_empty() {
+            self.ask(&task.origin, settled, keys);
+        }
+        Ok(())
+    }
+
+    /// Asks `capture`, the origin's mostly, for states of `keys`. Until they are in its log, `pin` is not
+    /// settled.
+    pub(crate) fn ask(&mut self, capture: &mpsc::Sender<Ask>, pin: Seq, keys: Vec<Key>) {
+        debug!(%pin, keys = keys.len(), "asked for states");
+        self.pins.push(pin);
+        let capture = capture.clone();
+        self.refreshing.push(Box::pin(async move {
+            let (done, durable) = oneshot::channel();
+            let asked = capture.send(Ask::Refresh { keys: keys.clone(), done }).await.is_ok();
+            let answered = asked && durable.await.is_ok();
+            if !answered {
+                // Capture was opened anew meanwhile, or is about to end.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            (capture, pin, keys, answered)
+        }));
+    }
+
+    /// Asks the target's own capture.
+    pub(crate) fn ask_own(&mut self, task: &ApplyTask, pin: Seq, keys: Vec<Key>) {
+        if !keys.is_empty() && task.own.is_some() {
+            self.ask(&task.shared.ask, pin, keys);
+        }
+    }
+
+    fn asked(&mut self, (capture, pin, keys, answered): Answered) {
+        if let Some(at) = self.pins.iter().position(|p| *p == pin) {
+            self.pins.swap_remove(at);
+        }
+        if !answered {
+            self.ask(&capture, pin, keys);
+        }
+    }
+
+    fn settled(&self) -> Seq {
+        let pinned = self.pins.iter().copied().min().unwrap_or(self.answered);
+        self.answered.min(pinned)
+    }
+
+    /// Carries the log into the store.
+    async fn carry(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        let stop = task.stop.clone();
+        let mut waited = false;
+        loop {
+            let paused = *task.paused.borrow();
+            let stopping = stop.is_cancelled();
+            if self.under_way.is_empty() {
+                if stopping {
+                    return Ok(());
+                }
+                if task.shared.gate.wanted() {
+                    return Err(EngineError::CaptureWaits);
+                }
+                self.mend(task, target).await?;
+                self.draining = false;
+                if task.shared.marker_lost.take() {
+                    self.send(task, target, Vec::new(), false, self.marker.applied).await?;
+                }
+            }
+            let waits = task.waits_for_capture();
+            if waits != std::mem::replace(&mut waited, waits) {
+                debug!(partition = %task.partition, waits, "the target's own capture is behind");
+            }
+            let open = !self.draining && !paused && !stopping && !waits && !task.shared.gate.wanted();
+            tokio::select! {
+                biased;
+                outcome = target.outcome(), if !self.under_way.is_empty() => self.outcome(task, outcome?).await?,
+                Some(done) = self.refreshing.next() => self.asked(done),
+                ready = self.reader.ready(), if open && self.under_way.len() < UNDER_WAY_MAX => {
+                    match ready {
+                        // Capture may have fallen behind while there was nothing to apply.
+                        Ok(()) if task.waits_for_capture() => {}
+                        Ok(()) => self.next_batch(task, target).await?,
+                        Err(EngineError::Log(error)) => self.log_failed(task, error).await?,
+                        Err(error) => return Err(error),
+                    }
+                }
+                () = task.shared.gate.until_wanted(), if self.under_way.is_empty() => {}
+                () = task.shared.marker_lost.wait(), if self.under_way.is_empty() => {}
+                () = tokio::time::sleep(CAUGHT_UP_WAIT), if waits => {}
+                _ = task.paused.changed() => {}
+                () = stop.cancelled(), if !stopping => {}
+            }
+        }
+    }
+
+    /// Takes from the log what goes into the store in one way, and sends it.
+    async fn next_batch(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        if let Err(EngineError::Log(error)) = self.reader.fill().await {
+            return self.log_failed(task, error).await;
+        }
+        let mut changes: Vec<Change> = Vec::new();
+        // Asked for by the origin: our own capture answers.
+        let mut wanted: Vec<Key> = Vec::new();
+        let (mut bytes, mut to, mut in_group) = (0, self.marker.applied, false);
+        let mut way = Way::Note;
+        loop {
+            if in_group && self.reader.peek().is_none() {
+                // A group stands in one append: the rest of it is there.
+                self.reader.refill().await?;
+            }
+            let Some((_, change)) = self.reader.peek() else { break };
+            let full = changes.len().max(wanted.len()).max(self.contested.len()) >= task.items_max;
+            if !in_group && (full || bytes >= task.bytes_max) {
+                break;
+            }
+            let this = task.way(change, self.careful_reads);
+            let decided_later = this == Way::Careful && change.op == Op::Read && change.part.is_none();
+            if !decided_later {
+                way = match way.with(this) {
+                    Some(way) => way,
+                    None if in_group => Way::Careful,
+                    None => break,
+                };
+            }
+            if this == Way::Held {
+                break;
+            }
+            let Some((_, change)) = self.reader.pop() else { break };
+            if change.op == Op::Fence {
+                continue;
+            }
+            to = change.seq.next();
+            self.low = change.low;
+            in_group = change.group.is_some_and(|group| !group.last);
+            bytes += change.cost();
+            if change.op == Op::Position {
+                if restart_point(&change).is_some_and(|point| ends_sweep(&point, change.seq)) {
+                    self.ask_own(task, self.marker.applied, wanted);
+                    return self.swept(task, target, changes, way, change).await;
+                }
+            } else if change.op == Op::Refresh {
+                wanted.push(change.key);
+            } else if decided_later {
+                self.contested.push(change);
+            } else {
+                changes.push(change);
+            }
+        }
+        self.ask_own(task, self.marker.applied, wanted);
+        if way == Way::Held {
+            return self.hold(task, target).await;
+        }
+        self.bring(task, target, changes, way, to).await
+    }
+
+    /// Takes the store to `to` by `changes`.
+    async fn bring(
+        &mut self,
+        task: &mut ApplyTask,
+        target: &mut dyn Target,
+        changes: Vec<Change>,
+        way: Way,
+        to: Seq,
+    ) -> Result<(), EngineError> {
+        // What is contested comes before everything that isn't a read.
+        let contested = !self.contested.is_empty() && matches!(way, Way::Plain | Way::Careful);
+        if way == Way::Careful || contested {
+            self.drain(task, target).await?;
+        }
+        if way == Way::Careful {
+            self.careful(task, target, changes, to).await?;
+            self.settle_all(task);
+            return Ok(());
+        }
+        if to > self.marker.applied {
+            self.send(task, target, changes, way == Way::Fill, to).await?;
+        }
+        self.draining |= self.contested.len() >= task.items_max;
+        Ok(())
+    }
+
+    /// Waits for all that is under way, and decides and sends again what that left over.
+    async fn drain(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        while !self.under_way.is_empty() {
+            let outcome = target.outcome().await?;
+            self.outcome(task, outcome).await?;
+        }
+        self.mend(task, target).await
+    }
+
+    /// The marker of a transaction that takes the store from here to `to`.
+    pub(crate) fn marker_for(&mut self, task: &ApplyTask, changes: &[Change], to: Seq) -> Marker {
+        let newest = changes.iter().map(|change| change.hlc).max().unwrap_or(Hlc(0));
+        self.marker.from = self.marker.applied.min(to);
+        self.marker.applied = self.marker.applied.max(to);
+        self.marker.settled = self.settled();
+        self.marker.hlc = self.marker.hlc.max(newest);
+        self.marker.basis = lock(&task.shared.recent).end();
+        self.marker.dropped.clear();
+        self.marker.clone()
+    }
+
+    async fn send(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        changes: Vec<Change>,
+        fill: bool,
+        to: Seq,
+    ) -> Result<(), EngineError> {
+        let from = self.marker.applied.min(to);
+        let marker = self.marker_for(task, &changes, to);
+        let oldest = changes.first().map_or(0, |change| change.time);
+        if self.under_way.is_empty() {
+            task.stats.oldest_unapplied.store(oldest, Ordering::SeqCst);
+        }
+        for change in &changes {
+            trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
+                seq = %change.seq, fill, "sent");
+        }
+        target.send(Batch { marker, changes: changes.clone(), watched: false, keep_existing: fill }).await?;
+        let (end, low) = (self.reader.offset(), self.low);
+        self.under_way.push_back(Sent { changes, fill, from, to, at: Instant::now(), end, low });
+        Ok(())
+    }
+
+    async fn outcome(&mut self, task: &ApplyTask, outcome: Outcome) -> Result<(), EngineError> {
+        let Some(sent) = self.under_way.pop_front() else { return Ok(()) };
+        task.apply_seconds.record(sent.at.elapsed());
+        match outcome {
+            Outcome::Committed { refused, existing } => {
+                self.overtaken |= !self.rejected.is_empty();
+                self.refused(task, &sent.changes, refused).await?;
+                let held: Vec<Change> =
+                    existing.iter().filter_map(|i| sent.changes.get(*i).cloned()).collect();
+                if task.origin_wins {
+                    self.careful_reads = held.len() * EXISTING_RARE > sent.changes.len();
+                    self.draining |= !held.is_empty();
+                    self.contested.extend(held);
+                }
+                if self.rejected.is_empty() && self.contested.is_empty() {
+                    self.settle(task, sent.to, sent.end, sent.low);
+                }
+                task.stats.applied.fetch_add(sent.changes.len() as u64, Ordering::SeqCst);
+                let next = self.under_way.front().and_then(|sent| sent.changes.first());
+                task.stats.oldest_unapplied.store(next.map_or(0, |change| change.time), Ordering::SeqCst);
+            }
+            Outcome::Rejected { transient, reason } => {
+                warn!(partition = %task.partition, from = %sent.from, to = %sent.to, transient, reason, "batch refused");
+                self.rejected_transient = transient;
+                self.draining = true;
+                if transient {
+                    *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
+                }
+                self.rejected.push_back(sent);
+            }
+            // Only what was watched can be touched.
+            Outcome::Touched => self.rejected.push_back(sent),
+        }
+        Ok(())
+    }
+
+    /// Everything below `to` is answered; later changes of the origin have seen ours below `low`.
+    fn settle(&mut self, task: &ApplyTask, to: Seq, end: Offset, low: Seq) {
+        self.answered = self.answered.max(to);
+        if self.pins.is_empty() {
+            lock(&task.shared.recent).forget_below(low);
+            task.stats.settled_offset.store(end.0, Ordering::SeqCst);
+        }
+        task.stats.applied_to(self.answered);
+    }
+
+    /// Keeps what the store refused as dead letters, and asks the origin for what the keys hold now.
+    pub(crate) async fn refused(
+        &mut self,
+        task: &ApplyTask,
+        changes: &[Change],
+        refused: Vec<Refused>,
+    ) -> Result<(), EngineError> {
+        let mut keys = Vec::new();
+        for refusal in refused {
+            let Some(change) = changes.get(refusal.index) else { continue };
+            warn!(partition = %task.partition, seq = %change.seq, op = change.op.as_str(),
+                reason = refusal.reason, "change refused, kept as a dead letter");
+            task.dead_letters
+                .keep(&task.channel, &task.partition, task.site, change, &refusal.reason)
+                .await?;
+            task.stats.dead_letters.fetch_add(1, Ordering::SeqCst);
+            // A state that is refused would only come back.
+            if !matches!(change.op, Op::State | Op::Read) && !change.key.name.is_empty() {
+                keys.push(change.key.clone());
+            }
+        }
+        if !keys.is_empty() {
+            let pin = changes.first().map_or(self.answered, |change| change.seq);
+            self.ask(&task.origin, pin, keys);
+        }
+        Ok(())
+    }
+
+    /// With nothing under way: decides contested reads, and sends again what was refused as a whole.
+    async fn mend(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        if !self.rejected.is_empty() {
+            self.send_again(task, target).await?;
+        }
+        if !self.contested.is_empty() {
+            let contested = std::mem::take(&mut self.contested);
+            for chunk in contested.chunks(task.items_max.max(1)) {
+                let to = self.marker.applied;
+                self.careful(task, target, chunk.to_vec(), to).await?;
+            }
+            self.settle_all(task);
+        }
+        Ok(())
+    }
+
+    /// Sends refused batches again in their order, each alone; one that is refused for what is in it is
+    /// halved until the change to blame stands alone.
+    async fn send_again(&mut self, task: &ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        // Later batches may have gone in before these: what they touched is asked for again.
+        let pin = self.rejected.front().map_or(self.answered, |sent| sent.from);
+        let mut keys: Vec<Key> = Vec::new();
+        for sent in &self.rejected {
+            keys.extend(sent.changes.iter().map(|c| c.key.clone()).filter(|key| !key.name.is_empty()));
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        let mut transient = self.rejected_transient;
+        if !std::mem::take(&mut self.overtaken) {
+            // No marker may count what is not in the store yet: changes of its own would seem to have seen it.
+            self.marker.applied = pin.min(self.marker.applied);
+        }
+        while let Some(sent) = self.rejected.pop_front() {
+            if transient {
+                tokio::select! {
+                    biased;
+                    () = tokio::time::sleep(REJECTED_WAIT) => {}
+                    () = task.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
+                    () = task.stop.cancelled() => return Err(EngineError::Stopped),
+                }
+            }
+            let marker = self.marker_for(task, &sent.changes, sent.to);
+            let batch =
+                Batch { marker, changes: sent.changes.clone(), watched: false, keep_existing: sent.fill };
+            target.send(batch).await?;
+            match target.outcome().await? {
+                Outcome::Rejected { transient: true, reason } => {
+                    *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
+                    transient = true;
+                    self.rejected.push_front(sent);
+                }
+                Outcome::Rejected { transient: false, reason } => {
+                    transient = false;
+                    match halves(sent) {
+                        Ok((first, second)) => {
+                            self.rejected.push_front(second);
+                            self.rejected.push_front(first);
+                        }
+                        Err(sent) => {
+                            let all = (0..sent.changes.len())
+                                .map(|index| Refused { index, reason: reason.clone() })
+                                .collect();
+                            self.refused(task, &sent.changes, all).await?;
+                        }
+                    }
+                }
+                outcome => {
+                    transient = false;
+                    *lock(&task.stats.apply_error) = None;
+                    self.under_way.push_back(sent);
+                    self.outcome(task, outcome).await?;
+                }
+            }
+        }
+        if !keys.is_empty() {
+            self.ask(&task.origin, pin, keys);
+        }
+        self.settle_all(task);
+        Ok(())
+    }
+
+    /// Nothing is under way or left over: all that was sent is answered.
+    fn settle_all(&mut self, task: &ApplyTask) {
+        let (applied, end, low) = (self.marker.applied, self.reader.offset(), self.low);
+        self.settle(task, applied, end, low);
+    }
+
+    /// The log says that it empties a store: waits for an operator.
+    async fn hold(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        self.drain(task, target).await?;
+        let Some((_, change)) = self.reader.peek().cloned() else { return Ok(()) };
+        let answer = self.question(task, what_is_held(&change)).await?;
+        self.reader.pop();
+        let to = change.seq.next();
+        let changes = if answer == HeldAnswer::Apply { vec![change] } else { Vec::new() };
+        let emptied = !changes.is_empty();
+        self.send(task, target, changes, false, to).await?;
+        if emptied {
+            // It took the marker with it.
+            task.shared.marker_lost.raise();
+        } else if task.own.is_some() {
+            // The origin gets back what it lacks now.
+            task.shared.ask.send(Ask::Snapshot { gap: false }).await.map_err(|_| EngineError::Stopped)?;
+        } else {
+            warn!(partition = %task.partition, "dropped: the sites differ until a repair");
+        }
+        Ok(())
+    }
+
+    /// Shows `held` in the status until an operator answers. Nothing is under way.
+    pub(crate) async fn question(
+        &mut self,
+        task: &mut ApplyTask,
+        held: String,
+    ) -> Result<HeldAnswer, EngineError> {
+        warn!(partition = %task.partition, held, "held: answer with `syncd resume --held apply|drop`");
+        while task.answers.try_recv().is_ok() {}
+        *lock(&task.stats.held) = Some(held);
+        let answer = tokio::select! {
+            biased;
+            answer = task.answers.recv() => answer.ok_or(EngineError::Stopped),
+            () = task.shared.gate.until_wanted() => Err(EngineError::CaptureWaits),
+            () = task.stop.cancelled() => Err(EngineError::Stopped),
+        };
+        *lock(&task.stats.held) = None;
+        answer
+    }
+
+    /// The log lacks what comes next: a gap, closed by a snapshot of the origin.
+    async fn log_failed(&mut self, task: &ApplyTask, error: LogError) -> Result<(), EngineError> {
+        let next = match &error {
+            LogError::Trimmed { start, .. } => *start,
+            LogError::Corrupt { to, .. } => *to,
+            _ => return Err(EngineError::Log(error)),
+        };
+        warn!(partition = %task.partition, error = %error, "gap: a snapshot of the origin closes it");
+        task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+        task.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
+        self.reader.skip_to(next);
+        Ok(())
+    }
+
+    /// The end of a snapshot that repeats an earlier one: what it did not name is gone at the origin.
+    async fn swept(
+        &mut self,
+        task: &mut ApplyTask,
+        target: &mut dyn Target,
+        changes: Vec<Change>,
+        way: Way,
+        end: Change,
+    ) -> Result<(), EngineError> {
+        self.bring(task, target, changes, way, end.seq).await?;
+        self.drain(task, target).await?;
+        self.sweep(task, target, &end).await?;
+        self.send(task, target, Vec::new(), false, end.seq.next()).await
+    }
+}
+
+fn ends_sweep(point: &super::restart::RestartPoint, seq: Seq) -> bool {
+    point.snapshot.as_ref().is_some_and(|snapshot| snapshot.sweep && snapshot.end == Some(seq.0))
+}
+
+fn what_is_held(change: &Change) -> String {
+    let command = change.value.as_ref().map_or("", |value| {
+        ["FLUSHALL", "FLUSHDB", "SWAPDB"]
+            .into_iter()
+            .find(|name| value.to_ascii_uppercase().windows(name.len()).any(|part| part == name.as_bytes()))
+            .unwrap_or("a change of the whole store")
+    });
+    let age = Duration::from_millis(unix_ms().saturating_sub(change.time)).as_secs();
+    format!("{command} at seq {}, made {age} s ago", change.seq)
+}
+
+/// Where to cut `changes` in two without cutting a group; `None` if they are one change or one group.
+pub(crate) fn group_boundary(changes: &[Change]) -> Option<usize> {
+    let middle = changes.len() / 2;
+    let ends = |i: &usize| changes.get(i - 1).is_some_and(|change| change.group.is_none_or(|g| g.last));
+    (1..=middle).rev().find(ends).or((middle + 1..changes.len()).find(ends))
+}
+
+/// Cuts a batch between groups; `Err` gives back one that is one change or one group.
+fn halves(mut sent: Sent) -> Result<(Sent, Sent), Sent> {
+    let Some(cut) = group_boundary(&sent.changes) else { return Err(sent) };
+    let rest = sent.changes.split_off(cut);
+    let boundary = rest.first().map_or(sent.to, |change| change.seq);
+    let first = Sent { changes: std::mem::take(&mut sent.changes), to: boundary, ..sent };
+    let second = Sent { changes: rest, from: boundary, ..sent };
+    Ok((first, second))
+}
+
+/// The store has no marker. Where the site's own stream is unbroken, the log knows what was applied (the
+/// store was emptied by somebody, or is new); else the store has lost everything, and the log begins anew.
+async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker, EngineError> {
+    if task.own.is_none() || !task.shared.unbroken.load(Ordering::SeqCst) {
+        return Ok(Marker::default());
+    }
+    super::careful::watch(task, target, &[]).await?;
+    let applied = Seq(task.shared.low.load(Ordering::SeqCst));
+    if applied > Seq(0) {
+        warn!(partition = %task.partition, %applied, "the marker is gone from an unbroken store: written again");
+        task.shared.marker_lost.raise();
+    }
+    Ok(Marker { applied, settled: applied, ..Marker::default() })
+}

@@ -1,0 +1,670 @@
+//! Capture: carries one site's own changes from its store into its log, in the order of the store's stream.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use causeway_core::{
+    Change, Connector, Error as StoreError, ErrorKind, Event, Hlc, HlcClock, Key, Marker, Op, Opened,
+    Position, Seq, Site, Source, Space, Term, Token,
+};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, trace, warn};
+
+use super::known::{Known, News};
+use super::recent::{Written, key_digest, touches, unsure};
+use super::restart::{RestartPoint, SnapshotPoint, position_record, recover, touched_keys, walk, walk_kept};
+use super::shared::{Ask, DirectionStats, SiteShared, Trouble, lock};
+use super::{EngineError, backoff, shown};
+use crate::log::{Appended, Log, Offset, PartitionId};
+
+/// What capture of one site needs to know of its channel.
+pub(crate) struct CaptureTask {
+    pub(crate) channel: String,
+    pub(crate) site: Site,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) partition: PartitionId,
+    pub(crate) shared: Arc<SiteShared>,
+    pub(crate) stats: Arc<DirectionStats>,
+    /// The peer's log, where the channel goes both ways.
+    pub(crate) peer: Option<PartitionId>,
+    /// The channel's `snapshot` names this site.
+    pub(crate) snapshot: bool,
+    pub(crate) asks: mpsc::Receiver<Ask>,
+    /// What stamps the changes.
+    pub(crate) clock: Clock,
+}
+
+/// A read of the source is about this long, in bytes.
+const EVENTS_BYTES: usize = 256 << 10;
+/// Appends that may be under way; the log bounds their bytes.
+const APPENDS_MAX: usize = 64;
+/// Keys asked for in one append.
+const REFRESHES: usize = 10_000;
+/// How often the restart point, and with it `low`, is written.
+const POSITION_EVERY: Duration = Duration::from_secs(1);
+
+/// And at least once in so many bytes: retention never goes beyond the newest one, also in a full log.
+const POSITION_EVERY_BYTES: usize = 8 << 20;
+
+/// Tells milliseconds since 1970.
+pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Milliseconds since 1970 by the machine's clock.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+impl CaptureTask {
+    /// Runs until `stop`. A store that fails is opened again; an error of the log ends it.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), EngineError> {
+        let mut capture = Capture::begin(&self).await?;
+        let mut source = self.connector.source(self.site);
+        self.shared.backlog.told_by(source.behind());
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let ended = carry(&mut self, &mut capture, source.as_mut(), &stop).await;
+            let error = match ended {
+                Ok(End::Stopped) => break,
+                Ok(End::SnapshotAsked) => continue,
+                Err(EngineError::Store(error)) => error,
+                Err(other) => return Err(other),
+            };
+            self.stats.capture_connected.store(false, Ordering::SeqCst);
+            failures = if capture.progressed { 0 } else { failures + 1 };
+            capture.progressed = false;
+            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
+            let setup = error.kind() == ErrorKind::Setup;
+            *lock(&self.stats.capture_error) = Some(Trouble { text: error.to_string(), setup });
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep(backoff(failures, setup)) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        capture.finish(&self, source.as_mut()).await
+    }
+}
+
+/// Why the source is carried no further, without a fault.
+enum End {
+    /// Somebody asked for a snapshot: the source has to be opened again.
+    SnapshotAsked,
+    Stopped,
+}
+
+/// Opens the source and carries events until something ends it. Never dropped half-way: what was taken from
+/// the source is either in the log or known to be lost.
+async fn carry(
+    task: &mut CaptureTask,
+    capture: &mut Capture,
+    source: &mut dyn Source,
+    stop: &CancellationToken,
+) -> Result<End, EngineError> {
+    tokio::select! {
+        biased;
+        opened = capture.open(task, source) => opened?,
+        () = stop.cancelled() => return Ok(End::Stopped),
+    }
+    let mut events = std::mem::take(&mut capture.early);
+    capture.take(task, source, &mut events).await?;
+    let mut position_due = tokio::time::interval(POSITION_EVERY);
+    position_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            Some((appended, batch)) = capture.under_way.next() => capture.durable(task, source, appended?, batch),
+            Some(ask) = task.asks.recv() => match ask {
+                Ask::Refresh { keys, done } => {
+                    let asked = Refresh { keys: keys.iter().cloned().collect(), done };
+                    let token = source.refresh(keys).await?;
+                    capture.refreshes.insert(token, asked);
+                }
+                Ask::Snapshot { gap } => {
+                    capture.snapshot_asked = Some(gap);
+                    return Ok(End::SnapshotAsked);
+                }
+            },
+            _ = position_due.tick() => capture.position(task, source).await?,
+            read = source.next(&mut events, EVENTS_BYTES), if capture.under_way.len() < APPENDS_MAX => {
+                read?;
+                capture.take(task, source, &mut events).await?;
+            }
+            () = stop.cancelled() => return Ok(End::Stopped),
+        }
+    }
+}
+
+/// What one append brought.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Change>,
+    data: u64,
+    last: Position,
+    /// Below this our log is durable once this is.
+    end: Seq,
+    tokens: Vec<Token>,
+    answers: Vec<oneshot::Sender<()>>,
+    is_position: bool,
+}
+
+/// Keys of which the peer asked for a state.
+struct Refresh {
+    keys: HashSet<Key>,
+    done: oneshot::Sender<()>,
+}
+
+type UnderWay = futures_util::future::BoxFuture<'static, (crate::log::Result<Offset>, Batch)>;
+
+struct Capture {
+    term: Term,
+    clock: HlcClock,
+    next_seq: Seq,
+    low: Seq,
+    point: RestartPoint,
+    resume_at: Option<Position>,
+    last: Position,
+    /// What the source brings again up to here is in the log.
+    held_below: Option<u64>,
+    /// A group whose last change has not come yet: it is appended whole.
+    open_group: Vec<Change>,
+    under_way: FuturesOrdered<UnderWay>,
+    refreshes: HashMap<Token, Refresh>,
+    written: Written,
+    /// Keys that the store may have forgotten our writes to: the peer is asked for them.
+    forgotten: HashSet<u128>,
+    /// Keys that may lack what the peer wrote last: it is asked for them, too.
+    unsettled: HashSet<u128>,
+    /// What the logs say of keys, while a snapshot closes a gap.
+    known: Known,
+    /// And whether it closes a gap.
+    snapshot_asked: Option<bool>,
+    progressed: bool,
+    bytes_since_position: usize,
+    /// What came before the carrying began.
+    early: Vec<Event>,
+}
+
+/// What numbers the stream that `events` begin.
+fn history(events: &[Event]) -> Option<&bytes::Bytes> {
+    events.iter().find_map(|event| match event {
+        Event::SnapshotStarted { pos, .. } | Event::Idle { pos } => Some(&pos.history),
+        _ => None,
+    })
+}
+
+impl Capture {
+    /// Begins a term: appends a fence, and reads what the log holds up to it.
+    async fn begin(task: &CaptureTask) -> Result<Capture, EngineError> {
+        let term = Term(task.log.bounds(&task.partition).end.0);
+        let key = Key { space: Space::Whole, name: bytes::Bytes::new() };
+        let mut fence = Change::captured(Op::Fence, key, None, Position::default(), (task.clock)());
+        fence.term = term;
+        let place = task.log.append(&task.partition, vec![fence]).await?.await?;
+        if Term::from(place) != term {
+            return Err(EngineError::Fenced { partition: task.partition.clone() });
+        }
+        let found = recover(task.log.as_ref(), &task.partition, place).await?;
+        let remembered_from = Seq(found.point.remembered_from);
+        let mut written = Written::default();
+        if task.peer.is_some() {
+            let begin = Offset(place.0.saturating_sub(Written::KEYS_MAX as u64))
+                .max(task.log.bounds(&task.partition).start);
+            walk_kept(task.log.as_ref(), &task.partition, begin, place, |_, change| {
+                written.note(change.hlc, &touches(&change, task.connector.as_ref()));
+            })
+            .await?;
+            remember(task, remembered_from, place).await?;
+            lock(&task.shared.recent).reach(found.next_seq);
+        }
+        task.shared.low.store(found.low.0, Ordering::SeqCst);
+        *lock(&task.stats.snapshot) = found.point.snapshot.clone();
+        task.stats.data_end.store(found.last_data.map_or(0, |seq| seq.next().0), Ordering::SeqCst);
+        task.stats.position_offset.store(found.position_offset.0, Ordering::SeqCst);
+        info!(partition = %task.partition, term = term.0, next_seq = found.next_seq.0, "capture begins");
+        Ok(Capture {
+            term,
+            clock: HlcClock::new(task.site, found.hlc),
+            next_seq: found.next_seq,
+            low: found.low,
+            last: found.last.or_else(|| found.resume_at.clone()).unwrap_or_default(),
+            resume_at: found.resume_at,
+            point: found.point,
+            held_below: None,
+            open_group: Vec::new(),
+            under_way: FuturesOrdered::new(),
+            refreshes: HashMap::new(),
+            written,
+            forgotten: HashSet::new(),
+            unsettled: HashSet::new(),
+            known: Known::default(),
+            snapshot_asked: None,
+            progressed: false,
+            bytes_since_position: 0,
+            early: Vec::new(),
+        })
+    }
+
+    /// Opens the source where the log ends, with nothing being applied into the store meanwhile.
+    async fn open(&mut self, task: &CaptureTask, source: &mut dyn Source) -> Result<(), EngineError> {
+        task.stats.capture_connected.store(false, Ordering::SeqCst);
+        // Those who wait will see that their answer is lost and ask again.
+        self.refreshes.clear();
+        self.open_group.clear();
+        self.early.clear();
+        self.unsettled.clear();
+        let broken = self.point.snapshot.as_ref().is_some_and(|s| s.end.is_none());
+        let anew = broken || self.snapshot_asked.is_some();
+        let from = if anew { None } else { self.resume_at.clone() };
+        let wanted = task.snapshot || anew || from.is_some();
+        let known = task.shared.gate.hold(task.peer.is_some()).await;
+        if let (true, Some(place)) = (broken, &self.resume_at) {
+            source.snapshot_broke_at(place);
+        }
+        let opened = source.open(from.as_ref(), wanted).await?;
+        let marker = known.as_ref().and_then(Option::as_ref).cloned().unwrap_or_default();
+        let applied = marker.applied;
+        *lock(&task.stats.capture_error) = None;
+        task.shared.unbroken.store(opened == Opened::Resumed, Ordering::SeqCst);
+        match opened {
+            // The log may be ahead of where a restart reads on, and so of a server that took over.
+            Opened::Resumed if source.diverged(&self.last) => {
+                task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+                self.snapshot_asked = Some(true);
+                return Err(EngineError::Store(StoreError::PositionLost {
+                    position: self.last.to_string(),
+                    reason: "the server that took over never got so far".to_owned(),
+                }));
+            }
+            Opened::Resumed => self.held_below = Some(self.last.at),
+            Opened::Anew { lost } => {
+                self.held_below = None;
+                let first = self.next_seq.0;
+                // Its first event says whether it is still the stream that we had.
+                while self.early.is_empty() {
+                    source.next(&mut self.early, 1).await?;
+                }
+                let same = history(&self.early).is_none_or(|history| *history == self.last.history);
+                if task.peer.is_some()
+                    && (from.is_some() || anew)
+                    && !same
+                    && !source.keeps_what_it_streamed()
+                {
+                    self.ask_for_forgotten(task, source, applied).await?;
+                }
+                self.low = applied;
+                let gap = lost.is_some()
+                    || self.snapshot_asked == Some(true)
+                    || self.point.snapshot.as_ref().is_some_and(|s| s.gap && s.end.is_none());
+                if let Some(reason) = lost {
+                    warn!(partition = %task.partition, position = %self.last, reason, "gap: the stream was lost here");
+                    task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+                }
+                let never_complete =
+                    self.point.snapshot.as_ref().is_none_or(|s| s.initial && s.end.is_none());
+                let initial = never_complete && !gap && self.snapshot_asked.is_none();
+                self.point.snapshot = (wanted && (task.snapshot || gap || anew)).then(|| SnapshotPoint {
+                    first,
+                    sweep: gap || anew,
+                    gap,
+                    initial,
+                    ..SnapshotPoint::default()
+                });
+                self.snapshot_asked = None;
+            }
+        }
+        drop(known);
+        // Whatever began it anew, the stream was not read to its end.
+        let skips = self.point.snapshot.as_ref().is_some_and(|s| s.sweep && s.end.is_none());
+        self.known = Known::default();
+        if let Some(peer) = task.peer.as_ref().filter(|_| skips) {
+            self.wait_for_appends(task, source).await?;
+            self.known = Known::read(task, peer, &marker).await?;
+            self.leave_unsettled(task, peer, &marker).await?;
+        }
+        task.stats.capture_connected.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// What the peer wrote last may have been refused here, while `applied` counts it: a state read now would
+    /// pass for newer than it is. The peer is asked for these keys, and the snapshot has no word in it.
+    async fn leave_unsettled(
+        &mut self,
+        task: &CaptureTask,
+        peer: &PartitionId,
+        marker: &Marker,
+    ) -> Result<(), EngineError> {
+        let start = task.log.locate(peer, marker.settled).await?;
+        let end = task.log.locate(peer, marker.applied).await?;
+        let written = |change: &Change, _, _: &Key| matches!(change.op, Op::Command | Op::Put);
+        let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
+        let unsettled = touched_keys(log, peer, (start, end), connector, written).await?;
+        self.ask_peer(task, &unsettled).await?;
+        self.unsettled = unsettled.into_keys().collect();
+        Ok(())
+    }
+
+    /// Names `keys` in our log as `refresh`, durably: the peer answers with their states.
+    async fn ask_peer(&mut self, task: &CaptureTask, keys: &BTreeMap<u128, Key>) -> Result<(), EngineError> {
+        let mut keys = keys.values();
+        loop {
+            let changes: Vec<Change> =
+                keys.by_ref().take(REFRESHES).map(|key| self.refresh(task, key)).collect();
+            if changes.is_empty() {
+                return Ok(());
+            }
+            task.log.append(&task.partition, changes).await?.await?;
+        }
+    }
+
+    /// The store came back, perhaps older than it was: every key that our log names with `seen` at or above
+    /// the marker found may lack writes of ours, which the peer has. They are named in our log as `refresh`,
+    /// durably before anything is applied again and moves the marker; the peer answers with their states.
+    async fn ask_for_forgotten(
+        &mut self,
+        task: &CaptureTask,
+        source: &mut dyn Source,
+        applied: Seq,
+    ) -> Result<(), EngineError> {
+        self.wait_for_appends(task, source).await?;
+        let bounds = task.log.bounds(&task.partition);
+        let unseen = |change: &Change, _, _: &Key| change.seen >= applied;
+        let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
+        let forgotten =
+            touched_keys(log, &task.partition, (bounds.start, bounds.end), connector, unseen).await?;
+        info!(partition = %task.partition, %applied, keys = forgotten.len(), "the peer is asked for these");
+        self.ask_peer(task, &forgotten).await?;
+        self.forgotten = forgotten.into_keys().collect();
+        Ok(())
+    }
+
+    /// Names in our log what both sites had and the snapshot that closed the gap did not name: it was deleted
+    /// in the gap.
+    async fn deleted_in_gap(
+        &mut self,
+        task: &CaptureTask,
+        pos: &Position,
+        (left_out, named): &(u64, Vec<(Key, String)>),
+        batch: &mut Batch,
+    ) -> Result<(), EngineError> {
+        let Some(peer) = &task.peer else { return Ok(()) };
+        // Some that are there may not have been named.
+        if *left_out <= named.len() as u64 {
+            let mut missing = self.known.missing(task, peer).await?;
+            named.iter().for_each(|(key, _)| _ = missing.remove(&key_digest(key)));
+            for key in missing.into_values() {
+                // The store may only have forgotten it: the peer says.
+                if self.may_be_forgotten(&key) {
+                    continue;
+                }
+                let absent = Change::captured(Op::State, key, None, pos.clone(), (task.clock)());
+                self.stamp(task, absent, batch);
+                if batch.changes.len() >= REFRESHES {
+                    self.append(task, std::mem::take(batch)).await?;
+                }
+            }
+        }
+        self.known = Known::default();
+        Ok(())
+    }
+
+    async fn wait_for_appends(
+        &mut self,
+        task: &CaptureTask,
+        source: &mut dyn Source,
+    ) -> Result<(), EngineError> {
+        while let Some((appended, batch)) = self.under_way.next().await {
+            self.durable(task, source, appended?, batch);
+        }
+        Ok(())
+    }
+
+    fn refresh(&mut self, task: &CaptureTask, key: &Key) -> Change {
+        let mut refresh = Change::captured(Op::Refresh, key.clone(), None, self.last.clone(), (task.clock)());
+        (refresh.term, refresh.seq) = (self.term, self.next_seq);
+        (refresh.seen, refresh.low) = (self.low, self.low);
+        self.next_seq = self.next_seq.next();
+        refresh
+    }
+
+    /// Takes over what the source brought.
+    async fn take(
+        &mut self,
+        task: &CaptureTask,
+        source: &mut dyn Source,
+        events: &mut Vec<Event>,
+    ) -> Result<(), EngineError> {
+        let mut batch = Batch::default();
+        for event in events.drain(..) {
+            match event {
+                Event::Change(change) => self.change(task, change, &mut batch),
+                Event::Marker { marker, pos } => {
+                    self.low = self.low.max(marker.applied);
+                    self.clock.observe(marker.hlc);
+                    self.reached(pos);
+                    task.shared.low.store(self.low.0, Ordering::SeqCst);
+                }
+                Event::Token(token) => match self.refreshes.remove(&token) {
+                    Some(asked) => batch.answers.push(asked.done),
+                    None => batch.tokens.push(token),
+                },
+                Event::MarkerLost { pos } => {
+                    self.reached(pos);
+                    task.shared.marker_lost.raise();
+                }
+                Event::SnapshotStarted { total, pos } => {
+                    self.last = pos;
+                    if let Some(snapshot) = &mut self.point.snapshot {
+                        snapshot.total = total;
+                        self.push_position(task, source, &mut batch);
+                    }
+                }
+                Event::SnapshotEnded { pos, left_out } => {
+                    self.deleted_in_gap(task, &pos, &left_out, &mut batch).await?;
+                    self.last = pos;
+                    let end = self.next_seq.0;
+                    if let Some(snapshot) = &mut self.point.snapshot {
+                        snapshot.end = Some(end);
+                        snapshot.left_out = left_out.0;
+                    }
+                    self.forgotten = HashSet::new();
+                    self.unsettled = HashSet::new();
+                    *lock(&task.stats.left_out) = left_out.1;
+                    self.push_position(task, source, &mut batch);
+                }
+                Event::Idle { pos } => {
+                    self.reached(pos);
+                    // Before the first change stands in the log, it has to say where the stream began.
+                    if self.resume_at.is_none() {
+                        self.push_position(task, source, &mut batch);
+                    }
+                }
+            }
+        }
+        self.progressed = true;
+        if self.bytes_since_position >= POSITION_EVERY_BYTES && self.open_group.is_empty() {
+            self.push_position(task, source, &mut batch);
+        }
+        self.append(task, batch).await
+    }
+
+    fn change(&mut self, task: &CaptureTask, mut change: Change, batch: &mut Batch) {
+        if let Some(group) = change.group {
+            let group_end = change.pos.clone();
+            self.open_group.push(change);
+            if group.last {
+                for change in std::mem::take(&mut self.open_group) {
+                    self.stamp(task, change, batch);
+                }
+                self.reached(group_end);
+            }
+            return;
+        }
+        if change.op == Op::Read {
+            if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key) {
+                return;
+            }
+            // A repeated snapshot replaces what an earlier one brought.
+            let brought =
+                |s: &SnapshotPoint| !s.initial || task.peer.is_none() || self.known.names(&change.key);
+            if self.point.snapshot.as_ref().is_some_and(|snapshot| snapshot.sweep && brought(snapshot)) {
+                change.op = Op::State;
+            }
+            self.stamp(task, change, batch);
+        } else {
+            let pos = change.pos.clone();
+            self.stamp(task, change, batch);
+            self.reached(pos);
+        }
+    }
+
+    fn may_be_forgotten(&self, key: &Key) -> bool {
+        if self.forgotten.is_empty() && self.unsettled.is_empty() {
+            return false;
+        }
+        let digest = key_digest(key);
+        self.forgotten.contains(&digest) || self.unsettled.contains(&digest)
+    }
+
+    /// The stream has come to `pos`; what it repeats after a break is behind us already.
+    fn reached(&mut self, pos: Position) {
+        if self.held_below.is_none_or(|held| pos.at > held) {
+            self.last = pos;
+        }
+    }
+
+    fn in_snapshot(&self) -> bool {
+        self.point.snapshot.as_ref().is_some_and(|snapshot| snapshot.end.is_none())
+    }
+
+    /// Gives the change its place and version, unless the log holds it from before a break.
+    fn stamp(&mut self, task: &CaptureTask, mut change: Change, batch: &mut Batch) {
+        if self.held_below.is_some_and(|held| change.pos.at <= held) {
+            return;
+        }
+        change.term = self.term;
+        change.seq = self.next_seq;
+        self.next_seq = self.next_seq.next();
+        change.seen = self.low;
+        change.low = self.low;
+        // What is read again and not written just now: nobody knows when it was written last.
+        change.uncertain = change.op == Op::State
+            && (self.in_snapshot() || self.refreshes.values().any(|asked| asked.keys.contains(&change.key)));
+        let news = match change.uncertain {
+            true => self.known.judge(&change, task.connector.as_ref()),
+            false => News::New,
+        };
+        // At least as new as our last write to it that is known; what was done in a gap, as the gap's end.
+        change.hlc = match (change.op, news) {
+            (Op::Read, _) => Hlc(0),
+            (_, News::Known) => self.written.last(&change.key),
+            (_, News::Unsure) => unsure(self.written.last(&change.key)),
+            (_, News::New) if change.uncertain => unsure(self.clock.stamp((task.clock)())),
+            (_, News::New) => self.clock.stamp((task.clock)()),
+        };
+        if task.peer.is_some() {
+            let touched = touches(&change, task.connector.as_ref());
+            lock(&task.shared.recent).note(&touched);
+            self.written.note(change.hlc, &touched);
+        }
+        trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(), seq = %change.seq,
+            seen = %change.seen, hlc = change.hlc.0, pos = %change.pos, "captured");
+        batch.data += 1;
+        self.bytes_since_position += change.cost();
+        batch.changes.push(change);
+    }
+
+    fn push_position(&mut self, task: &CaptureTask, source: &mut dyn Source, batch: &mut Batch) {
+        if task.peer.is_some() {
+            self.point.remembered_from = lock(&task.shared.recent).floor().0;
+        }
+        self.point.last = self.last.to_string();
+        let resume_at = source.restart_point(&self.last);
+        self.resume_at = Some(resume_at.clone());
+        let mut record = position_record(&self.point, resume_at, (task.clock)());
+        record.term = self.term;
+        record.seq = self.next_seq;
+        self.next_seq = self.next_seq.next();
+        record.seen = self.low;
+        record.low = self.low;
+        record.hlc = self.clock.last();
+        batch.changes.push(record);
+        batch.is_position = true;
+        self.bytes_since_position = 0;
+        *lock(&task.stats.snapshot) = self.point.snapshot.clone();
+    }
+
+    /// Writes the restart point, which is also how the peer learns our `low`.
+    async fn position(&mut self, task: &CaptureTask, source: &mut dyn Source) -> Result<(), EngineError> {
+        if self.last == Position::default() || !self.open_group.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.push_position(task, source, &mut batch);
+        self.append(task, batch).await
+    }
+
+    async fn append(&mut self, task: &CaptureTask, mut batch: Batch) -> Result<(), EngineError> {
+        batch.last = self.last.clone();
+        batch.end = self.next_seq;
+        if batch.data > 0 {
+            // What waits for room in the log is outstanding, too.
+            task.stats.data_end.fetch_max(batch.end.0, Ordering::SeqCst);
+        }
+        let changes = std::mem::take(&mut batch.changes);
+        let appended: Appended = task.log.append(&task.partition, changes).await?;
+        self.under_way.push_back(Box::pin(async move { (appended.await, batch) }));
+        Ok(())
+    }
+
+    /// An append is durable: the store may forget what it holds, and whoever waited for it goes on.
+    fn durable(&mut self, task: &CaptureTask, source: &mut dyn Source, first: Offset, batch: Batch) {
+        if batch.is_position {
+            task.stats.position_offset.store(first.0, Ordering::SeqCst);
+            if batch.last != Position::default() {
+                task.shared.capture_ready.raise();
+            }
+        }
+        source.acknowledge(&batch.last);
+        task.stats.captured.fetch_add(batch.data, Ordering::SeqCst);
+        lock(&task.shared.recent).reach(batch.end);
+        for token in batch.tokens {
+            task.shared.tokens.pass(token);
+        }
+        for answer in batch.answers {
+            let _gone = answer.send(());
+        }
+    }
+
+    /// Waits until what is under way is durable, and leaves a last restart point.
+    async fn finish(mut self, task: &CaptureTask, source: &mut dyn Source) -> Result<(), EngineError> {
+        // A source that is not open cannot tell where its open re-reads began.
+        if task.stats.capture_connected.load(Ordering::SeqCst) {
+            self.open_group.clear();
+            self.position(task, source).await?;
+        }
+        while let Some((appended, _)) = self.under_way.next().await {
+            appended?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads again what the peer may not have seen of our own changes.
+async fn remember(task: &CaptureTask, from: Seq, end: Offset) -> Result<(), EngineError> {
+    let start = task.log.locate(&task.partition, from).await?;
+    let mut terms = super::restart::Terms::default();
+    walk(task.log.as_ref(), &task.partition, start, end, |_, change| {
+        if terms.admits(&change) {
+            lock(&task.shared.recent).note(&touches(&change, task.connector.as_ref()));
+        }
+    })
+    .await?;
+    lock(&task.shared.recent).forget_below(from);
+    Ok(())
+}

@@ -1,0 +1,557 @@
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use causeway_core::{Connector, ErrorKind, Finding, Seq, Site};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::apply::ApplyTask;
+use super::capture::{CaptureTask, Clock, unix_ms};
+use super::dead_letters::DeadLetters;
+use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
+use super::pauses::Pauses;
+use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
+use super::{EngineError, backoff};
+use crate::config::{Channel, Config};
+use crate::log::{self, EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
+use crate::status::{
+    ChannelState, ChannelStatus, Control, ControlError, DeadLetter, DirectionStatus, HeldAnswer, Lag, Phase,
+    Progress, Status,
+};
+
+/// How long a stop may take before what is left is given up; a service manager waits ten seconds.
+const STOP_AT_MOST: Duration = Duration::from_secs(8);
+const RETENTION_EVERY: Duration = Duration::from_secs(5);
+const RATES_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The change log: its folder is in use, or cannot be read.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    /// What is kept beside the log cannot be read or written.
+    #[error("{dir}: {source}")]
+    Folder {
+        /// The log's folder.
+        dir: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The metrics could not be set up.
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+/// The running engine: every channel of one link, both sites.
+pub struct Daemon {
+    link: String,
+    sites: [String; 2],
+    channels: Vec<ChannelRun>,
+    log: Arc<dyn Log>,
+    dead_letters: Arc<DeadLetters>,
+    pauses: Mutex<Pauses>,
+    metrics: Metrics,
+    /// What stamps each site's changes.
+    clocks: [Clock; 2],
+    stop: CancellationToken,
+    tasks: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+struct ChannelRun {
+    name: String,
+    store: String,
+    paused: watch::Sender<bool>,
+    directions: Vec<DirectionRun>,
+}
+
+struct DirectionRun {
+    from: Site,
+    partition: PartitionId,
+    stats: Arc<DirectionStats>,
+    /// Of the origin.
+    shared: Arc<SiteShared>,
+    answers: mpsc::Sender<HeldAnswer>,
+    /// The channel goes the other way, too.
+    both: bool,
+    snapshot: bool,
+    labels: Labels,
+    rates: Mutex<Rates>,
+}
+
+#[derive(Default)]
+struct Rates {
+    captured: (u64, f64),
+    applied: (u64, f64),
+}
+
+/// A new figure counts for a third: the rate of the last few seconds.
+fn smooth((last, rate): (u64, f64), now: u64) -> (u64, f64) {
+    let fresh = now.saturating_sub(last) as f64 / RATES_EVERY.as_secs_f64();
+    let mixed = rate + (fresh - rate) / 3.0;
+    (now, if mixed < 0.05 { 0.0 } else { mixed })
+}
+
+impl Daemon {
+    /// Opens the log and starts every channel. `connectors` are those of `config.channels`, in their order.
+    ///
+    /// # Errors
+    ///
+    /// The log's folder is in use or damaged, or what is kept beside it.
+    pub async fn start(
+        config: &Config,
+        connectors: Vec<Arc<dyn Connector>>,
+    ) -> Result<Arc<Daemon>, StartError> {
+        let dir = &config.log.dir;
+        let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
+        std::fs::create_dir_all(dir).map_err(folder)?;
+        let share = usize::try_from(config.limits.memory / 16).unwrap_or(usize::MAX);
+        let options = EmbeddedOptions {
+            age_min: config.log.age_min,
+            size_max: config.log.size_max,
+            cache_bytes: share,
+            in_flight_bytes: share / 2,
+            ..EmbeddedOptions::default()
+        };
+        let log: Arc<dyn Log> = EmbeddedLog::open(dir, options).await?;
+        let clocks: [Clock; 2] = [Arc::new(unix_ms), Arc::new(unix_ms)];
+        Daemon::start_on(config, connectors, log, clocks).await
+    }
+
+    /// As [`start`](Daemon::start), on a log that is open.
+    pub(crate) async fn start_on(
+        config: &Config,
+        connectors: Vec<Arc<dyn Connector>>,
+        log: Arc<dyn Log>,
+        clocks: [Clock; 2],
+    ) -> Result<Arc<Daemon>, StartError> {
+        let dir = &config.log.dir;
+        let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
+        let dead_letters = DeadLetters::open(dir, config.sites.clone()).map_err(folder)?;
+        let mut daemon = Daemon {
+            link: config.link.clone(),
+            sites: config.sites.clone(),
+            channels: Vec::new(),
+            log,
+            dead_letters: Arc::new(dead_letters),
+            pauses: Mutex::new(Pauses::open(dir).map_err(folder)?),
+            metrics: Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?,
+            clocks,
+            stop: CancellationToken::new(),
+            tasks: tokio::sync::Mutex::default(),
+        };
+        let mut tasks = JoinSet::new();
+        for (channel, connector) in config.channels.iter().zip(connectors) {
+            let run = daemon.start_channel(channel, connector, &mut tasks);
+            daemon.channels.push(run);
+        }
+        let daemon = Arc::new(daemon);
+        tasks.spawn(Arc::clone(&daemon).keep_house());
+        *daemon.tasks.lock().await = tasks;
+        Ok(daemon)
+    }
+
+    fn start_channel(
+        &self,
+        channel: &Channel,
+        connector: Arc<dyn Connector>,
+        tasks: &mut JoinSet<()>,
+    ) -> ChannelRun {
+        let paused = watch::Sender::new(lock(&self.pauses).contains(&channel.name));
+        let (asks, receivers): (Vec<_>, Vec<_>) =
+            Site::BOTH.map(|_| mpsc::channel::<Ask>(16)).into_iter().unzip();
+        let shared: Vec<_> = asks.iter().map(|ask| Arc::new(SiteShared::new(ask.clone()))).collect();
+        let partition = |site: Site| PartitionId {
+            channel: channel.name.clone(),
+            origin: self.sites[site.index()].clone(),
+            number: 0,
+        };
+        let cleared = Arc::new(Flag::default());
+        let mut directions = Vec::new();
+        for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
+            if !channel.direction.carries(from) {
+                continue;
+            }
+            let to = from.peer();
+            let both = channel.direction.carries(to);
+            let stats = Arc::new(DirectionStats::default());
+            let labels = Metrics::labels(&channel.name, &self.sites[from.index()], &self.sites[to.index()]);
+            let capture = CaptureTask {
+                channel: channel.name.clone(),
+                site: from,
+                connector: Arc::clone(&connector),
+                log: Arc::clone(&self.log),
+                partition: partition(from),
+                shared: Arc::clone(&shared[from.index()]),
+                stats: Arc::clone(&stats),
+                peer: both.then(|| partition(to)),
+                snapshot: channel.snapshot.names(from),
+                asks,
+                clock: Arc::clone(&self.clocks[from.index()]),
+            };
+            let (answers, answered) = mpsc::channel(1);
+            let apply = ApplyTask {
+                channel: channel.name.clone(),
+                site: to,
+                connector: Arc::clone(&connector),
+                log: Arc::clone(&self.log),
+                partition: partition(from),
+                own: both.then(|| partition(to)),
+                shared: Arc::clone(&shared[to.index()]),
+                origin: shared[from.index()].ask.clone(),
+                stats: Arc::clone(&stats),
+                origin_wins: channel.existing.is_none_or(|site| site == from),
+                sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
+                items_max: channel.batch.items_max,
+                bytes_max: channel.batch.bytes_max,
+                paused: paused.subscribe(),
+                answers: answered,
+                stop: self.stop.clone(),
+                dead_letters: Arc::clone(&self.dead_letters),
+                apply_seconds: self.metrics.histogram("causeway_apply_seconds", labels.clone()),
+            };
+            let (stop, about) = (self.stop.clone(), Arc::clone(&stats));
+            let clear = Arc::clone(&cleared);
+            tasks.spawn(async move {
+                if clear.wait_or(&stop).await {
+                    ended("capture", capture.run(stop).await, &about.capture_error);
+                }
+            });
+            let (stop, about) = (self.stop.clone(), Arc::clone(&stats));
+            let clear = Arc::clone(&cleared);
+            tasks.spawn(async move {
+                if clear.wait_or(&stop).await {
+                    ended("apply", apply.run().await, &about.apply_error);
+                }
+            });
+            directions.push(DirectionRun {
+                from,
+                partition: partition(from),
+                stats,
+                shared: Arc::clone(&shared[from.index()]),
+                answers,
+                both,
+                snapshot: channel.snapshot.names(from),
+                labels,
+                rates: Mutex::default(),
+            });
+        }
+        let known = directions.iter().any(|d: &DirectionRun| self.log.bounds(&d.partition).end > Offset(0));
+        let preflight = Preflight {
+            channel: channel.name.clone(),
+            connector,
+            known,
+            stats: directions.iter().map(|direction| Arc::clone(&direction.stats)).collect(),
+            cleared,
+        };
+        let stop = self.stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = preflight.run() => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        ChannelRun { name: channel.name.clone(), store: channel.store.clone(), paused, directions }
+    }
+
+    /// Ends every channel in an orderly way: what is read is in the log, what is sent is answered, and the
+    /// restart points are written. Takes at most about eight seconds.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        let mut tasks = self.tasks.lock().await;
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_AT_MOST, all).await.is_err() {
+            warn!("a store does not answer: stopping without it, the restart repeats what was under way");
+            tasks.shutdown().await;
+        }
+        self.log.close().await;
+        info!("stopped");
+    }
+
+    /// Ends every task where it stands, as a killed process does. What is under way goes its way.
+    #[cfg(any(test, feature = "simulate"))]
+    pub(crate) async fn kill(&self) {
+        self.tasks.lock().await.shutdown().await;
+    }
+
+    /// Retention, rates and metrics.
+    async fn keep_house(self: Arc<Self>) {
+        let mut retention = tokio::time::interval(RETENTION_EVERY);
+        let mut rates = tokio::time::interval(RATES_EVERY);
+        let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                _ = retention.tick() => self.forget().await,
+                _ = upkeep.tick() => self.metrics.upkeep(),
+                _ = rates.tick() => for direction in self.channels.iter().flat_map(|c| &c.directions) {
+                    let mut rates = lock(&direction.rates);
+                    rates.captured = smooth(rates.captured, direction.stats.captured.load(Ordering::SeqCst));
+                    rates.applied = smooth(rates.applied, direction.stats.applied.load(Ordering::SeqCst));
+                },
+            }
+        }
+    }
+
+    /// Forgets what is settled at the target, is no longer remembered at the origin, and lies before the
+    /// newest restart point.
+    async fn forget(&self) {
+        for direction in self.channels.iter().flat_map(|channel| &channel.directions) {
+            let stats = &direction.stats;
+            let floor = lock(&direction.shared.recent).floor();
+            let mut below =
+                stats.settled_offset.load(Ordering::SeqCst).min(stats.position_offset.load(Ordering::SeqCst));
+            let trimmed = async {
+                if let Some(snapshot) = stats.in_snapshot().filter(|s| s.sweep && self.log.room().is_ok()) {
+                    // The sweep at its end looks at all that it named.
+                    below = below.min(self.log.locate(&direction.partition, Seq(snapshot.first)).await?.0);
+                }
+                if direction.both {
+                    below = below.min(self.log.locate(&direction.partition, floor).await?.0);
+                }
+                self.log.trim(&direction.partition, Offset(below)).await
+            };
+            if let Err(error) = trimmed.await {
+                warn!(partition = %direction.partition, %error, "retention");
+            }
+        }
+    }
+
+    fn channel(&self, name: &str) -> Result<&ChannelRun, ControlError> {
+        self.channels.iter().find(|channel| channel.name == name).ok_or_else(|| ControlError::NoSuchChannel {
+            channel: name.to_owned(),
+            known: self.channels.iter().map(|channel| channel.name.clone()).collect(),
+        })
+    }
+
+    fn chosen(&self, name: Option<&str>) -> Result<Vec<&ChannelRun>, ControlError> {
+        match name {
+            Some(name) => Ok(vec![self.channel(name)?]),
+            None => Ok(self.channels.iter().collect()),
+        }
+    }
+
+    fn pause_all(&self, name: Option<&str>, paused: bool) -> Result<(), ControlError> {
+        for channel in self.chosen(name)? {
+            lock(&self.pauses)
+                .set(&channel.name, paused)
+                .map_err(|error| ControlError::Failed(format!("{}: {error}", channel.name)))?;
+            channel.paused.send_replace(paused);
+        }
+        Ok(())
+    }
+
+    fn direction_status(&self, channel: &ChannelRun, direction: &DirectionRun) -> DirectionStatus {
+        let stats = &direction.stats;
+        let trouble = lock(&stats.capture_error).clone().or_else(|| lock(&stats.apply_error).clone());
+        let full = self.log.room().err();
+        let held = lock(&stats.held).clone();
+        let connected = stats.capture_connected.load(Ordering::SeqCst);
+        let in_snapshot = stats.in_snapshot();
+        let phase = match (&trouble, &in_snapshot) {
+            (Some(trouble), _) if trouble.setup => Phase::Failed,
+            _ if *channel.paused.borrow() || held.is_some() || full.is_some() => Phase::Paused,
+            (_, Some(snapshot)) if snapshot.gap => Phase::Gap,
+            (_, Some(_)) => Phase::Snapshot,
+            _ if !direction.shared.capture_ready.is_up() => Phase::Starting,
+            _ => Phase::Streaming,
+        };
+        let behind = stats.lag_changes();
+        let oldest = stats.oldest_unapplied.load(Ordering::SeqCst);
+        let seconds = match (behind, oldest) {
+            (0, _) => Some(0.0),
+            (_, 0) => None,
+            (_, oldest) => Some(unix_ms().saturating_sub(oldest) as f64 / 1000.0),
+        };
+        let rates = lock(&direction.rates);
+        let snapshot = lock(&stats.snapshot).clone().unwrap_or_default();
+        DirectionStatus {
+            from: self.sites[direction.from.index()].clone(),
+            to: self.sites[direction.from.peer().index()].clone(),
+            phase,
+            snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
+            lag: Lag {
+                changes: connected.then_some(behind),
+                seconds: if connected { seconds } else { None },
+            },
+            applied: stats.applied.load(Ordering::SeqCst),
+            conflicts: stats.conflicts.load(Ordering::SeqCst),
+            dead_letters: self
+                .dead_letters
+                .list(Some(&channel.name))
+                .iter()
+                .filter(|letter| letter.from == self.sites[direction.from.index()])
+                .count() as u64,
+            gaps: u64::from(in_snapshot.is_some_and(|snapshot| snapshot.gap)),
+            left_out: snapshot.left_out,
+            captured_per_second: rates.captured.1,
+            applied_per_second: rates.applied.1,
+            held,
+            error: trouble.map(|trouble| trouble.text).or_else(|| full.map(|full| full.to_string())),
+        }
+    }
+}
+
+/// Keeps a channel from starting while its connector finds something fatal.
+struct Preflight {
+    channel: String,
+    connector: Arc<dyn Connector>,
+    /// The log knows the channel: a store that is away now is no reason to let the other one's stream pass.
+    known: bool,
+    stats: Vec<Arc<DirectionStats>>,
+    cleared: Arc<Flag>,
+}
+
+impl Preflight {
+    async fn run(self) {
+        let mut failures = 0;
+        loop {
+            let trouble = match self.connector.check().await {
+                Ok(findings) => {
+                    let fatal = findings.into_iter().find(|finding| finding.fatal);
+                    fatal.map(|finding| Trouble { text: text(&finding), setup: true })
+                }
+                Err(error) if self.known && error.kind() == ErrorKind::Retry => None,
+                Err(error) => {
+                    Some(Trouble { text: error.to_string(), setup: error.kind() == ErrorKind::Setup })
+                }
+            };
+            let Some(trouble) = trouble else { break };
+            if failures == 0 {
+                warn!(channel = %self.channel, reason = trouble.text, "the channel does not start like this");
+            }
+            failures += 1;
+            let wait = backoff(failures, trouble.setup);
+            for stats in &self.stats {
+                *lock(&stats.capture_error) = Some(trouble.clone());
+            }
+            tokio::time::sleep(wait).await;
+        }
+        for stats in &self.stats {
+            *lock(&stats.capture_error) = None;
+        }
+        self.cleared.raise();
+    }
+}
+
+fn text(finding: &Finding) -> String {
+    let site = finding.site.as_ref().map(|site| format!("{site}: ")).unwrap_or_default();
+    format!("{site}{}; {}", finding.what, finding.advice)
+}
+
+fn progress(snapshot: &super::restart::SnapshotPoint, applied: u64, under_way: bool) -> Progress {
+    let total = snapshot.end.map(|end| end.saturating_sub(snapshot.first)).or(snapshot.total);
+    let rows = applied.saturating_sub(snapshot.first);
+    let done = if under_way { total.map_or(rows, |total| rows.min(total)) } else { total.unwrap_or(0) };
+    Progress { done, total }
+}
+
+fn ended(what: &str, result: Result<(), EngineError>, about: &Mutex<Option<Trouble>>) {
+    match result {
+        Ok(()) | Err(EngineError::Stopped) => {}
+        Err(failed) => {
+            error!(error = %failed, "{what} ended");
+            *lock(about) = Some(Trouble { text: failed.to_string(), setup: true });
+        }
+    }
+}
+
+#[async_trait]
+impl Control for Daemon {
+    fn status(&self) -> Status {
+        let channels = self.channels.iter().map(|channel| {
+            let directions: Vec<_> = channel
+                .directions
+                .iter()
+                .map(|direction| self.direction_status(channel, direction))
+                .collect();
+            let failed = directions.iter().any(|direction| direction.phase == Phase::Failed);
+            let state = match *channel.paused.borrow() {
+                _ if failed => ChannelState::Failed,
+                true => ChannelState::Paused,
+                false => ChannelState::Running,
+            };
+            ChannelStatus { name: channel.name.clone(), store: channel.store.clone(), state, directions }
+        });
+        Status { link: self.link.clone(), sites: self.sites.to_vec(), channels: channels.collect() }
+    }
+
+    async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError> {
+        self.pause_all(channel, true)
+    }
+
+    async fn resume(&self, channel: Option<&str>, held: Option<HeldAnswer>) -> Result<(), ControlError> {
+        let Some(answer) = held else { return self.pause_all(channel, false) };
+        let mut answered = 0;
+        for direction in self.chosen(channel)?.into_iter().flat_map(|channel| &channel.directions) {
+            if lock(&direction.stats.held).is_some() && direction.answers.try_send(answer).is_ok() {
+                answered += 1;
+            }
+        }
+        match answered {
+            0 => Err(ControlError::Refused("nothing is held".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    async fn snapshot(&self, channel: &str) -> Result<(), ControlError> {
+        let directions: Vec<_> = self.channel(channel)?.directions.iter().filter(|d| d.snapshot).collect();
+        if directions.is_empty() {
+            return Err(ControlError::Refused(format!(
+                "{channel}: `snapshot` names no site whose changes are carried"
+            )));
+        }
+        if directions.iter().any(|direction| direction.stats.in_snapshot().is_some()) {
+            return Err(ControlError::Refused(format!("{channel}: a snapshot is running")));
+        }
+        for direction in directions {
+            direction
+                .shared
+                .ask
+                .try_send(Ask::Snapshot { gap: false })
+                .map_err(|_| ControlError::Failed(format!("{channel}: capture does not answer")))?;
+        }
+        Ok(())
+    }
+
+    fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter> {
+        self.dead_letters.list(channel)
+    }
+
+    fn ready(&self) -> bool {
+        self.channels.iter().flat_map(|channel| &channel.directions).all(|direction| {
+            direction.shared.capture_ready.is_up() && direction.stats.capture_connected.load(Ordering::SeqCst)
+        })
+    }
+
+    fn metrics(&self) -> String {
+        let status = self.status();
+        for (run, channel) in self.channels.iter().zip(&status.channels) {
+            for (run, direction) in run.directions.iter().zip(&channel.directions) {
+                let counter = |name, value| self.metrics.counter(name, run.labels.clone()).absolute(value);
+                let gauge = |name, value: f64| self.metrics.gauge(name, run.labels.clone()).set(value);
+                counter("causeway_changes_captured_total", run.stats.captured.load(Ordering::SeqCst));
+                counter("causeway_changes_applied_total", direction.applied);
+                counter("causeway_snapshot_rows_total", direction.snapshot.done);
+                counter("causeway_gaps_total", run.stats.gaps_total.load(Ordering::SeqCst));
+                gauge("causeway_lag_changes", direction.lag.changes.map_or(f64::NAN, |n| n as f64));
+                gauge("causeway_lag_seconds", direction.lag.seconds.unwrap_or(f64::NAN));
+                gauge("causeway_dead_letters", direction.dead_letters as f64);
+                gauge("causeway_left_out", direction.left_out as f64);
+                gauge("causeway_remembered_changes", lock(&run.shared.recent).len() as f64);
+                let mut labels = run.labels.clone();
+                labels.push(metrics::Label::new("resolution", "kept_local"));
+                self.metrics.counter("causeway_conflicts_total", labels).absolute(direction.conflicts);
+            }
+        }
+        self.metrics.gauge("causeway_log_bytes", Vec::new()).set(self.log.size_bytes() as f64);
+        self.metrics.render()
+    }
+}

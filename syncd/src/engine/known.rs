@@ -1,0 +1,223 @@
+//! What both logs say that keys held last: it tells which keys were written or deleted in a gap from those
+//! that only hold what one of the sites had before.
+
+use std::collections::{BTreeMap, HashMap};
+
+use causeway_core::{Change, Connector, Key, Marker, Op, Seq};
+use tracing::warn;
+
+use super::EngineError;
+use super::capture::CaptureTask;
+use super::recent::{is_reread, key_digest};
+use super::restart::{touched_keys, walk_kept};
+use crate::log::{Offset, PartitionId};
+
+/// Keys of which this is known; about 120 bytes each.
+const KEYS_MAX: usize = 1 << 20;
+
+/// What the last record of a log says of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// It holds this; until when, if it expires.
+    Content(u128, Option<u64>),
+    /// It is gone.
+    Absent,
+    /// Something happened to it that doesn't say what it holds.
+    Changed,
+}
+
+/// Whether what a key was found to hold after a gap is news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum News {
+    /// A log knows of it.
+    Known,
+    /// It cannot be told.
+    Unsure,
+    /// No log knows of it: it was done in the gap.
+    New,
+}
+
+#[derive(Debug, Default)]
+struct Words {
+    /// Of our own log, and how much of the peer's had been applied before.
+    own: Option<(Last, Seq)>,
+    /// Where our own log says so.
+    own_seq: Seq,
+    /// Of the peer's log, and its place there.
+    peer: Option<(Last, Seq)>,
+    /// The snapshot that closes the gap has named it.
+    named: bool,
+}
+
+/// A log's word that came last into our store.
+enum Latest {
+    /// Our own log's, and how much of the peer's had been applied before.
+    Own(Last, Seq),
+    /// The peer's, and its place there.
+    Peer(Last, Seq),
+}
+
+impl Latest {
+    fn word(&self) -> Last {
+        match self {
+            Latest::Own(last, _) | Latest::Peer(last, _) => *last,
+        }
+    }
+}
+
+impl Words {
+    fn latest(&self) -> Option<Latest> {
+        match (self.own, self.peer) {
+            (Some((own, seen)), Some((_, seq))) if seq < seen => Some(Latest::Own(own, seen)),
+            (Some((own, seen)), None) => Some(Latest::Own(own, seen)),
+            (_, Some((peer, seq))) => Some(Latest::Peer(peer, seq)),
+            (None, None) => None,
+        }
+    }
+}
+
+/// For each key that the logs name: our own log's word, and the peer's as far as it was applied here.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    keys: HashMap<u128, Words>,
+    /// Nothing was trimmed, and there were not more keys than fit: a key that is not here was never named.
+    complete: bool,
+    /// What was trimmed of the peer's log lies below this place of it.
+    peer_from: Seq,
+    /// And what was trimmed of our own had seen the peer's up to here at the most.
+    own_seen: Seq,
+    /// The ends of what was read of the two logs; none: there was no gap.
+    read: Option<[Offset; 2]>,
+}
+
+impl Known {
+    /// Reads both logs: the site's own whole, the `peer`'s as far as `marker`, found in the store, says that
+    /// it was applied.
+    pub(crate) async fn read(
+        task: &CaptureTask,
+        peer: &PartitionId,
+        marker: &Marker,
+    ) -> Result<Known, EngineError> {
+        let ends = [task.log.bounds(&task.partition).end, task.log.locate(peer, marker.applied).await?];
+        let mut known = Known { complete: true, read: Some(ends), ..Known::default() };
+        let connector = task.connector.as_ref();
+        for (log, partition) in [&task.partition, peer].into_iter().enumerate() {
+            let whole = task.log.bounds(partition).start == Offset(0);
+            known.complete &= whole;
+            let mut first = !whole;
+            walk_kept(task.log.as_ref(), partition, Offset(0), ends[log], |_, change| {
+                if change.op != Op::Fence && std::mem::take(&mut first) {
+                    match log {
+                        0 => known.own_seen = change.seen,
+                        _ => known.peer_from = change.seq,
+                    }
+                }
+                // Of what is not settled some may have been refused.
+                let applied = log == 0 || change.seq < marker.settled;
+                known.note(log == 0, &change, applied, connector);
+            })
+            .await?;
+        }
+        if known.keys.len() >= KEYS_MAX {
+            warn!(partition = %task.partition, keys = KEYS_MAX, "the logs name more keys than fit: what was \
+                deleted of the others in the gap is found by the sweep only");
+        }
+        Ok(known)
+    }
+
+    fn note(&mut self, own: bool, change: &Change, applied: bool, connector: &dyn Connector) {
+        if !change.op.is_data() || change.key.name.is_empty() {
+            return;
+        }
+        let last = match (change.op, &change.value) {
+            _ if !applied => Last::Changed,
+            (Op::Delete, _) | (Op::State, None) => Last::Absent,
+            (Op::Read | Op::State | Op::Put, _) => connector
+                .content(change)
+                .map_or(Last::Changed, |content| Last::Content(content, change.expire_at)),
+            _ => Last::Changed,
+        };
+        for (unit, _) in connector.units(change) {
+            let digest = key_digest(&unit.key);
+            if self.keys.len() >= KEYS_MAX && !self.keys.contains_key(&digest) {
+                self.complete = false;
+                continue;
+            }
+            let words = self.keys.entry(digest).or_default();
+            if own {
+                words.own = Some((last, change.seen));
+                words.own_seq = change.seq;
+            } else if is_reread(change)
+                && words.own.is_some_and(|(own, _)| own == Last::Absent)
+                && words.own_seq >= change.seen
+            {
+                // Our delete stood against it.
+                words.peer = Some((Last::Changed, change.seq));
+            } else {
+                words.peer = Some((last, change.seq));
+            }
+        }
+    }
+
+    /// Whether our own log names `key`.
+    pub(crate) fn names(&self, key: &Key) -> bool {
+        self.keys.get(&key_digest(key)).is_some_and(|words| words.own.is_some())
+    }
+
+    /// Takes note of a row of the snapshot that closes the gap, or of the absence of a key that it did not
+    /// name, and says whether it is news.
+    pub(crate) fn judge(&mut self, row: &Change, connector: &dyn Connector) -> News {
+        if self.read.is_none() {
+            return News::Known;
+        }
+        let Some(words) = self.keys.get_mut(&key_digest(&row.key)) else {
+            return if self.complete { News::New } else { News::Unsure };
+        };
+        words.named = true;
+        let Some(latest) = words.latest() else { return News::Unsure };
+        // What was trimmed of one log may have come after the last word of the other.
+        let sure = match latest {
+            Latest::Own(_, seen) => seen >= self.peer_from,
+            Latest::Peer(_, seq) => seq >= self.own_seen,
+        };
+        let news = if sure { News::New } else { News::Unsure };
+        let Some(_) = row.value else {
+            return match latest.word() {
+                Last::Absent => News::Known,
+                // Nobody did anything: it expired, by the store's own clock.
+                Last::Content(_, Some(_)) => News::Known,
+                Last::Content(..) => news,
+                Last::Changed => News::Unsure,
+            };
+        };
+        let now = connector.content(row);
+        let said = |(last, _)| matches!(last, Last::Content(said, _) if Some(said) == now);
+        let said = [words.own, words.peer].into_iter().flatten().any(said);
+        match latest.word() {
+            _ if said => News::Known,
+            Last::Content(..) | Last::Absent if now.is_some() => news,
+            _ => News::Unsure,
+        }
+    }
+
+    /// Keys that were there by the logs and that the snapshot, which has ended, did not name, by their digests.
+    pub(crate) async fn missing(
+        &self,
+        task: &CaptureTask,
+        peer: &PartitionId,
+    ) -> Result<BTreeMap<u128, Key>, EngineError> {
+        let mut missing = BTreeMap::new();
+        let Some(ends) = self.read else { return Ok(missing) };
+        let was_there =
+            |words: &Words| !words.named && words.latest().is_none_or(|latest| latest.word() != Last::Absent);
+        let connector = task.connector.as_ref();
+        let wanted = |_: &Change, digest, key: &Key| {
+            self.keys.get(&digest).is_some_and(was_there) && connector.carries(key)
+        };
+        for (partition, end) in [&task.partition, peer].into_iter().zip(ends) {
+            let range = (Offset(0), end);
+            missing.extend(touched_keys(task.log.as_ref(), partition, range, connector, wanted).await?);
+        }
+        Ok(missing)
+    }
+}

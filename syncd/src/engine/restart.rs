@@ -1,0 +1,243 @@
+//! The restart point: what capture has to know again after a crash, as it stands in a `position` record.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use causeway_core::{Change, Connector, Hlc, Key, Op, Position, Seq, Space, Term};
+use serde::{Deserialize, Serialize};
+
+use super::recent::key_digest;
+use crate::log::{self, Log, Offset, PartitionId};
+
+/// The value of a `position` record, as JSON. The position itself is the record's `pos`; the record's seq,
+/// term, low and hlc are those of capture at that place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestartPoint {
+    /// Own changes below are known to be applied by the peer; the others have to be remembered.
+    pub(crate) remembered_from: u64,
+    /// Up to where the log holds the stream, as text; the record's own `pos` may lie before it, where a
+    /// re-read is open.
+    pub(crate) last: String,
+    /// The snapshot that is being read or was read last.
+    pub(crate) snapshot: Option<SnapshotPoint>,
+}
+
+/// A snapshot as capture knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotPoint {
+    /// Its rows stand at and above this seq.
+    pub(crate) first: u64,
+    /// And below this one; `None`: it is not complete.
+    pub(crate) end: Option<u64>,
+    /// Keys to come, if the store said so.
+    pub(crate) total: Option<u64>,
+    /// It closes a gap, or repeats a snapshot that broke: keys that it does not name are swept.
+    pub(crate) sweep: bool,
+    /// It closes a gap of the stream.
+    pub(crate) gap: bool,
+    /// No snapshot was complete before: a key that no record names was never carried.
+    #[serde(default)]
+    pub(crate) initial: bool,
+    /// Keys that cannot be carried.
+    pub(crate) left_out: u64,
+}
+
+/// What a new term of capture finds in its own log.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(crate) next_seq: Seq,
+    pub(crate) hlc: Hlc,
+    pub(crate) low: Seq,
+    /// Where the source resumes; `None`: nothing was captured yet.
+    pub(crate) resume_at: Option<Position>,
+    /// The place of the last whole group in the log: what the source brings up to here is there already.
+    pub(crate) last: Option<Position>,
+    pub(crate) point: RestartPoint,
+    pub(crate) last_data: Option<Seq>,
+    /// Where the newest position stands.
+    pub(crate) position_offset: Offset,
+}
+
+const WINDOW: u64 = 2048;
+const READ_BYTES: usize = 4 << 20;
+
+/// Reads the log back to its newest `position` record and from there to `end`, the place of the new fence.
+pub(crate) async fn recover(
+    log: &dyn Log,
+    partition: &PartitionId,
+    end: Offset,
+) -> Result<Recovered, log::Error> {
+    let start = log.bounds(partition).start;
+    let mut window = WINDOW;
+    let mut from;
+    loop {
+        from = Offset(end.0.saturating_sub(window).max(start.0));
+        let mut found = None;
+        let mut last = None;
+        let mut terms = Terms::default();
+        walk(log, partition, from, end, |offset, change| {
+            if !terms.admits(&change) || change.op == Op::Fence {
+                return;
+            }
+            last = Some((change.seq, change.hlc));
+            if change.op == Op::Position {
+                found = Some((offset, change));
+            }
+        })
+        .await?;
+        if let Some((offset, position)) = found {
+            return from_position(log, partition, offset, position, end).await;
+        }
+        if from == start {
+            // Whatever stands there was written by a capture that never came to say where it began.
+            let (next_seq, hlc) = last.map_or_else(Default::default, |(seq, hlc)| (seq.next(), hlc));
+            return Ok(Recovered { next_seq, hlc, position_offset: start, ..Recovered::default() });
+        }
+        window = window.saturating_mul(8);
+    }
+}
+
+async fn from_position(
+    log: &dyn Log,
+    partition: &PartitionId,
+    offset: Offset,
+    position: Change,
+    end: Offset,
+) -> Result<Recovered, log::Error> {
+    let point = restart_point(&position).ok_or_else(|| log::Error::Corrupt {
+        partition: partition.clone(),
+        from: offset,
+        to: Offset(offset.0 + 1),
+        reason: "a position record without a restart point".to_owned(),
+    })?;
+    let mut recovered = Recovered {
+        next_seq: position.seq.next(),
+        hlc: position.hlc,
+        low: position.low,
+        resume_at: Some(position.pos.clone()),
+        last: point.last.parse().ok(),
+        point,
+        last_data: None,
+        position_offset: offset,
+    };
+    let mut terms = Terms::default();
+    walk(log, partition, Offset(offset.0 + 1), end, |_, change| {
+        if !terms.admits(&change) || change.op == Op::Fence {
+            return;
+        }
+        recovered.next_seq = change.seq.next();
+        recovered.hlc = recovered.hlc.max(change.hlc);
+        recovered.low = recovered.low.max(change.low);
+        if change.op.is_data() {
+            recovered.last_data = Some(change.seq);
+        }
+        if change.group.is_none_or(|group| group.last) {
+            recovered.last = Some(change.pos);
+        }
+    })
+    .await?;
+    Ok(recovered)
+}
+
+/// Calls `each` for every record of `[from, end)`.
+pub(crate) async fn walk(
+    log: &dyn Log,
+    partition: &PartitionId,
+    from: Offset,
+    end: Offset,
+    each: impl FnMut(Offset, Change),
+) -> Result<(), log::Error> {
+    walk_records(log, partition, from, end, false, each).await
+}
+
+/// As [`walk`], from `from` or the oldest record kept, whatever retention takes meanwhile.
+pub(crate) async fn walk_kept(
+    log: &dyn Log,
+    partition: &PartitionId,
+    from: Offset,
+    end: Offset,
+    each: impl FnMut(Offset, Change),
+) -> Result<(), log::Error> {
+    walk_records(log, partition, from, end, true, each).await
+}
+
+async fn walk_records(
+    log: &dyn Log,
+    partition: &PartitionId,
+    from: Offset,
+    end: Offset,
+    kept: bool,
+    mut each: impl FnMut(Offset, Change),
+) -> Result<(), log::Error> {
+    let mut at = from;
+    while at < end {
+        let records = match log.read(partition, at, READ_BYTES).await {
+            Err(log::Error::Trimmed { start, .. }) if kept && start > at => {
+                at = start;
+                continue;
+            }
+            records => records?,
+        };
+        let Some((last, _)) = records.last() else { return Ok(()) };
+        let next = Offset(last.0 + 1);
+        for (offset, change) in records {
+            if offset >= end {
+                return Ok(());
+            }
+            each(offset, change);
+        }
+        at = next;
+    }
+    Ok(())
+}
+
+/// The keys, by their digests, that data changes of `[from, end)` touch, as far as they are kept and `wanted`.
+pub(crate) async fn touched_keys(
+    log: &dyn Log,
+    partition: &PartitionId,
+    (from, end): (Offset, Offset),
+    connector: &dyn Connector,
+    wanted: impl Fn(&Change, u128, &Key) -> bool,
+) -> Result<BTreeMap<u128, Key>, log::Error> {
+    let mut touched = BTreeMap::new();
+    walk_kept(log, partition, from, end, |_, change| {
+        if !change.op.is_data() || change.key.name.is_empty() {
+            return;
+        }
+        for (unit, _) in connector.units(&change) {
+            let digest = key_digest(&unit.key);
+            if wanted(&change, digest, &unit.key) {
+                touched.entry(digest).or_insert(unit.key);
+            }
+        }
+    })
+    .await?;
+    Ok(touched)
+}
+
+/// Builds the record; the source resumes at `resume_at`.
+pub(crate) fn position_record(point: &RestartPoint, resume_at: Position, time: u64) -> Change {
+    let key = Key { space: Space::Whole, name: Bytes::new() };
+    // A struct of numbers and options always has a JSON form.
+    let value = serde_json::to_vec(point).unwrap_or_default();
+    Change::captured(Op::Position, key, Some(value.into()), resume_at, time)
+}
+
+/// Reads the restart point of a `position` record.
+pub(crate) fn restart_point(change: &Change) -> Option<RestartPoint> {
+    change.value.as_ref().and_then(|value| serde_json::from_slice(value).ok())
+}
+
+/// Which records of a log count: those of a term older than the newest fence above them don't.
+#[derive(Debug, Default)]
+pub(crate) struct Terms(Term);
+
+impl Terms {
+    /// Whether `change`, the next of the log, counts.
+    pub(crate) fn admits(&mut self, change: &Change) -> bool {
+        // No term has a record before its own fence, so that any record tells of the fence above it.
+        let admitted = change.term >= self.0;
+        self.0 = self.0.max(change.term);
+        admitted
+    }
+}

@@ -1,0 +1,287 @@
+//! What capture and applier of one site know of each other, and what status shows of a direction.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use causeway_core::{Behind, Key, Marker, Seq, Token};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::recent::Recent;
+use super::restart::SnapshotPoint;
+
+/// Locks whatever happened to another holder: what is inside is always whole between two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Between the capture and the applier of one site.
+#[derive(Debug)]
+pub(crate) struct SiteShared {
+    /// Own changes that the peer may not have seen.
+    pub(crate) recent: Mutex<Recent>,
+    pub(crate) gate: Gate,
+    pub(crate) tokens: Tokens,
+    /// The site's own `FLUSHALL` took the marker with it: the applier writes it again.
+    pub(crate) marker_lost: Flag,
+    /// Capture has its first position; before that nothing is applied into the store.
+    pub(crate) capture_ready: Flag,
+    /// Capture went on where it had stopped: what the log says of the marker holds.
+    pub(crate) unbroken: AtomicBool,
+    pub(crate) backlog: Backlog,
+    /// The highest `applied` that capture saw pass in the site's own stream, or recovered from the log.
+    pub(crate) low: AtomicU64,
+    /// Asks this site's capture for states.
+    pub(crate) ask: mpsc::Sender<Ask>,
+}
+
+/// What a site's capture can be asked for.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// States of `keys`; answered once they are durable in the log.
+    Refresh { keys: Vec<Key>, done: oneshot::Sender<()> },
+    /// A snapshot anew, with a sweep; `gap` if it closes one.
+    Snapshot { gap: bool },
+}
+
+impl SiteShared {
+    pub(crate) fn new(ask: mpsc::Sender<Ask>) -> Self {
+        SiteShared {
+            recent: Mutex::default(),
+            gate: Gate::default(),
+            tokens: Tokens::default(),
+            marker_lost: Flag::default(),
+            capture_ready: Flag::default(),
+            unbroken: AtomicBool::new(false),
+            backlog: Backlog::default(),
+            low: AtomicU64::new(0),
+            ask,
+        }
+    }
+}
+
+/// How far the site's capture is behind its store. Nobody's task sets a flag here: a capture that is stuck
+/// could not, just when it matters.
+#[derive(Default)]
+pub(crate) struct Backlog {
+    behind: Mutex<Option<Behind>>,
+    half_full: AtomicBool,
+}
+
+impl std::fmt::Debug for Backlog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Backlog({:?})", self.behind())
+    }
+}
+
+/// Of what the store keeps for capture: applying waits while more is not read.
+const BEHIND_MAX: f64 = 0.5;
+/// And goes on below this, so that it doesn't stop and go with every batch.
+const BEHIND_AGAIN: f64 = 0.4;
+
+impl Backlog {
+    /// Capture: what tells it from now on.
+    pub(crate) fn told_by(&self, behind: Option<Behind>) {
+        *lock(&self.behind) = behind;
+    }
+
+    fn behind(&self) -> Option<f64> {
+        let behind = lock(&self.behind).clone();
+        behind.and_then(|behind| behind())
+    }
+
+    /// Capture is behind by half of what its store keeps for it, or was and has not caught up by enough.
+    pub(crate) fn is_half_full(&self) -> bool {
+        let max = if self.half_full.load(Ordering::SeqCst) { BEHIND_AGAIN } else { BEHIND_MAX };
+        let half_full = self.behind().is_some_and(|behind| behind > max);
+        self.half_full.store(half_full, Ordering::SeqCst);
+        half_full
+    }
+}
+
+/// Something that is so from a moment on, and can be waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Flag {
+    set: AtomicBool,
+    changed: Notify,
+}
+
+impl Flag {
+    pub(crate) fn raise(&self) {
+        self.set.store(true, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes it down; says whether it was up.
+    pub(crate) fn take(&self) -> bool {
+        self.set.swap(false, Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.set.load(Ordering::SeqCst)
+    }
+
+    /// Waits for it or for `stop`; whether it is up.
+    pub(crate) async fn wait_or(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            biased;
+            () = self.wait() => true,
+            () = stop.cancelled() => false,
+        }
+    }
+
+    pub(crate) async fn wait(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_up() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// Keeps the applier out while capture opens the stream anew, so that a snapshot holds exactly what the
+/// marker says. Whoever applies holds the lock. Inside is the marker as it was read from the store after
+/// capture had asked for it; nothing, as soon as something may be under way.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    known: Arc<tokio::sync::Mutex<Option<KnownMarker>>>,
+    wanted: Flag,
+}
+
+/// What a store holds: a marker, or none.
+pub(crate) type KnownMarker = Option<Marker>;
+
+impl Gate {
+    /// Capture: waits until nothing is under way into the store, and until somebody has read its marker if
+    /// `applied_into` says that there is one who applies. The guard holds it.
+    pub(crate) async fn hold(&self, applied_into: bool) -> tokio::sync::MutexGuard<'_, Option<KnownMarker>> {
+        loop {
+            self.wanted.raise();
+            let guard = self.known.lock().await;
+            if guard.is_some() || !applied_into {
+                self.wanted.take();
+                return guard;
+            }
+            drop(guard);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Applier: may apply while it holds this.
+    pub(crate) async fn enter(&self) -> OwnedMutexGuard<Option<KnownMarker>> {
+        let mut guard = Arc::clone(&self.known).lock_owned().await;
+        *guard = None;
+        guard
+    }
+
+    pub(crate) fn wanted(&self) -> bool {
+        self.wanted.is_up()
+    }
+
+    /// Waits until capture wants it.
+    pub(crate) async fn until_wanted(&self) {
+        self.wanted.wait().await;
+    }
+}
+
+/// Tokens that capture saw pass in the stream.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens {
+    passed: Mutex<HashSet<Token>>,
+    changed: Notify,
+}
+
+/// Nobody waits for more tokens than this at once; older ones were given up.
+const TOKENS_KEPT: usize = 4096;
+
+impl Tokens {
+    pub(crate) fn pass(&self, token: Token) {
+        let mut passed = lock(&self.passed);
+        if passed.len() >= TOKENS_KEPT {
+            passed.clear();
+        }
+        passed.insert(token);
+        drop(passed);
+        self.changed.notify_waiters();
+    }
+
+    /// Whether `token` passes within `at_most`.
+    pub(crate) async fn wait(&self, token: Token, at_most: Duration) -> bool {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                if lock(&self.passed).remove(&token) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(at_most, wait).await.is_ok()
+    }
+}
+
+/// What status and metrics show of one direction. Counters only grow in a process's life.
+#[derive(Debug, Default)]
+pub(crate) struct DirectionStats {
+    /// Data changes appended to the log.
+    pub(crate) captured: AtomicU64,
+    /// Data changes applied or dropped by rule.
+    pub(crate) applied: AtomicU64,
+    pub(crate) conflicts: AtomicU64,
+    pub(crate) dead_letters: AtomicU64,
+    pub(crate) gaps_total: AtomicU64,
+    /// One above the seq of the newest data change in the log.
+    pub(crate) data_end: AtomicU64,
+    /// Every seq below is applied.
+    pub(crate) applied_below: AtomicU64,
+    /// `time` of the oldest change that is read but not applied, 0 if none.
+    pub(crate) oldest_unapplied: AtomicU64,
+    /// Where the newest restart point stands in the log: retention stops there.
+    pub(crate) position_offset: AtomicU64,
+    /// Everything before this place of the log is settled.
+    pub(crate) settled_offset: AtomicU64,
+    pub(crate) capture_connected: AtomicBool,
+    pub(crate) snapshot: Mutex<Option<SnapshotPoint>>,
+    pub(crate) held: Mutex<Option<String>>,
+    pub(crate) capture_error: Mutex<Option<Trouble>>,
+    pub(crate) apply_error: Mutex<Option<Trouble>>,
+    pub(crate) left_out: Mutex<Vec<(Key, String)>>,
+}
+
+/// What keeps a task from going on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    /// The error's text.
+    pub(crate) text: String,
+    /// A person has to mend it.
+    pub(crate) setup: bool,
+}
+
+impl DirectionStats {
+    /// Changes in the log that are not applied.
+    pub(crate) fn lag_changes(&self) -> u64 {
+        let (end, applied) =
+            (self.data_end.load(Ordering::SeqCst), self.applied_below.load(Ordering::SeqCst));
+        end.saturating_sub(applied)
+    }
+
+    /// Notes that everything below `applied` is applied.
+    pub(crate) fn applied_to(&self, applied: Seq) {
+        self.applied_below.store(applied.0, Ordering::SeqCst);
+    }
+
+    /// The snapshot, as long as its rows are not all applied, or the sweep after it is not done: the sweep
+    /// comes before the `position` record that ends the snapshot is settled.
+    pub(crate) fn in_snapshot(&self) -> Option<SnapshotPoint> {
+        let snapshot = lock(&self.snapshot).clone()?;
+        let applied = self.applied_below.load(Ordering::SeqCst);
+        match snapshot.end {
+            Some(end) if applied > end => None,
+            _ => Some(snapshot),
+        }
+    }
+}

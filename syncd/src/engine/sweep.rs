@@ -1,0 +1,180 @@
+//! The sweep after a repeated snapshot: what the target holds from earlier reads and the new one did not
+//! name is gone at the origin.
+
+use std::collections::HashMap;
+
+use causeway_core::{Batch, Change, Key, Op, Outcome, Seq, Target};
+use tracing::{debug, info, warn};
+
+use super::apply::{ApplyTask, Reign};
+use super::careful::watch;
+use super::recent::key_digest;
+use super::restart::{restart_point, walk_kept};
+use super::shared::lock;
+use super::{EngineError, shown};
+use crate::log::Offset;
+use crate::status::HeldAnswer;
+
+/// Keys that one pass holds: 32 bytes each. A larger snapshot is swept in several passes.
+const KEYS_A_PASS: u64 = 2_000_000;
+/// A sweep that would delete more than this asks first, if it is also more than one key in ten.
+const DELETES_UNASKED: usize = 1_000;
+
+impl Reign {
+    /// Deletes at the target what the snapshot that `end` closes did not name.
+    pub(crate) async fn sweep(
+        &mut self,
+        task: &mut ApplyTask,
+        target: &mut dyn Target,
+        end: &Change,
+    ) -> Result<(), EngineError> {
+        let Some(snapshot) = restart_point(end).and_then(|point| point.snapshot) else { return Ok(()) };
+        let first = Seq(snapshot.first);
+        let kept = task.log.bounds(&task.partition).start;
+        if task.log.locate(&task.partition, first).await? == kept && kept != Offset(0) {
+            warn!(partition = %task.partition, "not swept: a full log could not keep all that the snapshot named; \
+                `verifier check` lists what the origin lacks");
+            return Ok(());
+        }
+        let passes = (end.seq.0.saturating_sub(first.0) / KEYS_A_PASS + 1) as u128;
+        let (mut unnamed, mut scanned) = (Vec::new(), 0_u64);
+        for pass in 0..passes {
+            let mine = |digest: u128| digest % passes == pass;
+            let named = named(task, first, end, &mine).await?;
+            let mut cursor = 0;
+            loop {
+                let (keys, next) = target.keys(cursor).await?;
+                for key in keys {
+                    let digest = key_digest(&key);
+                    if !mine(digest) {
+                        continue;
+                    }
+                    scanned += 1;
+                    match named.get(&digest) {
+                        Some(Named::Now) => {}
+                        Some(Named::Before) => unnamed.push(key),
+                        None if task.sweep_all => unnamed.push(key),
+                        None => {}
+                    }
+                }
+                match next {
+                    Some(next) => cursor = next,
+                    None => break,
+                }
+            }
+        }
+        unnamed.sort_unstable();
+        unnamed.dedup();
+        unnamed.retain(|key| lock(&task.shared.recent).live(key, end.seen).is_empty());
+        let many = (unnamed.len() > DELETES_UNASKED && unnamed.len() as u64 > scanned / 10)
+            || (!unnamed.is_empty() && !reaches(task, end.seen).await?);
+        info!(partition = %task.partition, scanned, unnamed = unnamed.len(), many, "sweep");
+        for key in &unnamed {
+            debug!(partition = %task.partition, key = %shown(key), "swept");
+        }
+        if many {
+            let what =
+                format!("the origin lacks {} of {scanned} keys after a gap: deleting them", unnamed.len());
+            if self.question(task, what).await? == HeldAnswer::Drop {
+                return Ok(());
+            }
+        }
+        for keys in unnamed.chunks(task.items_max.max(1)) {
+            self.delete(task, target, keys, end).await?;
+        }
+        Ok(())
+    }
+
+    async fn delete(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        keys: &[Key],
+        end: &Change,
+    ) -> Result<(), EngineError> {
+        let mut keys = keys.to_vec();
+        while !keys.is_empty() {
+            let watched = task.own.is_some();
+            if watched {
+                watch(task, target, &keys).await?;
+                keys.retain(|key| lock(&task.shared.recent).live(key, end.seen).is_empty());
+            }
+            let changes: Vec<Change> =
+                keys.iter().map(|key| Change { seq: end.seq, ..gone(key, end) }).collect();
+            let marker = self.marker_for(task, &[], self.marker.applied);
+            target.send(Batch { marker, changes, watched, keep_existing: false }).await?;
+            match target.outcome().await? {
+                Outcome::Committed { .. } => return Ok(()),
+                Outcome::Touched => {}
+                Outcome::Rejected { reason, .. } => {
+                    return Err(EngineError::Store(causeway_core::Error::Unavailable {
+                        action: format!("delete {} keys that the origin lacks", keys.len()),
+                        endpoint: task.channel.clone(),
+                        source: reason.into(),
+                    }));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gone(key: &Key, end: &Change) -> Change {
+    Change::captured(Op::Delete, key.clone(), None, end.pos.clone(), end.time)
+}
+
+/// Whether our log still holds what the origin had not seen of ours.
+async fn reaches(task: &ApplyTask, seen: Seq) -> Result<bool, EngineError> {
+    let Some(own) = &task.own else { return Ok(true) };
+    let bounds = task.log.bounds(own);
+    let oldest = task.log.read(own, bounds.start, 1).await?;
+    Ok(oldest.first().is_none_or(|(_, change)| change.seq <= seen || bounds.start == Offset(0)))
+}
+
+/// Whether the snapshot named a key, or only what came before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Before,
+    Now,
+}
+
+/// What the logs say of keys: by the origin's log below `end`, and by the target's own.
+async fn named(
+    task: &ApplyTask,
+    first: Seq,
+    end: &Change,
+    mine: &impl Fn(u128) -> bool,
+) -> Result<HashMap<u128, Named>, EngineError> {
+    let mut named = HashMap::new();
+    let stop = task.log.locate(&task.partition, end.seq).await?;
+    let mut note = |change: &Change, now: bool| {
+        if change.key.name.is_empty() || !(change.op.is_data() || change.op == Op::Refresh) {
+            return;
+        }
+        let mut name = |key: &Key| {
+            let digest = key_digest(key);
+            if mine(digest) {
+                let known = named.entry(digest).or_insert(Named::Before);
+                if now {
+                    *known = Named::Now;
+                }
+            }
+        };
+        name(&change.key);
+        if change.op == Op::Command {
+            task.connector.units(change).iter().for_each(|(unit, _)| name(&unit.key));
+        }
+    };
+    let start = task.log.bounds(&task.partition).start;
+    walk_kept(task.log.as_ref(), &task.partition, start, stop, |_, change| {
+        note(&change, change.seq >= first)
+    })
+    .await?;
+    if let Some(own) = &task.own {
+        let bounds = task.log.bounds(own);
+        // What the origin had not seen of ours it cannot have deleted: it may have come back older.
+        let note = |_, change: Change| note(&change, change.seq >= end.seen);
+        walk_kept(task.log.as_ref(), own, bounds.start, bounds.end, note).await?;
+    }
+    Ok(named)
+}

@@ -1,0 +1,280 @@
+//! What happens in a run, drawn from its seed before it begins; and how a failing one is made smaller.
+
+use std::fmt;
+
+use causeway_core::Site;
+
+use super::Options;
+use super::random::Random;
+use super::world::BEGIN;
+
+/// Everything that is done to the two sites from outside.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    /// The channel's `snapshot`.
+    pub(super) snapshot: Snapshot,
+    /// Written before the daemon starts.
+    pub(super) before: Vec<(Site, String)>,
+    /// In the order of their times.
+    pub(super) steps: Vec<(u64, Do)>,
+    /// Of the stores' clocks and of those that stamp changes.
+    pub(super) skews: [[i64; 2]; 2],
+    pub(super) backlog_max: Option<usize>,
+    pub(super) items_max: usize,
+    pub(super) collide: bool,
+    pub(super) trim: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Snapshot {
+    Both,
+    First,
+    None,
+}
+
+/// One step of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Do {
+    /// A transaction of an application.
+    Write(Site, Vec<String>),
+    /// All connections to the store break.
+    Cut(Site),
+    /// They break after so many more batches, before the answer.
+    CutAfter(Site, u64),
+    /// The store dies; it comes back after so many milliseconds with its data and another history.
+    Die(Site, u64),
+    /// It comes back with the history that it had.
+    Stop(Site, u64),
+    /// It takes nothing for so long.
+    Full(Site, u64),
+    /// The daemon dies, and starts again so many milliseconds later.
+    Kill(u64),
+    /// The daemon stops in an orderly way and starts again.
+    Restart,
+    /// An operator asks for a snapshot.
+    Snapshot,
+    /// From now on everything takes another time.
+    Paces(u64),
+    /// The clock that stamps a site's changes is set.
+    Clock(Site, i64),
+}
+
+impl fmt::Display for Do {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Do::Write(site, commands) => write!(f, "{} writes {}", site.index(), commands.join("; ")),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// Fault kinds and how often each may happen, drawn for each seed.
+fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
+    let site = Site::BOTH[random.below(2) as usize];
+    let mut at = random.below(weights.iter().sum());
+    let kind = weights.iter().position(|weight| {
+        let here = at < *weight;
+        at = at.saturating_sub(*weight);
+        here
+    });
+    match kind.unwrap_or_default() {
+        0 => Do::Cut(site),
+        1 => Do::CutAfter(site, random.below(4)),
+        2 => Do::Die(site, random.scaled(1, 2_000)),
+        3 => Do::Stop(site, random.scaled(1, 2_000)),
+        4 => Do::Full(site, random.scaled(1, 2_000)),
+        5 => Do::Kill(random.scaled(1, 1_500)),
+        6 => Do::Restart,
+        7 => Do::Snapshot,
+        8 => Do::Clock(site, random.below(6_000) as i64 - 3_000),
+        _ => Do::Paces(random.next()),
+    }
+}
+
+impl Plan {
+    pub(super) fn draw(seed: u64, Options { collide, trim }: Options) -> Plan {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let snapshot = random.pick(&[Snapshot::Both, Snapshot::Both, Snapshot::First, Snapshot::None]);
+        let mut before = Vec::new();
+        if snapshot != Snapshot::None {
+            for i in 0..random.below(12) {
+                before.push((Site::First, format!("SET before0-{i} {i}")));
+            }
+        }
+        if snapshot == Snapshot::Both {
+            for i in 0..random.below(12) {
+                before.push((Site::Second, format!("SET before1-{i} {i}")));
+            }
+            // Both sites have these: the first one's win.
+            for i in 0..if random.chance(250) { random.below(3) } else { 0 } {
+                before.push((Site::First, format!("SET common{i} first")));
+                before.push((Site::Second, format!("SET common{i} second")));
+            }
+        }
+        let span = random.scaled(300, 15_000);
+        let writes = random.scaled(3, 300);
+        let mut writer = Writer { keys: random.scaled(1, 4), collide, n: 0 };
+        let mut steps = Vec::new();
+        for _ in 0..writes {
+            let at = random.below(span);
+            steps.push(at);
+        }
+        steps.sort_unstable();
+        let mut steps: Vec<(u64, Do)> =
+            steps.into_iter().map(|at| (at, writer.write(&mut random, at))).collect();
+        let weights = [(); 10].map(|()| random.pick(&[0, 0, 1, 2, 5]));
+        if weights.iter().sum::<u64>() > 0 {
+            for _ in 0..random.scaled(1, 30) - 1 {
+                steps.push((random.below(span), fault(&mut random, &weights)));
+            }
+        }
+        steps.push((0, Do::Paces(random.next())));
+        for _ in 0..random.below(6) {
+            steps.push((random.below(span), Do::Paces(random.next())));
+        }
+        steps.sort_by_key(|(at, _)| *at);
+        let skewed = random.chance(500);
+        let skews =
+            [(); 2].map(|()| [(); 2].map(|()| if skewed { random.below(4_000) as i64 - 2_000 } else { 0 }));
+        let backlog_max = if random.chance(150) { Some(1 + random.below(40) as usize) } else { None };
+        let items_max = random.pick(&[1, 3, 8, 64, 512]);
+        Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, collide, trim }
+    }
+
+    /// The smallest part of the plan that is found for which `fails` still holds.
+    pub(super) fn shrink(mut self, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
+        let simpler: [fn(&mut Plan); 4] = [
+            |plan| plan.before.clear(),
+            |plan| plan.backlog_max = None,
+            |plan| plan.skews = Default::default(),
+            |plan| plan.before.retain(|(_, write)| write.contains("common")),
+        ];
+        for make in simpler {
+            let mut plan = self.clone();
+            make(&mut plan);
+            if fails(&plan) {
+                self = plan;
+            }
+        }
+        let mut chunk = self.steps.len().div_ceil(2).max(1);
+        loop {
+            let (mut at, mut smaller) = (0, false);
+            while at < self.steps.len() {
+                let mut plan = self.clone();
+                plan.steps.drain(at..(at + chunk).min(self.steps.len()));
+                if fails(&plan) {
+                    self = plan;
+                    smaller = true;
+                } else {
+                    at += chunk;
+                }
+            }
+            if chunk > 1 {
+                chunk = chunk.div_ceil(2);
+            } else if !smaller {
+                return self;
+            }
+        }
+    }
+}
+
+struct Writer {
+    /// Of each kind at each site.
+    keys: u64,
+    collide: bool,
+    n: u64,
+}
+
+impl Writer {
+    fn write(&mut self, random: &mut Random, at: u64) -> Do {
+        let site = Site::BOTH[random.below(2) as usize];
+        let count = if random.chance(250) { 2 + random.below(2) } else { 1 };
+        let mut commands = Vec::new();
+        for _ in 0..count {
+            self.n += 1;
+            match self.collide {
+                true => commands.push(self.colliding(random)),
+                false => commands.extend(self.own(random, site.index() as u64, BEGIN + at)),
+            }
+        }
+        Do::Write(site, commands)
+    }
+
+    /// On keys that only this site writes.
+    fn own(&self, random: &mut Random, site: u64, now: u64) -> Vec<String> {
+        let (key, n) = (format!("{site}-{}", random.below(self.keys)), self.n);
+        let (field, by) = (random.below(3), 1 + random.below(9));
+        let far = now + 86_400_000 + n;
+        match random.below(20) {
+            0..4 => vec![format!("INCRBY c{key} {by}")],
+            4..7 => vec![format!("RPUSH l{key} {n}")],
+            7 => vec![match random.below(4) {
+                0 => format!("DEL d{key}"),
+                _ => format!("RPUSH d{key} {n}"),
+            }],
+            8 => vec![format!("HINCRBY i{key} f{field} {by}")],
+            9..11 => vec![match random.below(8) {
+                0 => format!("DEL h{key}"),
+                1..3 => format!("HDEL h{key} f{field}"),
+                _ => format!("HSET h{key} f{field} {n}"),
+            }],
+            11..13 => vec![match random.below(4) {
+                0 => format!("DEL t{key}"),
+                _ => format!("SET t{key} {n}"),
+            }],
+            13..15 => vec![match random.below(3) {
+                0 => format!("SREM s{key} m{field}"),
+                _ => format!("SADD s{key} m{field}"),
+            }],
+            15..17 => match random.below(4) {
+                0 => vec![format!("SET x{key} {n}")],
+                1 => vec![format!("DEL x{key}")],
+                _ => {
+                    let at = now + random.scaled(1, 4_000);
+                    vec![format!("SET x{key} {n}"), format!("PEXPIREAT x{key} {at}")]
+                }
+            },
+            17 => vec![match random.below(3) {
+                0 => format!("PERSIST y{key}"),
+                1 => format!("PEXPIREAT y{key} {far}"),
+                _ => format!("INCRBY y{key} {by}"),
+            }],
+            18 => vec![format!("SET z{key} {n}"), format!("PEXPIREAT z{key} {far}")],
+            _ => vec![format!("RPUSH m{key} {n}")],
+        }
+    }
+
+    /// On keys that both sites write: kinds r, h, a, g, l and q.
+    fn colliding(&self, random: &mut Random) -> String {
+        let (key, n) = (random.below(self.keys), self.n);
+        let (field, by) = (random.below(3), 1 + random.below(9));
+        match random.below(6) {
+            0 => match random.below(4) {
+                0 => format!("DEL r{key}"),
+                _ => format!("SET r{key} {n}"),
+            },
+            1 => match random.below(6) {
+                0 => format!("DEL h{key}"),
+                1 => format!("HDEL h{key} f{field}"),
+                _ => format!("HSET h{key} f{field} {n}"),
+            },
+            2 => match random.below(5) {
+                0 => format!("DEL a{key}"),
+                1 => format!("SET a{key} {}", n * 1_000),
+                _ => format!("INCRBY a{key} {by}"),
+            },
+            3 => match random.below(8) {
+                0 => format!("DEL g{key}"),
+                1 => format!("HDEL g{key} f{field}"),
+                2..4 => format!("HSET g{key} f{field} {}", n * 1_000),
+                _ => format!("HINCRBY g{key} f{field} {by}"),
+            },
+            4 => match random.below(6) {
+                0 => format!("DEL l{key}"),
+                _ => format!("RPUSH l{key} {n}"),
+            },
+            _ => format!("RPUSH q{key} {n}"),
+        }
+    }
+}

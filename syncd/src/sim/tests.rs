@@ -1,0 +1,29 @@
+use std::time::{Duration, Instant};
+
+use super::{Options, digest, run};
+
+/// Seeds that failed once.
+const FAILED_ONCE: [u64; 37] = [
+    41, 480, 510, 598, 707, 746, 825, 886, 1239, 1757, 2108, 2233, 3330, 3471, 3844, 4163, 5188, 5633, 5755,
+    5813, 5874, 5946, 14430, 15917, 21192, 22617, 23219, 27581, 28558, 30260, 30482, 36679, 1_000_699,
+    1_006_604, 1_017_472, 3_008_904, 3_009_436,
+];
+
+#[test]
+fn one_seed_gives_one_run() {
+    for seed in 0..20 {
+        assert_eq!(digest(seed, Options::default()), digest(seed, Options::default()), "seed {seed}");
+    }
+}
+
+/// FF24: whatever breaks and whenever, each site's own writes arrive once.
+#[test]
+fn every_write_counts_once_in_every_run() {
+    let begin = Instant::now();
+    let seeds = FAILED_ONCE.into_iter().chain(3_000_000..);
+    for seed in seeds.take_while(|_| begin.elapsed() < Duration::from_secs(8)) {
+        let verdict = run(seed, Options::default());
+        let again = format!("scripts/simulate --seed {seed} --trace");
+        assert!(verdict.failures.is_empty(), "{again}\n{}", verdict.failures.join("\n"));
+    }
+}

@@ -1,0 +1,361 @@
+//! What the daemon tells about itself, and what it can be asked to do: the types of the HTTP interface
+//! (DESIGN.md §10) and [`Control`], which the engine implements and the interface and its tests call.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+/// The answer of `GET /v1/status`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The link's name.
+    pub link: String,
+    /// The two sites, in the order of `[link] sites`.
+    pub sites: Vec<String>,
+    /// In the order of the configuration.
+    pub channels: Vec<ChannelStatus>,
+}
+
+/// One channel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChannelStatus {
+    /// Its name.
+    pub name: String,
+    /// Its kind of store.
+    pub store: String,
+    /// Of all its directions together.
+    pub state: ChannelState,
+    /// One or two, the first site's log first.
+    pub directions: Vec<DirectionStatus>,
+}
+
+/// Whether a channel does its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelState {
+    /// It does.
+    Running,
+    /// An operator stopped it.
+    Paused,
+    /// A direction cannot go on; its `error` says why.
+    Failed,
+}
+
+impl ChannelState {
+    /// The word of the interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ChannelState::Running => "running",
+            ChannelState::Paused => "paused",
+            ChannelState::Failed => "failed",
+        }
+    }
+}
+
+/// What one site's log is doing to the other site.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DirectionStatus {
+    /// The origin.
+    pub from: String,
+    /// The target.
+    pub to: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// How far the snapshot is; `done` stays at the total afterwards.
+    pub snapshot: Progress,
+    /// What is captured, or known to be outstanding, and not yet applied.
+    pub lag: Lag,
+    /// Changes applied since the log began, snapshot rows included.
+    pub applied: u64,
+    /// Concurrent writes decided.
+    pub conflicts: u64,
+    /// Changes that the target refused and that are kept aside.
+    pub dead_letters: u64,
+    /// Open gaps.
+    pub gaps: u64,
+    /// Keys that cannot be carried (module types).
+    #[serde(default)]
+    pub left_out: u64,
+    /// Over the last few seconds.
+    #[serde(default)]
+    pub captured_per_second: f64,
+    /// Over the last few seconds.
+    #[serde(default)]
+    pub applied_per_second: f64,
+    /// What it waits for an operator's answer to: a FLUSHALL, with its time and place. `resume --held`
+    /// answers.
+    #[serde(default)]
+    pub held: Option<String>,
+    /// What stands in the way just now, and what to do about it; without secrets and values.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// Where a direction stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It has not reached both stores yet.
+    #[default]
+    Starting,
+    /// It copies what existed.
+    Snapshot,
+    /// It carries what changes.
+    Streaming,
+    /// An operator or a full log stopped it.
+    Paused,
+    /// Changes were lost to it; they have to be compared and repaired.
+    Gap,
+    /// It cannot go on.
+    Failed,
+}
+
+impl Phase {
+    /// The word of the interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Snapshot => "snapshot",
+            Phase::Streaming => "streaming",
+            Phase::Paused => "paused",
+            Phase::Gap => "gap",
+            Phase::Failed => "failed",
+        }
+    }
+}
+
+/// Of a snapshot, in keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Applied.
+    pub done: u64,
+    /// Of how many; `None` if the store doesn't say.
+    pub total: Option<u64>,
+}
+
+/// How far the target is behind; `None` is "unknown", never 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lag {
+    /// Changes in the log that are not applied.
+    pub changes: Option<u64>,
+    /// Age of the oldest of them.
+    pub seconds: Option<f64>,
+}
+
+/// A change that the target refused for what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Its channel.
+    pub channel: String,
+    /// Its origin.
+    pub from: String,
+    /// The site that refused it.
+    pub to: String,
+    /// Its place in the origin's log.
+    pub seq: u64,
+    /// What it was: `put`, `command`, `state`.
+    pub op: String,
+    /// The key.
+    pub key: KeyText,
+    /// The database it is in, for stores that have numbered ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub db: Option<u32>,
+    /// What the store said, without values.
+    pub reason: String,
+    /// When, RFC 3339.
+    pub time: String,
+}
+
+/// A key as JSON: text, or `{"base64": …}` where it is not UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum KeyText {
+    /// It is UTF-8.
+    Text(String),
+    /// It is not.
+    Bytes {
+        /// RFC 4648, with padding.
+        base64: String,
+    },
+}
+
+impl From<&[u8]> for KeyText {
+    fn from(key: &[u8]) -> Self {
+        match std::str::from_utf8(key) {
+            Ok(text) => KeyText::Text(text.to_owned()),
+            Err(_) => KeyText::Bytes { base64: base64(key) },
+        }
+    }
+}
+
+impl std::fmt::Display for KeyText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            KeyText::Text(text) => write!(f, "{}", text.escape_debug()),
+            KeyText::Bytes { base64 } => write!(f, "base64:{base64}"),
+        }
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let bits =
+            chunk.iter().chain(&[0, 0]).take(3).fold(0usize, |bits, byte| bits << 8 | usize::from(*byte));
+        for i in 0..4 {
+            // One byte fills two digits, two fill three.
+            let digit = ALPHABET[bits >> (18 - 6 * i) & 63];
+            text.push(if i <= chunk.len() { char::from(digit) } else { '=' });
+        }
+    }
+    text
+}
+
+/// `time` as RFC 3339 in UTC with milliseconds; times before 1970 count as 1970.
+pub fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Days to a civil date, counting years from 1 March so that the leap day comes last.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+}
+
+/// What becomes of a held whole-store change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HeldAnswer {
+    /// The target does it, too.
+    Apply,
+    /// The target doesn't, and the origin gets back what it lost.
+    Drop,
+}
+
+/// Why the engine did not do what it was asked to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// No channel of that name.
+    #[error("no channel `{channel}`, there is {}", known.join(", "))]
+    NoSuchChannel {
+        /// The name asked for.
+        channel: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// Not in this state; says which, and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// It was tried and failed; says at what.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What the interface and the command line ask of the engine. `channel: None` is all of them.
+#[async_trait]
+pub trait Control: Send + Sync {
+    /// As of now; cheap, never waits for a store.
+    fn status(&self) -> Status;
+
+    /// Stops the channel in an orderly way; a second call does nothing.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`ControlError`].
+    async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError>;
+
+    /// Lets a paused channel go on, and answers what a held change waits for.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] if something is held and `held` is `None`, or the other way round.
+    async fn resume(&self, channel: Option<&str>, held: Option<HeldAnswer>) -> Result<(), ControlError>;
+
+    /// Starts the channel's snapshot again.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] if it has none (`snapshot = "none"`) or one is running.
+    async fn snapshot(&self, channel: &str) -> Result<(), ControlError>;
+
+    /// What the targets refused, oldest first.
+    fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter>;
+
+    /// Whether every channel has reached its stores.
+    fn ready(&self) -> bool;
+
+    /// In Prometheus's text format 0.0.4.
+    fn metrics(&self) -> String;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_no_text_is_told_as_base64() {
+        for (key, json) in [
+            (&b"push:1"[..], r#""push:1""#),
+            (b"\xff", r#"{"base64":"/w=="}"#),
+            (b"\xff\xfe", r#"{"base64":"//4="}"#),
+            (b"\xff\xfe\xfd", r#"{"base64":"//79"}"#),
+            (b"\xff\0\0\x01", r#"{"base64":"/wAAAQ=="}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&KeyText::from(key)).unwrap(), json);
+            assert_eq!(serde_json::from_str::<KeyText>(json).unwrap(), KeyText::from(key));
+        }
+    }
+
+    #[test]
+    fn times_are_rfc_3339() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.250Z"),
+            (951_782_400, "2000-02-29T00:00:00.250Z"),
+            (1_772_330_400, "2026-03-01T02:00:00.250Z"),
+            (4_102_444_799, "2099-12-31T23:59:59.250Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::new(seconds, 250_000_000)), text);
+        }
+    }
+
+    #[test]
+    fn status_has_the_names_that_were_promised() {
+        let direction = DirectionStatus {
+            from: "dc".into(),
+            to: "cloud".into(),
+            phase: Phase::Snapshot,
+            snapshot: Progress { done: 3, total: None },
+            lag: Lag::default(),
+            applied: 3,
+            conflicts: 0,
+            dead_letters: 0,
+            gaps: 0,
+            left_out: 0,
+            captured_per_second: 0.0,
+            applied_per_second: 0.0,
+            held: None,
+            error: None,
+        };
+        let json = serde_json::to_value(direction).unwrap();
+        for (pointer, expected) in [
+            ("/phase", serde_json::json!("snapshot")),
+            ("/snapshot/done", 3.into()),
+            ("/snapshot/total", serde_json::Value::Null),
+            ("/lag/changes", serde_json::Value::Null),
+            ("/dead_letters", 0.into()),
+        ] {
+            assert_eq!(json.pointer(pointer), Some(&expected), "{pointer}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The HTTP interface over an engine that pretends.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+mod cli_support;
+
+use std::sync::Arc;
+
+use cli_support::{Fake, client, serve};
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+
+async fn ask(client: &Client, method: Method, url: String) -> (StatusCode, Value) {
+    let response = client.request(method, url).send().await.unwrap();
+    (response.status(), response.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn status_is_as_the_contract_has_it() {
+    let base = format!("http://{}", serve(Arc::default()).await);
+    let (code, status) = ask(&client(), Method::GET, format!("{base}/v1/status")).await;
+    assert_eq!(code, StatusCode::OK);
+    assert_eq!((&status["link"], &status["sites"]), (&json!("l"), &json!(["dc", "cloud"])));
+    let channel = &status["channels"][0];
+    assert_eq!(
+        (&channel["name"], &channel["store"], &channel["state"]),
+        (&json!("tags"), &json!("redis"), &json!("running"))
+    );
+    let direction = &channel["directions"][0];
+    for (key, expected) in [
+        ("from", json!("dc")),
+        ("to", json!("cloud")),
+        ("phase", json!("snapshot")),
+        ("snapshot", json!({ "done": 5, "total": 10 })),
+        ("lag", json!({ "changes": 5, "seconds": 0.5 })),
+        ("applied", json!(5)),
+        ("conflicts", json!(7)),
+        ("dead_letters", json!(1)),
+        ("gaps", json!(0)),
+        ("held", json!("FLUSHALL at dc")),
+        ("error", Value::Null),
+    ] {
+        assert_eq!(direction[key], expected, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_reaches_the_engine_and_its_no_comes_back_as_json() {
+    let fake = Arc::new(Fake::default());
+    let base = format!("http://{}", serve(fake.clone()).await);
+    let client = client();
+    for (path, code) in [
+        ("/v1/channels/tags/pause", 200),
+        ("/v1/pause", 200),
+        ("/v1/channels/tags/resume?held=drop", 200),
+        ("/v1/resume?held=apply", 200),
+        ("/v1/resume", 409),
+        ("/v1/channels/tags/resume?held=burn", 400),
+        ("/v1/channels/tags/resume?hold=drop", 400),
+        ("/v1/channels/aliases/pause", 404),
+        ("/v1/channels/tags/snapshot", 500),
+        ("/v1/channels/tags/burn", 404),
+        ("/v1/status", 405),
+    ] {
+        let (status, body) = ask(&client, Method::POST, format!("{base}{path}")).await;
+        assert_eq!(status.as_u16(), code, "{path}: {body}");
+        assert_eq!(body.get("error").is_none_or(Value::is_null), code == 200, "{path}: {body}");
+    }
+    assert_eq!(
+        *fake.asked.lock().unwrap(),
+        [
+            "pause tags",
+            "pause *",
+            "resume Some(Drop) tags",
+            "resume Some(Apply) *",
+            "resume None *",
+            "pause aliases",
+            "snapshot tags"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn dead_letters_can_be_had_of_one_channel() {
+    let base = format!("http://{}", serve(Arc::default()).await);
+    let client = client();
+    let (code, letters) = ask(&client, Method::GET, format!("{base}/v1/dead-letters?channel=tags")).await;
+    assert_eq!((code, letters[0]["key"].clone()), (StatusCode::OK, json!({ "base64": "cHVzaDr/" })));
+    let (code, body) = ask(&client, Method::GET, format!("{base}/v1/dead-letters?channel=x")).await;
+    assert_eq!(
+        (code, body["error"].clone()),
+        (StatusCode::NOT_FOUND, json!("no channel `x`, there is tags"))
+    );
+}
+
+#[tokio::test]
+async fn probes_metrics_and_the_page_answer() {
+    let base = format!("http://{}", serve(Arc::default()).await);
+    let client = client();
+    for (path, code, kind, holds) in [
+        ("/healthz", 200, "text/plain", "ok"),
+        ("/readyz", 503, "text/plain", "not reached"),
+        ("/metrics", 200, "text/plain; version=0.0.4", "causeway_gaps_total 0"),
+        ("/", 200, "text/html", "<title>Causeway</title>"),
+    ] {
+        let response = client.get(format!("{base}{path}")).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), code, "{path}");
+        let found = response.headers()["content-type"].to_str().unwrap().to_owned();
+        assert!(found.starts_with(kind), "{path}: {found}");
+        assert!(response.text().await.unwrap().contains(holds), "{path}");
+    }
+}
+
+/// The page brings everything along: a site without a way out shows it, too.
+#[tokio::test]
+async fn the_page_needs_nothing_from_elsewhere() {
+    let base = format!("http://{}", serve(Arc::default()).await);
+    let page = client().get(base).send().await.unwrap().text().await.unwrap();
+    for outside in ["src=\"http", "href=\"http", "url(http", "@import", "//cdn"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+/// The interface has no passwords, so a browser is not lent to a stranger's page.
+#[tokio::test]
+async fn a_strangers_page_cannot_reach_in() {
+    let fake = Arc::new(Fake::default());
+    let address = serve(fake.clone()).await;
+    let (client, url) = (client(), format!("http://{address}/v1/pause"));
+    let own = client.post(&url).header("origin", format!("http://{address}")).send().await.unwrap();
+    assert_eq!(own.status(), StatusCode::OK);
+    let other = client.post(&url).header("origin", "https://evil.example").send().await.unwrap();
+    assert_eq!(other.status(), StatusCode::FORBIDDEN);
+    let rebound = client.get(format!("http://{address}/v1/status")).header("host", "evil.example");
+    assert_eq!(rebound.send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    assert_eq!(*fake.asked.lock().unwrap(), ["pause *"]);
+}
+
+#[tokio::test]
+async fn a_taken_port_says_what_to_do() {
+    let address = serve(Arc::default()).await;
+    let error = syncd::api::bind(address).await.unwrap_err();
+    assert!(error.contains("another program has it") && error.contains("--listen"), "{error}");
+}

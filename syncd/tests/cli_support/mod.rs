@@ -1,0 +1,137 @@
+//! An engine that only pretends, and a way to run the built program.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use syncd::api;
+use syncd::status::{
+    ChannelState, ChannelStatus, Control, ControlError, DeadLetter, DirectionStatus, HeldAnswer, KeyText,
+    Lag, Phase, Progress, Status,
+};
+
+/// One channel `tags`, which holds a FLUSHALL; writes down what it is asked.
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) asked: Mutex<Vec<String>>,
+}
+
+impl Fake {
+    fn known(&self, asked: String, channel: Option<&str>) -> Result<(), ControlError> {
+        self.asked.lock().unwrap().push(format!("{asked} {}", channel.unwrap_or("*")));
+        match channel {
+            None | Some("tags") => Ok(()),
+            Some(other) => {
+                Err(ControlError::NoSuchChannel { channel: other.to_owned(), known: vec!["tags".to_owned()] })
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Control for Fake {
+    fn status(&self) -> Status {
+        let direction = DirectionStatus {
+            from: "dc".into(),
+            to: "cloud".into(),
+            phase: Phase::Snapshot,
+            snapshot: Progress { done: 5, total: Some(10) },
+            lag: Lag { changes: Some(5), seconds: Some(0.5) },
+            applied: 5,
+            conflicts: 7,
+            dead_letters: 1,
+            gaps: 0,
+            left_out: 0,
+            captured_per_second: 2.0,
+            applied_per_second: 1.0,
+            held: Some("FLUSHALL at dc".into()),
+            error: None,
+        };
+        let channel = ChannelStatus {
+            name: "tags".into(),
+            store: "redis".into(),
+            state: ChannelState::Running,
+            directions: vec![direction],
+        };
+        Status { link: "l".into(), sites: vec!["dc".into(), "cloud".into()], channels: vec![channel] }
+    }
+
+    async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError> {
+        self.known("pause".to_owned(), channel)
+    }
+
+    async fn resume(&self, channel: Option<&str>, held: Option<HeldAnswer>) -> Result<(), ControlError> {
+        self.known(format!("resume {held:?}"), channel)?;
+        match held {
+            Some(_) => Ok(()),
+            None => Err(ControlError::Refused("a FLUSHALL is held; say --held apply or --held drop".into())),
+        }
+    }
+
+    async fn snapshot(&self, channel: &str) -> Result<(), ControlError> {
+        self.known("snapshot".to_owned(), Some(channel))?;
+        Err(ControlError::Failed("the log is full".into()))
+    }
+
+    fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter> {
+        self.asked.lock().unwrap().push(format!("dead_letters {}", channel.unwrap_or("*")));
+        vec![DeadLetter {
+            channel: "tags".into(),
+            from: "dc".into(),
+            to: "cloud".into(),
+            seq: 4_711,
+            op: "command".into(),
+            key: KeyText::from(&b"push:\xff"[..]),
+            db: Some(3),
+            reason: "WRONGTYPE Operation against a key holding the wrong kind of value".into(),
+            time: "2026-03-01T02:00:00.000Z".into(),
+        }]
+    }
+
+    fn ready(&self) -> bool {
+        false
+    }
+
+    fn metrics(&self) -> String {
+        "causeway_gaps_total 0\n".to_owned()
+    }
+}
+
+/// Serves `fake` on a free port until the runtime ends.
+pub(crate) async fn serve(fake: Arc<Fake>) -> SocketAddr {
+    let listener = api::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(api::serve(listener, fake, std::future::pending()));
+    address
+}
+
+/// A good file in `folder` for two servers on ports that nobody listens at.
+pub(crate) fn config(folder: &Path) {
+    let text = "[link]\nname = \"l\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"tags\"\nstore = \"redis\"\n\
+                direction = \"both\"\nsnapshot = \"dc\"\ndc = { url = \"redis://127.0.0.1:1\" }\n\
+                cloud = { url = \"redis://127.0.0.1:2\" }\n";
+    std::fs::write(folder.join("syncd.toml"), text).unwrap();
+}
+
+/// `syncd`, with `folder` as its working directory.
+pub(crate) fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_syncd"));
+    command.current_dir(folder).args(args).env_remove("SYNCD_CONFIG").env_remove("RUST_LOG");
+    command
+}
+
+/// Its exit code, stdout and stderr.
+pub(crate) fn run(folder: &Path, args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command(folder, args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap_or(-1), text(stdout), text(stderr))
+}
+
+/// Asks this machine, whatever proxy is set.
+pub(crate) fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}

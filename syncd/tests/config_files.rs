@@ -1,0 +1,80 @@
+//! Every file in `configs/` is what this build takes.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use std::path::{Path, PathBuf};
+
+use syncd::config::{self, Config};
+use syncd::registry::Registry;
+
+fn configs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
+}
+
+#[test]
+fn every_example_loads() {
+    let mut loaded = 0;
+    for entry in std::fs::read_dir(configs()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+            loaded += 1;
+        }
+    }
+    assert!(loaded >= 3, "the examples are gone");
+}
+
+/// The full example shows the defaults, so it and the least one differ only in what is said to be extra.
+#[test]
+fn the_annotated_example_shows_the_defaults() {
+    let full = Config::load(configs().join("redis.toml")).unwrap();
+    let least = Config::load(configs().join("minimal.toml")).unwrap();
+    assert_eq!(full.log, least.log);
+    assert_eq!(full.limits, least.limits);
+    assert_eq!(full.api, least.api);
+    let (full, least) = (&full.channels[0], &least.channels[0]);
+    assert_eq!(full.batch, least.batch);
+    assert_eq!(full.existing, least.existing);
+    assert_eq!(full.keep_alive, least.keep_alive);
+}
+
+/// Write it anew with `UPDATE_SCHEMA=1 cargo test -p syncd --test config_files`.
+#[test]
+fn the_schema_file_is_the_one_of_this_build() {
+    let path = configs().join("syncd.schema.json");
+    let schema = config::json_schema();
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        std::fs::write(&path, &schema).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(stored == schema, "{} is old: UPDATE_SCHEMA=1 writes it anew", path.display());
+}
+
+/// The connectors check their keys, the schema only describes them: here they meet.
+#[test]
+fn the_schema_knows_every_key_of_every_store() {
+    let schema: serde_json::Value = serde_json::from_str(&config::json_schema()).unwrap();
+    let channel = &schema["$defs"]["ChannelTable"];
+    for store in Registry::built_in().names() {
+        for (place, known) in [
+            ("no_such_key = 1\nAT = { url = 'redis://127.0.0.1:1' }", &channel["properties"]),
+            ("AT = { no_such_key = 1 }", &channel["additionalProperties"]["properties"]),
+            ("limits = { no_such_key = 1 }", &channel["properties"]["limits"]["properties"]),
+        ] {
+            let place = place.replace("AT", "dc");
+            let other = if place.contains("dc =") { "" } else { "dc = { url = 'redis://127.0.0.1:1' }\n" };
+            let text = format!(
+                "[link]\nname = 'l'\nsites = ['dc', 'cloud']\n[[channel]]\nname = 'c'\nstore = '{store}'\n\
+                 direction = 'both'\nsnapshot = 'dc'\ncloud = {{ url = 'redis://127.0.0.1:2' }}\n{other}{place}\n"
+            );
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("c.toml");
+            std::fs::write(&path, text).unwrap();
+            let error = Config::load(&path).unwrap_err().to_string();
+            let (_, listed) = error.split_once("expected one of ").unwrap_or_else(|| panic!("{error}"));
+            for key in listed.split('`').skip(1).step_by(2) {
+                assert!(known.get(key).is_some(), "{store}: the schema lacks `{key}`: {error}");
+            }
+        }
+    }
+}

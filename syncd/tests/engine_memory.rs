@@ -1,0 +1,383 @@
+//! The real engine and the real log between two stores in memory, whose links break, whose positions get
+//! lost and whose answers go missing.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use causeway_core::{ChannelSpec, Connector, OpenError, Site};
+use causeway_memory::{Fault, Memory};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use syncd::config::Config;
+use syncd::engine::Daemon;
+use syncd::registry::Registry;
+use syncd::status::{Control, HeldAnswer, Phase, Status};
+
+fn open(spec: &ChannelSpec) -> Result<Arc<dyn Connector>, OpenError> {
+    causeway_memory::open(spec)
+}
+
+struct Running {
+    memory: Memory,
+    config: Config,
+    daemon: Arc<Daemon>,
+    dir: tempfile::TempDir,
+}
+
+impl Running {
+    async fn start(memory: Memory, direction: &str, snapshot: &str) -> Running {
+        Running::start_with(memory, direction, snapshot, u64::MAX).await
+    }
+
+    async fn start_with(memory: Memory, direction: &str, snapshot: &str, log_bytes_max: u64) -> Running {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("syncd.toml");
+        let existing = if snapshot == "both" { "existing = \"dc\"\n" } else { "" };
+        let text = format!(
+            "[link]\nname = \"t\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"push\"\nstore = \"memory\"\n\
+             direction = \"{direction}\"\nsnapshot = \"{snapshot}\"\n{existing}batch = {{ items_max = 64 }}\n\
+             dc = {{ url = \"memory://dc\" }}\ncloud = {{ url = \"memory://cloud\" }}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let mut config = Config::load_with(&path, &Registry::built_in().with("memory", open)).unwrap();
+        // Smaller than a file may say, so that it is full soon.
+        config.log.size_max = config.log.size_max.min(log_bytes_max);
+        let daemon = Daemon::start(&config, vec![Arc::new(memory.clone())]).await.unwrap();
+        Running { memory, config, daemon, dir }
+    }
+
+    async fn restart(&mut self) {
+        self.daemon.stop().await;
+        self.daemon = Daemon::start(&self.config, vec![Arc::new(self.memory.clone())]).await.unwrap();
+    }
+
+    async fn until(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let status = self.daemon.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < end, "{what}: {status:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Everything is carried, seen for as long as two restart points take.
+    async fn drained(&self) {
+        let quiet = |status: &Status| {
+            status.channels[0]
+                .directions
+                .iter()
+                .all(|d| d.phase == Phase::Streaming && d.lag.changes == Some(0) && d.error.is_none())
+        };
+        let mut since = Instant::now();
+        let end = Instant::now() + Duration::from_secs(120);
+        while since.elapsed() < Duration::from_millis(2_500) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let status = self.daemon.status();
+            if !quiet(&status) {
+                since = Instant::now();
+            }
+            assert!(Instant::now() < end, "not drained: {status:#?}");
+        }
+    }
+
+    async fn equal(&self) {
+        self.drained().await;
+        assert_eq!(self.memory.dump(Site::First), self.memory.dump(Site::Second));
+    }
+}
+
+fn tell_logs() {
+    let _already = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_exists_and_what_follows_arrive_at_the_other_site() {
+    tell_logs();
+    let memory = Memory::new();
+    memory.write(Site::First, &["SET a 1", "RPUSH l x", "RPUSH l y"]).unwrap();
+    memory.write(Site::Second, &["SET only-cloud 1"]).unwrap();
+    let mut run = Running::start(memory, "both", "both").await;
+    run.memory.write(Site::First, &["INCRBY n 5", "HSET h f 1"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY m 7"]).unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::Second, "n").unwrap().0, "string 5");
+    run.restart().await;
+    run.memory.write(Site::Second, &["INCRBY m 1"]).unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "m").unwrap().0, "string 8");
+    run.daemon.stop().await;
+}
+
+/// FF24: links that break, positions that get lost and answers that go missing double or lose nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_write_counts_once_through_every_fault() {
+    tell_logs();
+    let seed =
+        std::env::var("CAUSEWAY_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("CAUSEWAY_SEED={seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let memory = Memory::new();
+    for i in 0..200 {
+        memory.write(Site::BOTH[i % 2], &[&format!("SET before{i} {i}")]).unwrap();
+    }
+    let mut run = Running::start(memory, "both", "both").await;
+    let mut sums = [[0_u64; 20]; 2];
+    let mut lists = vec![vec![Vec::new(); 8]; 2];
+    let end = Instant::now() + Duration::from_secs(12);
+    let mut n = 0_u64;
+    while Instant::now() < end {
+        for _ in 0..random.random_range(1..40) {
+            n += 1;
+            let site = random.random_range(0..2_usize);
+            let (counter, list) = (random.random_range(0..20_usize), random.random_range(0..8_usize));
+            let by = random.random_range(1..9_u64);
+            let commands = match random.random_range(0..6) {
+                0 | 1 => {
+                    sums[site][counter] += by;
+                    vec![format!("INCRBY c{site}-{counter} {by}")]
+                }
+                2 => {
+                    lists[site][list].push(n);
+                    vec![format!("RPUSH l{site}-{list} {n}")]
+                }
+                3 => {
+                    sums[site][counter] += by;
+                    lists[site][list].push(n);
+                    vec![format!("INCRBY c{site}-{counter} {by}"), format!("RPUSH l{site}-{list} {n}")]
+                }
+                4 => vec![format!("DEL h{site}-{list}")],
+                _ => vec![format!("HINCRBY h{site}-{list} f{counter} {by}")],
+            };
+            let words: Vec<&str> = commands.iter().map(String::as_str).collect();
+            run.memory.write(Site::BOTH[site], &words).unwrap();
+        }
+        let at = Site::BOTH[random.random_range(0..2_usize)];
+        match random.random_range(0..150) {
+            0..5 => run.memory.cut(at),
+            5..8 => run.memory.inject(at, Fault::CutAfter(random.random_range(0..4))),
+            8..10 => run.memory.lose_position(at),
+            10 => run.restart().await,
+            11 => {
+                run.memory.inject(at, Fault::Full);
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                run.memory.clear(at);
+            }
+            12 => {
+                run.memory.stop(at);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                run.memory.start(at);
+            }
+            _ => {}
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..15))).await;
+    }
+    for site in Site::BOTH {
+        run.memory.clear(site);
+    }
+    run.equal().await;
+    let mut wrong = Vec::new();
+    let mut expect = |key: String, expected: String| {
+        let found = run.memory.read(Site::First, &key).map(|found| found.0);
+        if found.as_ref() != Some(&expected) {
+            wrong.push(format!("{key}: expected {expected}, found {found:?}"));
+        }
+    };
+    for site in 0..2 {
+        for (counter, sum) in sums[site].iter().enumerate().filter(|(_, sum)| **sum > 0) {
+            expect(format!("c{site}-{counter}"), format!("string {sum}"));
+        }
+        for (list, pushed) in lists[site].iter().enumerate().filter(|(_, pushed)| !pushed.is_empty()) {
+            let words: Vec<String> = pushed.iter().map(u64::to_string).collect();
+            expect(format!("l{site}-{list}"), format!("list {}", words.join(" ")));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let status = run.daemon.status();
+    assert!(status.channels[0].directions.iter().all(|d| d.dead_letters == 0), "{status:#?}");
+    run.daemon.stop().await;
+}
+
+/// FF23.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_empties_a_store_waits_for_an_operator() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "both", "both").await;
+    run.memory.write(Site::First, &["SET a 1"]).unwrap();
+    run.drained().await;
+    run.memory.write(Site::First, &["FLUSHALL"]).unwrap();
+    run.until("held", |status| status.channels[0].directions[0].held.is_some()).await;
+    assert!(run.memory.read(Site::Second, "a").is_some());
+    assert!(run.daemon.resume(Some("push"), Some(HeldAnswer::Apply)).await.is_ok());
+    run.equal().await;
+    assert!(run.memory.read(Site::Second, "a").is_none());
+    run.memory.write(Site::Second, &["INCRBY n 1"]).unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "n").unwrap().0, "string 1");
+    run.daemon.stop().await;
+}
+
+/// FF41, FF45: a change that the target refuses is kept, and everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_change_is_kept_and_blocks_nobody() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "both", "both").await;
+    run.memory.inject(Site::Second, Fault::Refuse("bad".to_owned()));
+    run.memory.inject(Site::Second, Fault::Reject("worse".to_owned()));
+    run.memory.write(Site::First, &["INCRBY bad 1", "INCRBY good 1"]).unwrap();
+    run.memory.write(Site::First, &["INCRBY worse 1"]).unwrap();
+    run.memory.write(Site::First, &["INCRBY good 1"]).unwrap();
+    run.until("both kept", |status| status.channels[0].directions[0].dead_letters >= 2).await;
+    run.until("the rest", |_| run.memory.read(Site::Second, "good").is_some_and(|v| v.0 == "string 2")).await;
+    run.daemon.stop().await;
+}
+
+/// Promise 3: a target that comes back older than it was is rolled forward.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_comes_back_older_is_rolled_forward() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "dc->cloud", "dc").await;
+    run.memory.write(Site::First, &["INCRBY n 1", "RPUSH l a"]).unwrap();
+    run.drained().await;
+    run.memory.save(Site::Second);
+    run.memory.write(Site::First, &["INCRBY n 1", "RPUSH l b"]).unwrap();
+    run.drained().await;
+    run.memory.restart_older(Site::Second);
+    run.memory.write(Site::First, &["INCRBY n 1"]).unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::Second, "n").unwrap().0, "string 3");
+    assert_eq!(run.memory.read(Site::Second, "l").unwrap().0, "list a b");
+    run.daemon.stop().await;
+}
+
+/// Promise 3: what a store forgot of its own changes comes back from the peer.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_store_forgot_comes_back_from_its_peer() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "both", "both").await;
+    run.memory.write(Site::First, &["INCRBY n 1", "RPUSH l a", "SET gone 1"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY m 1"]).unwrap();
+    run.drained().await;
+    run.memory.save(Site::First);
+    run.memory.write(Site::First, &["INCRBY n 1", "RPUSH l b", "SET new 1"]).unwrap();
+    run.memory.write(Site::First, &["DEL gone"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY m 1"]).unwrap();
+    run.drained().await;
+    run.memory.restart_older(Site::First);
+    run.memory.write(Site::First, &["INCRBY other 1"]).unwrap();
+    run.equal().await;
+    let read = |key: &str| run.memory.read(Site::First, key).map(|found| found.0);
+    assert_eq!(read("n").as_deref(), Some("string 2"));
+    assert_eq!(read("l").as_deref(), Some("list a b"));
+    assert_eq!(read("m").as_deref(), Some("string 2"));
+    assert_eq!((read("new").as_deref(), read("gone")), (Some("string 1"), None));
+    run.daemon.stop().await;
+}
+
+/// A site that comes back empty is filled again, and takes nothing of its peer's with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_comes_back_empty_is_filled_again() {
+    tell_logs();
+    let memory = Memory::new();
+    memory.write(Site::First, &["SET before 1"]).unwrap();
+    let run = Running::start(memory, "both", "both").await;
+    run.memory.write(Site::First, &["INCRBY n 2"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY m 3", "RPUSH l a"]).unwrap();
+    run.drained().await;
+    run.memory.restart_older(Site::Second);
+    run.memory.write(Site::Second, &["SET new 1"]).unwrap();
+    run.memory.write(Site::First, &["INCRBY n 1"]).unwrap();
+    run.equal().await;
+    let read = |key: &str| run.memory.read(Site::First, key).map(|found| found.0);
+    assert_eq!(read("before").as_deref(), Some("string 1"));
+    assert_eq!((read("n").as_deref(), read("m").as_deref()), (Some("string 3"), Some("string 3")));
+    assert_eq!((read("l").as_deref(), read("new").as_deref()), (Some("list a"), Some("string 1")));
+    run.daemon.stop().await;
+}
+
+/// What a broken snapshot had read is not taken for writes that the peer has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_restarts_while_it_is_copied_keeps_what_it_has() {
+    tell_logs();
+    for pause in [0, 2, 10, 40] {
+        let memory = Memory::new();
+        for i in 0..3_000 {
+            memory.write(Site::First, &[&format!("SET k{i} {i}")]).unwrap();
+        }
+        memory.save(Site::First);
+        let run = Running::start(memory, "both", "dc").await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        run.memory.restart_older(Site::First);
+        run.equal().await;
+        assert_eq!(run.memory.dump(Site::First).len(), 3_000, "after {pause} ms");
+        run.daemon.stop().await;
+    }
+}
+
+/// Promise 8: what is applied would push out of the store's backlog what its own capture has not read yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn applying_waits_until_the_targets_own_capture_has_caught_up() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "both", "both").await;
+    run.drained().await;
+    run.memory.limit_backlog(Site::First, Some(100));
+    run.memory.inject(Site::First, Fault::Stall);
+    for i in 0..45 {
+        run.memory.write(Site::First, &[&format!("SET k{i} {i}")]).unwrap();
+    }
+    run.memory.write(Site::Second, &["SET under-half 1"]).unwrap();
+    run.until("applied", |_| run.memory.read(Site::First, "under-half").is_some()).await;
+    for i in 45..60 {
+        run.memory.write(Site::First, &[&format!("SET k{i} {i}")]).unwrap();
+    }
+    run.memory.write(Site::Second, &["SET over-half 1"]).unwrap();
+    run.until("logged", |status| status.channels[0].directions[1].lag.changes == Some(1)).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(run.memory.read(Site::First, "over-half").is_none());
+    run.memory.clear(Site::First);
+    run.equal().await;
+    assert!(run.memory.read(Site::First, "over-half").is_some());
+    assert_eq!(run.daemon.status().channels[0].directions[0].gaps, 0);
+    run.daemon.stop().await;
+}
+
+/// Promise 8: a capture that waits for room in a full log catches up only if appliers make room.
+#[tokio::test(flavor = "multi_thread")]
+async fn applying_does_not_wait_for_a_capture_that_waits_for_a_full_log() {
+    tell_logs();
+    let run = Running::start_with(Memory::new(), "both", "both", 4 << 20).await;
+    run.drained().await;
+    run.memory.limit_backlog(Site::First, Some(100));
+    run.memory.inject(Site::First, Fault::Stall);
+    for i in 0..60 {
+        run.memory.write(Site::First, &[&format!("SET k{i} {i}")]).unwrap();
+    }
+    run.memory.write(Site::Second, &["SET probe 1"]).unwrap();
+    run.until("logged", |status| status.channels[0].directions[1].lag.changes == Some(1)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(run.memory.read(Site::First, "probe").is_none());
+    let mut random = SmallRng::seed_from_u64(1);
+    for i in 0..200 {
+        let value: String = (0..64 << 10).map(|_| char::from(random.random_range(b'!'..b'~'))).collect();
+        run.memory.write(Site::Second, &[&format!("SET large{i} {value}")]).unwrap();
+    }
+    run.until("applied", |_| run.memory.read(Site::First, "probe").is_some()).await;
+    run.daemon.stop().await;
+}
+
+/// A second daemon on the same folder is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_use_is_refused() {
+    let run = Running::start(Memory::new(), "both", "none").await;
+    let second = Daemon::start(&run.config, vec![Arc::new(run.memory.clone())]).await;
+    assert!(second.is_err_and(|error| error.to_string().contains("in use")));
+    run.daemon.stop().await;
+    drop(run.dir);
+}

@@ -1,0 +1,274 @@
+//! Two real stores, the real `syncd` as a process of its own that can be killed, and the real `verifier`.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use causeway_testkit::data::{Traffic, TrafficOptions, judge};
+use causeway_testkit::servers::{Options, RedisServer, free_port, other_redis_server};
+use syncd::status::{Phase, Status};
+
+/// How a [`Link`] is configured.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// `both`, `dc->cloud` or `cloud->dc`.
+    pub direction: &'static str,
+    /// `dc`, `cloud`, `both` or `none`.
+    pub snapshot: &'static str,
+    /// More lines of the channel's table.
+    pub channel: String,
+    /// More lines before it, such as a `[log]` table.
+    pub tables: String,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup { direction: "both", snapshot: "both", channel: String::new(), tables: String::new() }
+    }
+}
+
+/// Two sites, `dc` and `cloud`, with one channel `push` between them.
+#[derive(Debug)]
+pub struct Link {
+    /// The store at `dc`, then the one at `cloud`.
+    pub stores: [RedisServer; 2],
+    /// The daemon's environment from the next start on, beside the test's own.
+    pub environment: Vec<(String, String)>,
+    dir: tempfile::TempDir,
+    api: u16,
+    daemon: Option<Child>,
+}
+
+impl Link {
+    /// Starts both stores and writes the configuration; the daemon does not run yet.
+    pub fn new(stores: [Options; 2], setup: &Setup) -> Result<Link> {
+        let [dc, mut cloud] = stores;
+        cloud.program = cloud.program.or_else(other_redis_server);
+        let stores = [RedisServer::start(dc)?, RedisServer::start(cloud)?];
+        let dir = tempfile::Builder::new().prefix("causeway-story-").tempdir()?;
+        let api = free_port()?;
+        let mut text = String::new();
+        writeln!(text, "[link]\nname = \"story\"\nsites = [\"dc\", \"cloud\"]")?;
+        writeln!(text, "[api]\nlisten = \"127.0.0.1:{api}\"\n{}", setup.tables)?;
+        writeln!(text, "[[channel]]\nname = \"push\"\nstore = \"redis\"")?;
+        writeln!(text, "direction = \"{}\"\nsnapshot = \"{}\"", setup.direction, setup.snapshot)?;
+        if setup.snapshot == "both" {
+            writeln!(text, "existing = \"dc\"")?;
+        }
+        writeln!(text, "{}", setup.channel)?;
+        writeln!(
+            text,
+            "dc = {{ url = \"{}\" }}\ncloud = {{ url = \"{}\" }}",
+            stores[0].url(),
+            stores[1].url()
+        )?;
+        std::fs::write(dir.path().join("syncd.toml"), text)?;
+        Ok(Link { stores, environment: Vec::new(), dir, api, daemon: None })
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("syncd.toml")
+    }
+
+    /// The folder of the configuration file; the change log is in `data/log` there.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// URLs of both stores.
+    pub fn urls(&self) -> Vec<String> {
+        self.stores.iter().map(RedisServer::url).collect()
+    }
+
+    /// Starts the daemon; its log goes to `syncd.log` beside the configuration.
+    pub fn start(&mut self) -> Result<()> {
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.dir.path().join("syncd.log"))?;
+        let child = Command::new(program("syncd")?)
+            .args(["run", "--config"])
+            .arg(self.config())
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.daemon = Some(child);
+        Ok(())
+    }
+
+    /// kill -9, if it runs.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            daemon.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM; returns the exit code and how long it took.
+    pub fn terminate(&mut self) -> Result<(Option<i32>, Duration)> {
+        let mut daemon = self.daemon.take().context("no daemon runs")?;
+        let began = Instant::now();
+        let sent = Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status()?;
+        ensure!(sent.success(), "kill -TERM failed");
+        Ok((daemon.wait()?.code(), began.elapsed()))
+    }
+
+    /// The daemon's peak resident memory in bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let pid = self.daemon.as_ref().context("no daemon runs")?.id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+    }
+
+    /// Runs `syncd` with these words and the configuration.
+    pub fn syncd(&self, words: &[&str]) -> Result<Output> {
+        Ok(Command::new(program("syncd")?).args(words).arg("--config").arg(self.config()).output()?)
+    }
+
+    /// `GET /v1/status`.
+    pub fn status(&self) -> Result<Status> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.api))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
+        Ok(serde_json::from_str(body)?)
+    }
+
+    /// Waits until the status is as `wanted` says.
+    pub fn wait_until(
+        &self,
+        what: &str,
+        at_most: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let end = Instant::now() + at_most;
+        loop {
+            let status = self.status();
+            match &status {
+                Ok(status) if wanted(status) => return Ok(status.clone()),
+                _ if Instant::now() > end => {
+                    bail!("{what}: not within {at_most:?}: {status:#?}\n{}", self.log_end())
+                }
+                _ => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// Waits until every direction streams and nothing is outstanding, three times in a row.
+    pub fn wait_until_drained(&self, at_most: Duration) -> Result<Status> {
+        let drained =
+            |status: &Status| {
+                !status.channels.is_empty()
+                    && status.channels.iter().flat_map(|channel| &channel.directions).all(|direction| {
+                        direction.phase == Phase::Streaming && direction.lag.changes == Some(0)
+                    })
+            };
+        let end = Instant::now() + at_most;
+        let mut status = self.wait_until("drained", at_most, drained)?;
+        let mut in_a_row = 1;
+        while in_a_row < 3 {
+            std::thread::sleep(Duration::from_millis(700));
+            status = self.wait_until("drained", end.saturating_duration_since(Instant::now()), |_| true)?;
+            in_a_row = if drained(&status) { in_a_row + 1 } else { 0 };
+            ensure!(Instant::now() < end, "not drained: {status:#?}\n{}", self.log_end());
+        }
+        Ok(status)
+    }
+
+    /// Fails unless `verifier check` says that both sites are equal.
+    pub fn verify(&self) -> Result<()> {
+        let checked =
+            Command::new(program("verifier")?).args(["check", "--config"]).arg(self.config()).output()?;
+        ensure!(
+            checked.status.success(),
+            "verifier: {}\n{}\n{}\n{}",
+            checked.status,
+            String::from_utf8_lossy(&checked.stdout),
+            String::from_utf8_lossy(&checked.stderr),
+            self.log_end()
+        );
+        Ok(())
+    }
+
+    /// Starts a writer at each site: operations a second, on keys that only it writes.
+    pub fn traffic(&self, seed: u64, rate: u64) -> [Traffic; 2] {
+        [0, 1].map(|site| {
+            Traffic::start(TrafficOptions {
+                url: self.stores[site].url(),
+                site: ["dc", "cloud"][site].to_owned(),
+                seed: seed + site as u64,
+                rate,
+                filled: None,
+            })
+        })
+    }
+
+    /// Ends the writers and fails unless both sites hold the same, and every write that was acknowledged,
+    /// once. `at_most`: how long all of it may take to arrive.
+    pub fn prove(&self, writers: [Traffic; 2], at_most: Duration) -> Result<()> {
+        let histories = writers.map(Traffic::stop);
+        self.wait_until_drained(at_most)?;
+        let verdict = judge(&histories, &self.urls())?;
+        println!("{} keys, {} increments, {} elements", verdict.keys, verdict.increments, verdict.elements);
+        ensure!(verdict.increments > 0 && verdict.elements > 0, "nothing was written");
+        ensure!(verdict.wrong.is_empty(), "{}\n{}", verdict.wrong.join("\n"), self.log_end());
+        self.verify()
+    }
+
+    /// The end of the daemon's log, for messages.
+    pub fn log_end(&self) -> String {
+        let log = std::fs::read(self.dir.path().join("syncd.log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _gone = self.kill();
+        if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
+            let kept = Path::new(&kept);
+            let _best_effort = std::fs::copy(self.dir.path().join("syncd.log"), kept.join("syncd.log"));
+        }
+    }
+}
+
+/// A program of this workspace, beside the test's own: `cargo test --workspace` builds it.
+fn program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let dir = test.parent().and_then(Path::parent).context("the test has no target folder")?;
+    let path = dir.join(name);
+    ensure!(path.is_file(), "{} is missing: run `cargo build --workspace` first", path.display());
+    Ok(path)
+}
+
+/// The seed of this run: of `CAUSEWAY_SEED`, or a fresh one. Printed, so that a failure can be run again.
+pub fn seed() -> u64 {
+    let seed = std::env::var("CAUSEWAY_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| rand::random::<u32>().into());
+    // Tests run side by side; a test's thread has its name.
+    println!("CAUSEWAY_SEED={seed} {}", std::thread::current().name().unwrap_or_default());
+    seed
+}
+
+/// Whether the servers of a story are there; says so if not, and fails where they are required.
+pub fn servers() -> bool {
+    let found = causeway_testkit::servers::redis_server().is_some();
+    assert!(found || !causeway_testkit::servers::servers_required(), "redis-server is missing");
+    if !found {
+        println!("ignored: redis-server is missing");
+    }
+    found
+}

@@ -1,0 +1,174 @@
+//! Two real Redis servers, writes on both sides, and what can die dying.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use causeway_stories::{Link, Setup, seed, servers};
+use causeway_testkit::data::fill;
+use causeway_testkit::servers::{AppendOnly, Options};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use syncd::status::Phase;
+
+const DRAIN: Duration = Duration::from_secs(90);
+
+fn durable() -> Options {
+    Options { appendonly: AppendOnly::Always, ..Options::default() }
+}
+
+/// FF24, FF44: whatever dies and whenever, no increment and no element is lost or there twice.
+#[test]
+fn every_write_arrives_once_while_everything_is_killed() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    link.start()?;
+    let writers = link.traffic(seed, 1_500);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut deaths = [0; 3];
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(random.random_range(500..5_000)));
+        let who = random.random_range(0..3_usize);
+        deaths[who] += 1;
+        let down = Duration::from_millis(random.random_range(0..1_500));
+        if who == 2 {
+            link.kill()?;
+            std::thread::sleep(down);
+            link.start()?;
+        } else {
+            link.stores[who].kill9();
+            std::thread::sleep(down);
+            link.stores[who].restart()?;
+        }
+    }
+    println!("killed: dc {}, cloud {}, syncd {}", deaths[0], deaths[1], deaths[2]);
+    link.prove(writers, DRAIN)
+}
+
+/// FF02, FF18: the copy of what exists, with writes on both sides and the daemon killed on the way.
+#[test]
+fn a_copy_under_writes_survives_a_kill() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let seed = seed();
+    let mut link =
+        Link::new([Options::default(), Options::default()], &Setup { snapshot: "dc", ..Setup::default() })?;
+    fill(&link.urls()[0], seed, 100_000)?;
+    link.start()?;
+    // The snapshot names `dc` only: what `cloud` wrote before capture began there is not carried.
+    link.wait_until("capture", DRAIN, |s| {
+        s.channels[0].directions.iter().all(|d| d.phase != Phase::Starting)
+    })?;
+    let writers = link.traffic(seed, 2_000);
+    link.wait_until("half of the snapshot", DRAIN, |status| {
+        status.channels[0].directions[0].snapshot.done > 20_000
+            || status.channels[0].directions[0].phase == Phase::Streaming
+    })?;
+    link.kill()?;
+    link.start()?;
+    link.wait_until("the snapshot", DRAIN, |s| s.channels[0].directions[0].phase == Phase::Streaming)?;
+    std::thread::sleep(Duration::from_secs(2));
+    link.prove(writers, DRAIN)
+}
+
+/// FF23: what empties one store does not empty the other before somebody says so.
+#[test]
+fn a_flush_is_held_until_an_operator_answers() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    link.stores[0].connect()?.must(&["SET", "kept", "1"])?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    link.stores[0].connect()?.must(&["FLUSHALL"])?;
+    link.stores[0].connect()?.must(&["SET", "after", "1"])?;
+    link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
+    ensure!(link.stores[1].connect()?.must(&["GET", "kept"])?.text().as_deref() == Some("1"), "not held");
+    // The other direction goes on, though its marker was flushed away.
+    link.stores[1].connect()?.must(&["INCR", "other"])?;
+    link.wait_until("the other way", DRAIN, |s| s.channels[0].directions[1].lag.changes == Some(0))?;
+    // A restart keeps on holding, and takes the missing marker for what it is.
+    link.kill()?;
+    link.start()?;
+    link.wait_until("held again", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
+    let answered = link.syncd(&["resume", "--channel", "push", "--held", "apply"])?;
+    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    link.wait_until_drained(DRAIN)?;
+    ensure!(link.stores[1].connect()?.must(&["GET", "kept"])?.text().is_none(), "not flushed");
+    ensure!(link.stores[1].connect()?.must(&["GET", "after"])?.text().as_deref() == Some("1"), "order lost");
+    Ok(())
+}
+
+/// FF23: a flush that was dropped is undone from the other site, and what was written since stands.
+#[test]
+fn a_flush_that_is_dropped_is_undone_from_the_other_site() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    link.start()?;
+    fill(&link.urls()[0], seed(), 5_000)?;
+    link.stores[0].connect()?.must(&["SET", "both", "old"])?;
+    link.wait_until_drained(DRAIN)?;
+    link.stores[0].connect()?.must(&["FLUSHALL"])?;
+    link.stores[0].connect()?.must(&["SET", "both", "new"])?;
+    link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
+    let answered = link.syncd(&["resume", "--channel", "push", "--held", "drop"])?;
+    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    link.wait_until("the copy back", DRAIN, |_| {
+        let size = link.stores[0].connect().and_then(|mut c| Ok(c.must(&["DBSIZE"])?.int())).ok().flatten();
+        size.is_some_and(|keys| keys > 3_000)
+    })?;
+    link.wait_until_drained(DRAIN)?;
+    for store in &link.stores {
+        ensure!(store.connect()?.must(&["GET", "both"])?.text().as_deref() == Some("new"), "the flush won");
+    }
+    link.verify()
+}
+
+/// SIGTERM drains and ends with 0 in time, and what comes back goes on where it stopped.
+#[test]
+fn a_stop_is_orderly_and_quick() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let seed = seed();
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    link.start()?;
+    let writers = link.traffic(seed, 1_000);
+    link.wait_until("streaming", DRAIN, |s| s.channels[0].directions.iter().all(|d| d.applied > 500))?;
+    let (code, took) = link.terminate()?;
+    ensure!(
+        code == Some(0) && took < Duration::from_secs(10),
+        "exit {code:?} after {took:?}\n{}",
+        link.log_end()
+    );
+    link.start()?;
+    link.prove(writers, DRAIN)
+}
+
+/// A target that comes back with an old file is rolled forward from the log.
+#[test]
+fn a_target_that_comes_back_empty_is_filled_again() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), Options::default()], &one_way)?;
+    link.start()?;
+    let seed = seed();
+    fill(&link.urls()[0], seed, 5_000)?;
+    link.wait_until_drained(DRAIN)?;
+    link.stores[1].kill9();
+    link.stores[1].restart()?;
+    link.stores[0].connect()?.must(&["SET", "later", "1"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    link.wait_until_drained(DRAIN)?;
+    link.verify()
+}

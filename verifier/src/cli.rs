@@ -1,0 +1,101 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Proves that both sites of a link hold the same.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compare every key of both sites: exit code 0 equal, 1 different or undecided, 2 bad use or
+    /// configuration, 3 could not reach
+    Check(Check),
+    /// Not in this release
+    #[command(disable_help_flag = true)]
+    Repair(Later),
+    /// Not in this release
+    #[command(disable_help_flag = true)]
+    Watch(Later),
+    /// Not in this release
+    #[command(disable_help_flag = true)]
+    Report(Later),
+}
+
+/// Takes whatever it is given.
+#[derive(Debug, Args)]
+pub(crate) struct Later {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// The daemon's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Only this channel
+    #[arg(long, value_name = "NAME")]
+    pub(crate) channel: Option<String>,
+    /// Only the keys of this tenant; the channel's `tenant = { key = … }` says which those are
+    #[arg(long, value_name = "ID")]
+    pub(crate) tenant: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also write the result as one self-contained page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Expire-at times this far apart are equal: 500ms, 1s, 2m
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub(crate) expiry_tolerance: Duration,
+    /// How long to wait, before each re-read, for what the daemon has yet to apply
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) settle: Duration,
+    /// How many differences (and undecided keys) are listed; all are counted
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) list_max: usize,
+    /// At most this many commands a second to each site
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) ops_per_second: Option<u32>,
+}
+
+/// Reads `500ms`, `1s`, `2m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("allowed is a number with its unit: 500ms, 1s, 2m, 1h".to_owned()),
+    };
+    let number: u32 =
+        number.parse().map_err(|_| "allowed is a whole number with its unit: 10s".to_owned())?;
+    Ok(Duration::from_millis(u64::from(number) * millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_carries_its_unit() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(duration("10").is_err() && duration("s").is_err() && duration("").is_err());
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

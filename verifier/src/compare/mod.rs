@@ -1,0 +1,152 @@
+//! Two sites' keys, compared: what differs, what cannot be decided. Knows no store; a store is a [`Reader`]
+//! for each site.
+
+mod judge;
+mod pass;
+mod settle;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashSet};
+use std::future::Future;
+
+use bytes::Bytes;
+use causeway_core::Space;
+
+use crate::error::Result;
+
+pub(crate) use judge::{DifferenceKind, Judge, Verdict, now_ms};
+pub(crate) use pass::{Settings, compare};
+
+/// What a site holds under a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct State {
+    /// What kind of value it is, in the store's word (`hash`); for people only.
+    pub(crate) what: &'static str,
+    /// Of the canonical content: equal where the content is, whatever its encoding.
+    pub(crate) digest: u128,
+    /// Milliseconds since 1970; `None`: never.
+    pub(crate) expire_at: Option<u64>,
+}
+
+/// A page of keys.
+#[derive(Debug, Default)]
+pub(crate) struct Page {
+    /// Those in scope; a key may come more than once.
+    pub(crate) names: Vec<Bytes>,
+    /// How many the store looked through for it.
+    pub(crate) scanned: u64,
+    /// From where to go on; `None`: that was the last.
+    pub(crate) next: Option<u64>,
+}
+
+/// One site of a channel, read for a comparison.
+pub(crate) trait Reader: Send + Sync {
+    /// What [`look`](Reader::look) finds: what a read may take for granted until it finds otherwise.
+    type Hint: Copy + Send + Sync;
+
+    /// The spaces in scope that hold anything, and about how many keys each holds.
+    fn spaces(&self) -> impl Future<Output = Result<Vec<(Space, u64)>>> + Send;
+
+    /// Lists keys from `cursor` (0 at first); a key that exists all the time is listed at least once.
+    fn page(&self, space: &Space, cursor: u64) -> impl Future<Output = Result<Page>> + Send;
+
+    /// What kinds of values `names` have; one for each, in the same order.
+    fn look(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<Self::Hint>>> + Send;
+
+    /// What `names` hold (a name may come twice); one for each, in the same order, `None` where absent. `hints` may be the peer's: a
+    /// key that is of another kind here gives a state that equals no other.
+    fn read(
+        &self,
+        space: &Space,
+        names: &[Bytes],
+        hints: &[Self::Hint],
+    ) -> impl Future<Output = Result<Vec<Option<State>>>> + Send;
+
+    /// Indices of those of `names` that do not exist here, ascending.
+    fn absent(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<usize>>> + Send;
+}
+
+/// Lets the traffic come to rest before keys are read again.
+pub(crate) trait Traffic: Send + Sync {
+    /// Waits until everything written before this call is applied at the peer, or as long as is allowed.
+    fn rest(&self) -> impl Future<Output = Rest> + Send;
+}
+
+/// How a wait for the traffic ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// All that was under way is applied.
+    Applied,
+    /// Nobody can say, or nothing moves: what keys do decides.
+    Unknown,
+    /// Changes are still being applied.
+    Moving,
+}
+
+/// Told how far a comparison is.
+pub(crate) trait Progress: Send + Sync {
+    /// A stretch of work begins: what it is, and how many keys.
+    fn begin(&self, what: &str, keys: u64);
+    /// So many more were looked through.
+    fn advance(&self, keys: u64);
+    /// It ended.
+    fn end(&self);
+}
+
+/// What differs.
+#[derive(Debug, Clone)]
+pub(crate) struct Difference {
+    /// Where the key lives.
+    pub(crate) space: Space,
+    /// The key.
+    pub(crate) name: Bytes,
+    /// How it differs; `None`: undecided, it never came to rest.
+    pub(crate) kind: Option<DifferenceKind>,
+    /// What each site held when it was read last, the link's first site first.
+    pub(crate) sites: [Option<State>; 2],
+}
+
+/// A comparison's result. The lists are capped, the counts are exact.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Different keys looked at.
+    pub(crate) compared: u64,
+    /// `compared` may count a key twice: there were more than a set of them may hold.
+    pub(crate) compared_roughly: bool,
+    /// Keys that differ.
+    pub(crate) different: u64,
+    /// Keys that never came to rest.
+    pub(crate) undecided: u64,
+    /// Those that differ, or are undecided, by what they are and how.
+    pub(crate) counts: BTreeMap<(&'static str, Option<DifferenceKind>), u64>,
+    /// Those that differ.
+    pub(crate) differences: Vec<Difference>,
+    /// Those that are undecided.
+    pub(crate) unsettled: Vec<Difference>,
+    /// Hashes of the keys counted as different or undecided, so that none is counted twice.
+    reported: HashSet<u64>,
+}
+
+impl Outcome {
+    /// Counts `difference`, and lists it if there are fewer than `list_max` of its sort.
+    fn add(&mut self, difference: Difference, list_max: usize) {
+        self.reported.insert(pass::hash(&difference.space, &difference.name));
+        let what = difference.sites.iter().flatten().map(|s| s.what).next().unwrap_or("gone");
+        *self.counts.entry((what, difference.kind)).or_default() += 1;
+        let list = match difference.kind {
+            Some(_) => {
+                self.different += 1;
+                &mut self.differences
+            }
+            None => {
+                self.undecided += 1;
+                &mut self.unsettled
+            }
+        };
+        if list.len() < list_max {
+            list.push(difference);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What the daemons say of their lag, over `GET /v1/status`.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::compare::{Rest, Traffic};
+
+/// How often a daemon is asked.
+const POLL: Duration = Duration::from_millis(250);
+
+/// The pause before a re-read where no daemon can say what is under way.
+const PAUSE: Duration = Duration::from_millis(700);
+
+/// The daemons of a link, as far as one channel's traffic goes.
+pub(crate) struct Daemons<'a> {
+    client: &'a reqwest::Client,
+    apis: &'a [String],
+    channel: &'a str,
+    settle: Duration,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    channels: Vec<ChannelStatus>,
+}
+
+#[derive(Deserialize)]
+struct ChannelStatus {
+    name: String,
+    #[serde(default)]
+    directions: Vec<Direction>,
+}
+
+#[derive(Deserialize)]
+struct Direction {
+    from: String,
+    #[serde(default)]
+    lag: Option<Lag>,
+    #[serde(default)]
+    applied: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Lag {
+    changes: Option<u64>,
+}
+
+/// One direction, as seen in one poll.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    from: String,
+    lag: u64,
+    applied: u64,
+}
+
+/// Judges polls that follow each other.
+#[derive(Debug, Default)]
+struct Watch {
+    /// What has to be applied by when, from the first poll.
+    goals: Vec<Seen>,
+    /// Polls in a row that showed everything applied.
+    quiet: u32,
+    moved: bool,
+}
+
+impl Watch {
+    /// Takes one poll; whether all that was under way in the first one is applied, by two polls in a row
+    /// (the first may come before capture has read what was written last).
+    fn poll(&mut self, seen: Vec<Seen>) -> bool {
+        if self.goals.is_empty() {
+            self.goals = seen.clone();
+        }
+        let done = seen.iter().all(|now| {
+            let goal = self.goals.iter().find(|goal| goal.from == now.from);
+            now.lag == 0
+                || goal.is_some_and(|goal| now.applied >= goal.applied.saturating_add(goal.lag).max(1))
+        });
+        self.moved |= seen != self.goals;
+        self.quiet = if done { self.quiet + 1 } else { 0 };
+        self.quiet >= 2
+    }
+}
+
+impl<'a> Daemons<'a> {
+    /// `settle` bounds each wait.
+    pub(crate) fn new(
+        client: &'a reqwest::Client,
+        apis: &'a [String],
+        channel: &'a str,
+        settle: Duration,
+    ) -> Self {
+        Daemons { client, apis, channel, settle }
+    }
+
+    /// The directions of the channel of which a lag is known; `None` if no daemon answers.
+    async fn poll(&self) -> Option<Vec<Seen>> {
+        let mut seen = Vec::new();
+        let mut answered = false;
+        for api in self.apis {
+            let request = self.client.get(format!("{api}/v1/status")).send();
+            let Ok(response) = request.await else { continue };
+            let Ok(status) = response.json::<Status>().await else { continue };
+            for channel in status.channels.into_iter().filter(|c| c.name == self.channel) {
+                for direction in channel.directions {
+                    let Some(lag) = direction.lag.and_then(|lag| lag.changes) else { continue };
+                    answered = true;
+                    seen.push(Seen { from: direction.from, lag, applied: direction.applied.unwrap_or(0) });
+                }
+            }
+        }
+        answered.then_some(seen)
+    }
+}
+
+impl Traffic for Daemons<'_> {
+    async fn rest(&self) -> Rest {
+        let start = Instant::now();
+        let mut watch = Watch::default();
+        loop {
+            let Some(seen) = self.poll().await else {
+                tokio::time::sleep(PAUSE).await;
+                return Rest::Unknown;
+            };
+            if watch.poll(seen) {
+                return Rest::Applied;
+            }
+            if start.elapsed() >= self.settle {
+                return if watch.moved { Rest::Moving } else { Rest::Unknown };
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(lag: u64, applied: u64) -> Vec<Seen> {
+        vec![Seen { from: "dc".into(), lag, applied }, Seen { from: "cloud".into(), lag: 0, applied: 7 }]
+    }
+
+    #[test]
+    fn two_polls_without_lag_are_rest() {
+        let mut watch = Watch::default();
+        assert!(!watch.poll(seen(0, 5)));
+        assert!(watch.poll(seen(0, 5)));
+    }
+
+    #[test]
+    fn what_was_under_way_is_waited_for_and_not_what_comes_after() {
+        let mut watch = Watch::default();
+        assert!(!watch.poll(seen(10, 5)));
+        assert!(!watch.poll(seen(10, 14)));
+        assert!(!watch.poll(seen(10, 15)));
+        assert!(watch.poll(seen(10, 16)));
+        assert!(watch.moved);
+    }
+}

@@ -1,0 +1,48 @@
+//! Proves that both sites of a link hold the same.
+//!
+//! `check` reads every key of both sites by another road than the copy took, digests its canonical content,
+//! and compares the digests; a difference counts only if it outlives the traffic. Results go to standard
+//! output, progress and errors to standard error. Exit codes: 0 equal, 1 different or undecided, 2 bad use
+//! or configuration, 3 could not reach or failed.
+
+mod check;
+mod cli;
+mod compare;
+mod config;
+mod daemon;
+mod error;
+mod filter;
+mod html;
+mod pace;
+mod progress;
+mod redis;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::error::{Error, Result};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check(arguments) => check::run(&arguments).await,
+        Command::Repair(_) => later("repair"),
+        Command::Watch(_) => later("watch"),
+        Command::Report(_) => later("report"),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("verifier: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn later(command: &str) -> Result<bool> {
+    Err(Error::Usage(format!("`{command}` is not in this release; `verifier check` shows what differs")))
+}

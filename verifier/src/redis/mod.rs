@@ -1,0 +1,13 @@
+//! Redis and Valkey, read by their types' own commands: another road than the snapshot's and the stream's,
+//! so that what is wrong with those shows.
+
+mod canonical;
+mod connect;
+mod link;
+mod open;
+mod read;
+mod reply;
+mod rest;
+mod streams;
+
+pub(crate) use open::open_pair;

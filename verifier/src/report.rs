@@ -1,0 +1,344 @@
+//! A check's result, as JSON and for people. Keys and digests only, never a value.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::time::Duration;
+
+use causeway_core::Space;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::compare::{Difference, DifferenceKind, Outcome, State};
+
+/// Keys named to people; `--json` has more.
+const SHOWN: usize = 20;
+
+/// A line's length at most.
+const WIDTH: usize = 100;
+
+/// What a check found.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) link: String,
+    pub(crate) sites: [String; 2],
+    pub(crate) tenant: Option<String>,
+    pub(crate) took: Duration,
+    /// Differences listed at most.
+    pub(crate) list_max: usize,
+    pub(crate) channels: Vec<ChannelReport>,
+}
+
+/// What it found in one channel.
+#[derive(Debug)]
+pub(crate) struct ChannelReport {
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+}
+
+/// The JSON of DESIGN.md §10, in its order.
+#[derive(Serialize)]
+struct Whole<'a> {
+    equal: bool,
+    compared: u64,
+    different: u64,
+    undecided: u64,
+    channels: Vec<Counts<'a>>,
+    differences: Vec<Listed<'a>>,
+}
+
+#[derive(Serialize)]
+struct Counts<'a> {
+    name: &'a str,
+    compared: u64,
+    different: u64,
+    undecided: u64,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    channel: &'a str,
+    key: KeyText<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    db: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<Cow<'a, str>>,
+    kind: DifferenceKind,
+    sites: Map<String, Value>,
+}
+
+/// A key: text, or what it is in base64 where it is not UTF-8.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum KeyText<'a> {
+    Text(&'a str),
+    Bytes { base64: String },
+}
+
+impl Report {
+    /// Whether nothing differs and nothing is undecided.
+    pub(crate) fn equal(&self) -> bool {
+        self.channels.iter().all(|c| c.outcome.different == 0 && c.outcome.undecided == 0)
+    }
+
+    /// The sum of something over the channels.
+    pub(crate) fn sum(&self, of: impl Fn(&Outcome) -> u64) -> u64 {
+        self.channels.iter().map(|c| of(&c.outcome)).sum()
+    }
+
+    /// Differences, then undecided keys, with their channels.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = (&str, &Difference)> {
+        let of = |pick: fn(&Outcome) -> &Vec<Difference>| {
+            let all = self.channels.iter();
+            all.flat_map(move |c| pick(&c.outcome).iter().map(|d| (c.name.as_str(), d))).take(self.list_max)
+        };
+        of(|o| &o.differences).chain(of(|o| &o.unsettled))
+    }
+
+    /// As JSON, on one line.
+    pub(crate) fn json(&self) -> String {
+        let channels = self.channels.iter().map(|ChannelReport { name, outcome }| Counts {
+            name,
+            compared: outcome.compared,
+            different: outcome.different,
+            undecided: outcome.undecided,
+        });
+        let whole = Whole {
+            equal: self.equal(),
+            compared: self.sum(|o| o.compared),
+            different: self.sum(|o| o.different),
+            undecided: self.sum(|o| o.undecided),
+            channels: channels.collect(),
+            differences: self.listed().filter_map(|(c, d)| Some(self.difference(c, d, d.kind?))).collect(),
+        };
+        // Texts, numbers and maps with text keys: nothing that JSON has not.
+        serde_json::to_string(&whole).unwrap_or_default()
+    }
+
+    fn difference<'a>(&self, channel: &'a str, it: &'a Difference, kind: DifferenceKind) -> Listed<'a> {
+        let key = match std::str::from_utf8(&it.name) {
+            Ok(text) => KeyText::Text(text),
+            Err(_) => KeyText::Bytes { base64: base64(&it.name) },
+        };
+        let (db, table) = match &it.space {
+            Space::Db(db) => (Some(*db), None),
+            Space::Table(table) => (None, Some(String::from_utf8_lossy(table))),
+            Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
+        };
+        let states = it.sites.iter().map(|state| state_json(state.as_ref()));
+        let sites = self.sites.iter().cloned().zip(states).collect();
+        Listed { channel, key, db, table, kind, sites }
+    }
+
+    /// For people: at most [`WIDTH`] columns, at most [`SHOWN`] keys.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        let verdict = if self.equal() { "equal" } else { "NOT EQUAL" };
+        let of_tenant =
+            self.tenant.as_ref().map_or(String::new(), |id| format!(", tenant {}", printable(id.as_bytes())));
+        let [first, second] = &self.sites;
+        push(&mut out, &format!("{}: {first} and {second} are {verdict}{of_tenant}", self.link));
+        let compared = self.sum(|o| o.compared);
+        let seconds = self.took.as_secs_f64().max(0.001);
+        let rate = (compared as f64 / seconds) as u64;
+        let about = if self.channels.iter().any(|c| c.outcome.compared_roughly) { "about " } else { "" };
+        push(
+            &mut out,
+            &format!(
+                "{about}{} keys compared in {seconds:.1} s, {} keys/s",
+                grouped(compared),
+                grouped(rate)
+            ),
+        );
+        for ChannelReport { name, outcome } in &self.channels {
+            push(
+                &mut out,
+                &format!(
+                    "channel {name}: {} compared, {} different, {} undecided",
+                    grouped(outcome.compared),
+                    grouped(outcome.different),
+                    grouped(outcome.undecided)
+                ),
+            );
+            for ((what, kind), count) in &outcome.counts {
+                push(&mut out, &format!("  {:>10} {what} {}", grouped(*count), self.describe(*kind)));
+            }
+        }
+        let mut shown = 0;
+        for (channel, difference) in self.listed().take(SHOWN) {
+            if shown == 0 {
+                push(&mut out, "keys:");
+            }
+            shown += 1;
+            let place = place(&difference.space);
+            let head = format!("  {:<9} {channel} {place}", word(difference.kind));
+            let room = WIDTH.saturating_sub(head.chars().count() + 1).max(20);
+            push(&mut out, &format!("{head} {}", shortened(&printable(&difference.name), room)));
+        }
+        let all = self.sum(|o| o.different + o.undecided);
+        if all > shown {
+            push(&mut out, &format!("  … and {} more; --json and --html list them", grouped(all - shown)));
+        }
+        out
+    }
+
+    /// What a kind means, in the sites' names.
+    pub(crate) fn describe(&self, kind: Option<DifferenceKind>) -> String {
+        let [first, second] = &self.sites;
+        match kind {
+            Some(DifferenceKind::Missing) => format!("missing at {first}"),
+            Some(DifferenceKind::Extra) => format!("missing at {second} (extra at {first})"),
+            Some(DifferenceKind::Content) => "different in content".to_owned(),
+            Some(DifferenceKind::Expiry) => "different in expire-at".to_owned(),
+            None => "undecided (kept changing)".to_owned(),
+        }
+    }
+}
+
+fn push(out: &mut String, line: &str) {
+    out.extend(line.chars().take(WIDTH));
+    out.push('\n');
+}
+
+/// The word for a kind, or for undecided.
+pub(crate) fn word(kind: Option<DifferenceKind>) -> &'static str {
+    kind.map_or("undecided", DifferenceKind::as_str)
+}
+
+/// Where a key lives, for people.
+pub(crate) fn place(space: &Space) -> String {
+    match space {
+        Space::Db(db) => format!("db{db}"),
+        Space::Table(name) | Space::Index(name) | Space::Bucket(name) => printable(name).into_owned(),
+        Space::Whole => "-".to_owned(),
+    }
+}
+
+fn state_json(state: Option<&State>) -> Value {
+    match state {
+        None => Value::Null,
+        Some(state) => json!({
+            "digest": digest(state),
+            "expire_at": state.expire_at.map(rfc3339),
+        }),
+    }
+}
+
+/// A digest as text: 32 hexadecimal digits.
+pub(crate) fn digest(state: &State) -> String {
+    format!("{:032x}", state.digest)
+}
+
+/// A key on a terminal or a page: what is no printable text is written as `\xNN`.
+pub(crate) fn printable(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => Cow::Borrowed(text),
+        _ => {
+            let mut out = String::new();
+            for chunk in bytes.utf8_chunks() {
+                for c in chunk.valid().chars() {
+                    if c.is_control() {
+                        let mut buffer = [0; 4];
+                        for byte in c.encode_utf8(&mut buffer).bytes() {
+                            let _ = write!(out, "\\x{byte:02x}");
+                        }
+                    } else {
+                        out.push(c);
+                    }
+                }
+                for byte in chunk.invalid() {
+                    let _ = write!(out, "\\x{byte:02x}");
+                }
+            }
+            Cow::Owned(out)
+        }
+    }
+}
+
+fn shortened(text: &str, room: usize) -> Cow<'_, str> {
+    if text.chars().count() <= room {
+        return Cow::Borrowed(text);
+    }
+    let mut short: String = text.chars().take(room.saturating_sub(1)).collect();
+    short.push('…');
+    Cow::Owned(short)
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Milliseconds since 1970 as RFC 3339, in UTC: `2026-03-01T02:00:00.250Z`. A time after the year 9999,
+/// which that format has not, is its last one.
+///
+/// Source of the calendar's arithmetic: Howard Hinnant, "chrono-compatible low-level date algorithms".
+pub(crate) fn rfc3339(ms: u64) -> String {
+    const LAST: u64 = 253_402_300_799_999;
+    let ms = ms.min(LAST);
+    let (days, in_day) = (ms / 86_400_000, ms % 86_400_000);
+    // Days from 0000-03-01, so that a leap day is a year's last.
+    let day = days + 719_468;
+    let era = day / 146_097;
+    let of_era = day % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute) = (in_day / 3_600_000, in_day / 60_000 % 60);
+    let (second, milli) = (in_day / 1000 % 60, in_day % 1000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let bits =
+            three.iter().fold(0u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - three.len()));
+        for at in 0..4 {
+            let index = (bits >> (18 - 6 * at) & 63) as usize;
+            out.push(if at <= three.len() { char::from(ALPHABET[index]) } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(rfc3339(1_772_330_400_250), "2026-03-01T02:00:00.250Z");
+        assert_eq!(rfc3339(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
+        assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn what_is_not_text_is_base64() {
+        assert_eq!(base64(b""), "");
+        assert_eq!(base64(b"f"), "Zg==");
+        assert_eq!(base64(b"fo"), "Zm8=");
+        assert_eq!(base64(b"foo"), "Zm9v");
+        assert_eq!(base64(&[0xff, 0xfe, 0xfb, 0x3e]), "//77Pg==");
+    }
+
+    #[test]
+    fn keys_cannot_write_to_the_terminal() {
+        assert_eq!(printable(b"a\x1b[2Jb\xff\n"), "a\\x1b[2Jb\\xff\\x0a");
+        assert_eq!(printable("clé".as_bytes()), "clé");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+    }
+}

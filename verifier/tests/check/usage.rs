@@ -1,0 +1,144 @@
+//! Exit codes, reports, and the ways to reach a server.
+
+use std::process::Command;
+
+use crate::support::{Pair, Server, run, verifier};
+
+#[test]
+fn what_cannot_be_used_exits_2_and_says_what_is_allowed() {
+    for command in ["repair", "watch", "report"] {
+        let answer = verifier(&[command, "--config", "x", "--from", "dc"]);
+        assert_eq!(answer.code, 2);
+        assert!(answer.stderr.contains("not in this release"), "{}", answer.stderr);
+    }
+    assert_eq!(verifier(&["check"]).code, 2);
+    let answer = verifier(&["check", "--config", "no/such/file.toml"]);
+    assert_eq!((answer.code, answer.stdout.as_str()), (2, ""));
+    assert!(answer.stderr.contains("no/such/file.toml"), "{}", answer.stderr);
+
+    let Some(pair) = Pair::start() else { return };
+    let path = pair.config("", "keys = 3");
+    let answer = pair.check_at(&path, &[]);
+    assert_eq!(answer.code, 2);
+    assert!(answer.stderr.contains("syncd.toml:10:8: `keys`"), "{}", answer.stderr);
+    let path = pair.config("", "");
+    assert_eq!(pair.check_at(&path, &["--channel", "none"]).code, 2);
+    assert_eq!(pair.check_at(&path, &["--tenant", "a"]).code, 2);
+    let same = format!("{{ url = \"redis://localhost:{}\" }}", pair.servers[0].port);
+    let twin = format!("{{ url = \"redis://127.0.0.1:{}\" }}", pair.servers[0].port);
+    let answer = pair.check_at(&pair.config_at("", "", &same, &twin), &[]);
+    assert_eq!(answer.code, 2);
+    assert!(answer.stderr.contains("same server"), "{}", answer.stderr);
+}
+
+#[test]
+fn what_cannot_be_reached_exits_3_without_a_secret() {
+    let Some(mut pair) = Pair::start() else { return };
+    let dc = format!("{{ url = \"redis://127.0.0.1:{}\" }}", pair.servers[0].port);
+    let answer = pair.check_at(&pair.config_at("", "", &dc, "{ url = \"redis://127.0.0.1:1\" }"), &[]);
+    assert_eq!(answer.code, 3);
+    assert!(answer.stderr.contains("cloud (127.0.0.1:1)"), "{}", answer.stderr);
+
+    run(&mut pair.sites[1], "CONFIG SET requirepass right-secret");
+    let url = format!("redis://:wrong-secret@127.0.0.1:{}", pair.servers[1].port);
+    let answer = pair.check_at(&pair.config_at("", "", &dc, &format!("{{ url = \"{url}\" }}")), &[]);
+    assert_eq!(answer.code, 3);
+    assert!(!answer.stderr.contains("secret"), "{}", answer.stderr);
+}
+
+#[test]
+fn secrets_sockets_and_lists_of_addresses_lead_to_the_master() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let first = ["--unixsocket", socket.to_str().unwrap()];
+    let Some(mut pair) = Pair::start_with(&first, &["--requirepass", "admin"]) else { return };
+    run(&mut pair.sites[0], "SET a 1");
+    let site = &mut pair.sites[1];
+    run(site, "AUTH admin");
+    run(site, "ACL SETUSER reader on >s3cret ~* +@read +@connection +info");
+    run(site, "SET a 1");
+    std::fs::write(pair.folder.path().join("password"), "s3cret\n").unwrap();
+
+    let Some(replica) = Server::start(folder.path(), &[]) else { return };
+    run(&mut replica.connect(), &format!("REPLICAOF 127.0.0.1 {}", pair.servers[0].port));
+    let dc = format!("{{ url = \"unix://{}\" }}", socket.display());
+    let cloud = format!(
+        "{{ urls = [\"redis://127.0.0.1:1\", \"redis://127.0.0.1:{}\"], user = \"reader\", password_file = \"password\" }}",
+        pair.servers[1].port
+    );
+    let answer = pair.check_at(&pair.config_at("", "", &dc, &cloud), &[]);
+    // The user lacks FUNCTION, which is said and not skipped.
+    assert_eq!(answer.code, 3);
+    assert!(answer.stderr.contains("give the user the right"), "{}", answer.stderr);
+    run(&mut pair.sites[1], "ACL SETUSER reader +function|list");
+    let answer = pair.check_at(&pair.config_at("", "", &dc, &cloud), &[]);
+    assert_eq!((answer.code, &answer.json()["compared"]), (0, &1.into()), "{}", answer.stderr);
+
+    let list = format!(
+        "{{ urls = [\"redis://127.0.0.1:{}\", \"redis://127.0.0.1:{}\"] }}",
+        replica.port, pair.servers[0].port
+    );
+    let answer = pair.check_at(&pair.config_at("", "", &list, &cloud), &[]);
+    assert_eq!((answer.code, &answer.json()["compared"]), (0, &1.into()), "{}", answer.stderr);
+}
+
+#[test]
+fn tls_is_spoken_with_the_sites_own_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (ca, ca_key, cert, key) = (file("ca.pem"), file("ca.key"), file("cert.pem"), file("key.pem"));
+    let openssl =
+        |line: &str| Command::new("openssl").args(line.split(' ')).output().is_ok_and(|o| o.status.success());
+    let curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    let made = openssl(&format!("req -x509 {curve} -keyout {ca_key} -out {ca} -days 2 -subj /CN=ca"))
+        && openssl(&format!(
+            "req -x509 {curve} -keyout {key} -out {cert} -days 2 -subj /CN=localhost -CA {ca} -CAkey {ca_key} \
+             -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
+        ));
+    if !made {
+        eprintln!("ignored: openssl cannot make certificates here");
+        return;
+    }
+    let Some(mut pair) = Pair::start() else { return };
+    pair.both("SET a 1");
+    let site = &mut pair.sites[1];
+    for (name, value) in [("tls-ca-cert-file", &ca), ("tls-cert-file", &cert), ("tls-key-file", &key)] {
+        run(site, &format!("CONFIG SET {name} {value}"));
+    }
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    run(site, &format!("CONFIG SET tls-port {port}"));
+    let dc = format!("{{ url = \"redis://127.0.0.1:{}\" }}", pair.servers[0].port);
+    let rediss = |files: &str| format!("{{ url = \"rediss://127.0.0.1:{port}\"{files} }}");
+    let ours = format!(", ca_file = \"{ca}\", cert_file = \"{cert}\", key_file = \"{key}\"");
+    let answer = pair.check_at(&pair.config_at("", "", &dc, &rediss(&ours)), &[]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    // Nobody vouches for it without the authority.
+    let answer = pair.check_at(&pair.config_at("", "", &dc, &rediss("")), &[]);
+    assert_eq!(answer.code, 3, "{}", answer.stderr);
+}
+
+#[test]
+fn reports_show_keys_and_never_a_value() {
+    let Some(mut pair) = Pair::start() else { return };
+    for n in 0..60 {
+        run(&mut pair.sites[0], &format!("SET key-{n:02}-{} hidden-value", "k".repeat(200)));
+    }
+    run(&mut pair.sites[0], "HSET <script>alert(1)</script> f hidden-value");
+    let path = pair.config("", "");
+    let html = pair.folder.path().join("report.html");
+    let fixed = ["check", "--config", path.to_str().unwrap()];
+    let answer =
+        verifier(&[&fixed[..], &["--html", html.to_str().unwrap(), "--ops-per-second", "100000"]].concat());
+    assert_eq!(answer.code, 1, "{}", answer.stderr);
+    assert!(answer.stdout.contains("60 string missing at cloud"), "{}", answer.stdout);
+    assert!(answer.stdout.lines().all(|line| line.chars().count() <= 100), "{}", answer.stdout);
+    assert_eq!(answer.stdout.lines().filter(|line| line.starts_with("  extra")).count(), 20);
+    let html = std::fs::read_to_string(html).unwrap();
+    assert!(html.contains("&lt;script&gt;") && !html.contains("<script"));
+    assert!(!html.contains("http://") && !html.contains("https://"));
+    let json = pair.check_at(&path, &["--list-max", "7"]);
+    assert_eq!((json.differences().len(), &json.json()["different"]), (7, &61.into()));
+    for text in [&answer.stdout, &answer.stderr, &html, &json.stdout] {
+        assert!(!text.contains("hidden-value"));
+    }
+}
