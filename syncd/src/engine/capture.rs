@@ -509,6 +509,7 @@ impl Capture {
             if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key) {
                 return;
             }
+            self.known.name(&change.key);
             // A repeated snapshot replaces what an earlier one brought.
             let brought =
                 |s: &SnapshotPoint| !s.initial || task.peer.is_none() || self.known.names(&change.key);

@@ -164,16 +164,22 @@ impl Known {
         self.keys.get(&key_digest(key)).is_some_and(|words| words.own.is_some())
     }
 
-    /// Takes note of a row of the snapshot that closes the gap, or of the absence of a key that it did not
-    /// name, and says whether it is news.
-    pub(crate) fn judge(&mut self, row: &Change, connector: &dyn Connector) -> News {
+    /// Takes note that the snapshot that closes the gap names `key`.
+    pub(crate) fn name(&mut self, key: &Key) {
+        if let Some(words) = self.keys.get_mut(&key_digest(key)) {
+            words.named = true;
+        }
+    }
+
+    /// Says whether a row of the snapshot that closes the gap, or the absence of a key that it did not name, is
+    /// news.
+    pub(crate) fn judge(&self, row: &Change, connector: &dyn Connector) -> News {
         if self.read.is_none() {
             return News::Known;
         }
-        let Some(words) = self.keys.get_mut(&key_digest(&row.key)) else {
+        let Some(words) = self.keys.get(&key_digest(&row.key)) else {
             return if self.complete { News::New } else { News::Unsure };
         };
-        words.named = true;
         let Some(latest) = words.latest() else { return News::Unsure };
         // What was trimmed of one log may have come after the last word of the other.
         let sure = match latest {

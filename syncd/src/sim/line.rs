@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use causeway_core::{
-    Batch, Capability, Change, Class, Connector, Error, Event, Finding, Key, Keys, Marker, Opened, Outcome,
+    Batch, Capability, Change, Class, Connector, Error, Event, Finding, Key, Keys, Marker, Op, Opened, Outcome,
     Position, Result, Seq, Site, Source, Target, Term, Token, Unit,
 };
 use causeway_memory::Memory;
@@ -102,6 +102,9 @@ impl SlowSource {
         for event in self.fresh.drain(..) {
             if self.world.random(|random| random.chance(100)) {
                 due += self.world.draw(Step::Stream, self.site);
+            }
+            if self.world.row_max > 0 && matches!(&event, Event::Change(change) if change.op == Op::Read) {
+                due += Duration::from_millis(self.world.random(|random| random.below(self.world.row_max)));
             }
             self.on_the_way.push_back((due, event));
         }

@@ -22,6 +22,8 @@ pub(super) struct Plan {
     pub(super) skews: [[i64; 2]; 2],
     pub(super) backlog_max: Option<usize>,
     pub(super) items_max: usize,
+    /// A row of a snapshot may take so many milliseconds more than any other event.
+    pub(super) row_max: u64,
     pub(super) collide: bool,
     pub(super) trim: bool,
 }
@@ -139,7 +141,8 @@ impl Plan {
             [(); 2].map(|()| [(); 2].map(|()| if skewed { random.below(4_000) as i64 - 2_000 } else { 0 }));
         let backlog_max = if random.chance(150) { Some(1 + random.below(40) as usize) } else { None };
         let items_max = random.pick(&[1, 3, 8, 64, 512]);
-        Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, collide, trim }
+        let row_max = if random.chance(250) { random.scaled(1, 1_000) } else { 0 };
+        Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, row_max, collide, trim }
     }
 
     /// The smallest part of the plan that is found for which `fails` still holds.

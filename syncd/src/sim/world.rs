@@ -49,6 +49,8 @@ struct Pace {
 pub(super) struct World {
     /// Retention takes what is settled.
     pub(super) trim: bool,
+    /// See [`Plan::row_max`].
+    pub(super) row_max: u64,
     random: Mutex<Random>,
     begin: Instant,
     /// Of the stores' clocks and of those that stamp changes, in milliseconds.
@@ -83,6 +85,7 @@ impl World {
         Arc::new(World {
             random: Mutex::new(Random::new(plan.seed)),
             trim: plan.trim,
+            row_max: plan.row_max,
             begin: Instant::now(),
             skews: Default::default(),
             paces: Mutex::default(),
