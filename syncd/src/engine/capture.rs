@@ -341,9 +341,8 @@ impl Capture {
     ) -> Result<(), EngineError> {
         let start = task.log.locate(peer, marker.settled).await?;
         let end = task.log.locate(peer, marker.applied).await?;
-        let written = |change: &Change, _, _: &Key| matches!(change.op, Op::Command | Op::Put);
         let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
-        let unsettled = touched_keys(log, peer, (start, end), connector, written).await?;
+        let unsettled = touched_keys(log, peer, (start, end), connector, |_, _, _| true).await?;
         self.ask_peer(task, &unsettled).await?;
         self.unsettled = unsettled.into_keys().collect();
         Ok(())

@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::apply::{ApplyTask, Reign};
 use super::careful::watch;
 use super::recent::key_digest;
-use super::restart::{restart_point, walk_kept};
+use super::restart::{SnapshotPoint, restart_point, walk_kept};
 use super::shared::lock;
 use super::{EngineError, shown};
 use crate::log::Offset;
@@ -40,7 +40,7 @@ impl Reign {
         let (mut unnamed, mut scanned) = (Vec::new(), 0_u64);
         for pass in 0..passes {
             let mine = |digest: u128| digest % passes == pass;
-            let named = named(task, first, end, &mine).await?;
+            let (named, sweep_all) = named(task, first, end, &mine).await?;
             let mut cursor = 0;
             loop {
                 let (keys, next) = target.keys(cursor).await?;
@@ -53,7 +53,7 @@ impl Reign {
                     match named.get(&digest) {
                         Some(Named::Now) => {}
                         Some(Named::Before) => unnamed.push(key),
-                        None if task.sweep_all => unnamed.push(key),
+                        None if sweep_all => unnamed.push(key),
                         None => {}
                     }
                 }
@@ -138,14 +138,22 @@ enum Named {
     Now,
 }
 
-/// What the logs say of keys: by the origin's log below `end`, and by the target's own.
+/// Whether who had applied a log below `seen` had all rows of a whole snapshot, by the last one in that log.
+fn has_all_rows(snapshot: &SnapshotPoint, seen: Seq) -> bool {
+    let whole_by = if snapshot.initial { snapshot.end } else { Some(snapshot.first) };
+    whole_by.is_some_and(|end| seen >= Seq(end))
+}
+
+/// What the logs say of keys: by the origin's log below `end`, and by the target's own. And whether a key that
+/// neither names is gone at the origin: not if it may be one of the target's that the origin never got.
 async fn named(
     task: &ApplyTask,
     first: Seq,
     end: &Change,
     mine: &impl Fn(u128) -> bool,
-) -> Result<HashMap<u128, Named>, EngineError> {
+) -> Result<(HashMap<u128, Named>, bool), EngineError> {
     let mut named = HashMap::new();
+    let mut sweep_all = task.sweep_all && task.own.is_none();
     let stop = task.log.locate(&task.partition, end.seq).await?;
     let mut note = |change: &Change, now: bool| {
         if change.key.name.is_empty() || !(change.op.is_data() || change.op == Op::Refresh) {
@@ -173,8 +181,14 @@ async fn named(
     if let Some(own) = &task.own {
         let bounds = task.log.bounds(own);
         // What the origin had not seen of ours it cannot have deleted: it may have come back older.
-        let note = |_, change: Change| note(&change, change.seq >= end.seen);
-        walk_kept(task.log.as_ref(), own, bounds.start, bounds.end, note).await?;
+        walk_kept(task.log.as_ref(), own, bounds.start, bounds.end, |_, change| {
+            note(&change, change.seq >= end.seen);
+            if change.op == Op::Position {
+                let snapshot = restart_point(&change).and_then(|point| point.snapshot);
+                sweep_all = task.sweep_all && snapshot.is_some_and(|s| has_all_rows(&s, end.seen));
+            }
+        })
+        .await?;
     }
-    Ok(named)
+    Ok((named, sweep_all))
 }
