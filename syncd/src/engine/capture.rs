@@ -341,8 +341,9 @@ impl Capture {
     ) -> Result<(), EngineError> {
         let start = task.log.locate(peer, marker.settled).await?;
         let end = task.log.locate(peer, marker.applied).await?;
+        let written = |change: &Change, _, _: &Key| matches!(change.op, Op::Command | Op::Put | Op::Read);
         let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
-        let unsettled = touched_keys(log, peer, (start, end), connector, |_, _, _| true).await?;
+        let unsettled = touched_keys(log, peer, (start, end), connector, written).await?;
         self.ask_peer(task, &unsettled).await?;
         self.unsettled = unsettled.into_keys().collect();
         Ok(())

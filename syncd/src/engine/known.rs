@@ -159,9 +159,9 @@ impl Known {
         }
     }
 
-    /// Whether our own log names `key`.
+    /// Whether a log names `key`: it is more than what one site had before.
     pub(crate) fn names(&self, key: &Key) -> bool {
-        self.keys.get(&key_digest(key)).is_some_and(|words| words.own.is_some())
+        self.keys.contains_key(&key_digest(key))
     }
 
     /// Takes note that the snapshot that closes the gap names `key`.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use causeway_core::{
-    Batch, Capability, Change, Class, Connector, Error, Event, Finding, Key, Keys, Marker, Op, Opened, Outcome,
-    Position, Result, Seq, Site, Source, Target, Term, Token, Unit,
+    Batch, Capability, Change, Class, Connector, Error, Event, Finding, Key, Keys, Marker, Op, Opened,
+    Outcome, Position, Result, Seq, Site, Source, Target, Term, Token, Unit,
 };
 use causeway_memory::Memory;
 use tokio::sync::{Mutex, mpsc};
