@@ -509,12 +509,12 @@ impl Capture {
             if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key) {
                 return;
             }
-            self.known.name(&change.key);
-            // A repeated snapshot replaces what an earlier one brought.
-            let brought =
-                |s: &SnapshotPoint| !s.initial || task.peer.is_none() || self.known.names(&change.key);
-            if self.point.snapshot.as_ref().is_some_and(|snapshot| snapshot.sweep && brought(snapshot)) {
-                change.op = Op::State;
+            if let Some(snapshot) = self.point.snapshot.as_ref().filter(|snapshot| snapshot.sweep) {
+                let known = self.known.note_row(&change.key);
+                // A repeated snapshot replaces what an earlier one brought.
+                if !snapshot.initial || task.peer.is_none() || known {
+                    change.op = Op::State;
+                }
             }
             self.stamp(task, change, batch);
         } else {

@@ -159,16 +159,11 @@ impl Known {
         }
     }
 
-    /// Whether a log names `key`: it is more than what one site had before.
-    pub(crate) fn names(&self, key: &Key) -> bool {
-        self.keys.contains_key(&key_digest(key))
-    }
-
-    /// Takes note that the snapshot that closes the gap names `key`.
-    pub(crate) fn name(&mut self, key: &Key) {
-        if let Some(words) = self.keys.get_mut(&key_digest(key)) {
-            words.named = true;
-        }
+    /// Takes note that the snapshot that closes the gap has a row of `key`, and says whether a log names it, too:
+    /// then it is more than what one site had before.
+    pub(crate) fn note_row(&mut self, key: &Key) -> bool {
+        let words = self.keys.get_mut(&key_digest(key));
+        words.map(|words| words.named = true).is_some()
     }
 
     /// Says whether a row of the snapshot that closes the gap, or the absence of a key that it did not name, is

@@ -1,7 +1,6 @@
 //! Carries a plan out: the real daemon, the stores in memory, and what happens to them.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -314,10 +313,8 @@ impl Driver {
         for (key, value) in self.reference.dump(Site::Second) {
             // What both had before: the first site's wins. Where the first snapshot breaks, either may.
             let either = self.plan.row_max > 0 && found.iter().all(|f| f.get(&key) == Some(&value));
-            match expected.entry(key) {
-                Entry::Occupied(mut first) if either => _ = first.insert(value),
-                Entry::Occupied(_) => {}
-                Entry::Vacant(none) => _ = none.insert(value),
+            if either || !expected.contains_key(&key) {
+                expected.insert(key, value);
             }
         }
         check::exact(&expected, &found)
