@@ -20,6 +20,7 @@ use tracing::{debug, error, info, trace, warn};
 
 use super::capture::unix_ms;
 use super::dead_letters::DeadLetters;
+use super::own_log::OwnLog;
 use super::reader::Reader;
 use super::restart::{restart_point, walk};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
@@ -49,6 +50,8 @@ pub(crate) struct ApplyTask {
     pub(crate) sweep_all: bool,
     pub(crate) items_max: usize,
     pub(crate) bytes_max: usize,
+    /// Of the target site's own log, kept to be done again.
+    pub(crate) own_bytes_max: usize,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) answers: mpsc::Receiver<HeldAnswer>,
     pub(crate) stop: CancellationToken,
@@ -189,6 +192,10 @@ impl ApplyTask {
         self.shared.backlog.is_half_full() && self.log.room().is_ok()
     }
 
+    fn own_log(&self) -> Option<OwnLog> {
+        self.own.clone().map(|own| OwnLog::new(Arc::clone(&self.log), own, self.own_bytes_max))
+    }
+
     fn way(&self, change: &Change, careful_reads: bool) -> Way {
         let both = self.own.is_some();
         match change.op {
@@ -253,6 +260,8 @@ pub(crate) struct Reign {
     /// A later batch went in before them.
     overtaken: bool,
     careful_reads: bool,
+    /// Of the target site, where the channel goes both ways.
+    pub(crate) own_log: Option<OwnLog>,
     /// Something waits for the pipeline to run empty.
     draining: bool,
 }
@@ -299,6 +308,7 @@ impl Reign {
             rejected_transient: false,
             overtaken: false,
             careful_reads: false,
+            own_log: task.own_log(),
             draining: false,
         };
         reign.doubtful(task, settled, applied).await?;
@@ -335,13 +345,23 @@ impl Reign {
         reads.retain(|read| keys.binary_search(&read.key).is_err());
         info!(partition = %task.partition, reads = reads.len(), keys = keys.len(), "not settled before the break");
         self.ask_own(task, settled, wanted);
-        // A read that keeps what exists needs no second look.
-        if task.own.is_some() && task.origin_wins {
-            self.contested = reads;
-        } else if task.origin_wins {
-            keys.extend(reads.into_iter().map(|read| read.key));
+        if !reads.is_empty() {
+            if task.own.is_some() {
+                // Until they are decided, a crash must find them again.
+                self.answered = settled;
+                self.contested = reads;
+                self.draining = true;
+            } else if task.origin_wins {
+                keys.extend(reads.into_iter().map(|read| read.key));
+            } else {
+                let (at, end) = (Instant::now(), self.reader.offset());
+                let sent =
+                    Sent { changes: reads, fill: true, from: settled, to: applied, at, end, low: self.low };
+                self.answered = settled;
+                self.rejected.push_back(sent);
+                self.draining = true;
+            }
         }
-        self.draining = !self.contested.is_empty();
         if !keys.is_empty() {
             self.ask(&task.origin, settled, keys);
         }
@@ -661,13 +681,16 @@ impl Reign {
         // Later batches may have gone in before these: what they touched is asked for again.
         let pin = self.rejected.front().map_or(self.answered, |sent| sent.from);
         let mut keys: Vec<Key> = Vec::new();
-        for sent in &self.rejected {
+        let overtaken = std::mem::take(&mut self.overtaken);
+        // What exists stays, and a state would replace it.
+        let asked = |sent: &&Sent| overtaken || task.origin_wins || !sent.fill;
+        for sent in self.rejected.iter().filter(asked) {
             keys.extend(sent.changes.iter().map(|c| c.key.clone()).filter(|key| !key.name.is_empty()));
         }
         keys.sort_unstable();
         keys.dedup();
         let mut transient = self.rejected_transient;
-        if !std::mem::take(&mut self.overtaken) {
+        if !overtaken {
             // No marker may count what is not in the store yet: changes of its own would seem to have seen it.
             self.marker.applied = pin.min(self.marker.applied);
         }

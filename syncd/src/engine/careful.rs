@@ -4,7 +4,7 @@
 //! every local change made before the watch is known, and one made after it makes the commit fail. What
 //! the site changed and the peer had not seen is applied again on top, from the own log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use causeway_core::{
 use tracing::{debug, trace};
 
 use super::apply::{ApplyTask, Reign, group_boundary};
+use super::own_log::OwnLog;
 use super::recent::{Own, is_reread, touches};
 use super::restart::walk;
 use super::shared::lock;
@@ -21,8 +22,6 @@ use super::{EngineError, shown};
 
 /// After so many tries the batch is halved.
 const TOUCHED_MAX: u32 = 2;
-/// Of the own log, at a time.
-const READ_BYTES: usize = 256 << 10;
 
 /// How long the site's own capture may take to pass a token.
 const TOKEN_WAIT: Duration = Duration::from_secs(60);
@@ -70,9 +69,9 @@ impl Reign {
         let mut touched = 0;
         loop {
             // Most of what we need is read before the watch begins, so that it lasts as short as it can.
-            ours.read(task, &changes).await?;
+            ours.read(task, &mut self.own_log, &changes).await?;
             watch(task, target, &keys).await?;
-            ours.read(task, &changes).await?;
+            ours.read(task, &mut self.own_log, &changes).await?;
             let (decided, dropped) = decide(task, &changes, &ours);
             for change in &changes {
                 trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
@@ -82,7 +81,8 @@ impl Reign {
             let mut marker = self.marker_for(task, &changes, to);
             marker.from = before.applied;
             marker.dropped = dropped.iter().map(|change| change.seq).collect();
-            let batch = Batch { marker, changes: decided.clone(), watched: true, keep_existing: false };
+            let keep_existing = !task.origin_wins;
+            let batch = Batch { marker, changes: decided.clone(), watched: true, keep_existing };
             target.send(batch).await?;
             match target.outcome().await? {
                 Outcome::Touched => {
@@ -207,7 +207,9 @@ fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> (Ve
             dropped.push(change);
             continue;
         }
-        decided.push(change.clone());
+        // Ours is done again on top of it, and must not be done on top of itself.
+        let op = if change.op == Op::Read && !live.is_empty() { Op::State } else { change.op };
+        decided.push(Change { op, ..change.clone() });
         // A state or a delete of ours has lost if it doesn't stand, and with a delete what it took.
         let lost = |own: &Own| own.whole && own.class == Class::Observed && !stands(own, change, authority);
         let lost = live.iter().rposition(|(own, _)| lost(own)).map_or(0, |at| at + 1);
@@ -232,27 +234,25 @@ struct OwnChanges {
 
 impl OwnChanges {
     /// Reads what is live for `changes` and was not read yet.
-    async fn read(&mut self, task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError> {
-        let Some(own) = &task.own else { return Ok(()) };
-        let mut missing: BTreeMap<Seq, Vec<(Seq, Own)>> = BTreeMap::new();
+    async fn read(
+        &mut self,
+        task: &ApplyTask,
+        own_log: &mut Option<OwnLog>,
+        changes: &[Change],
+    ) -> Result<(), EngineError> {
+        let Some(own_log) = own_log else { return Ok(()) };
+        let mut live: Vec<(Seq, Own)> = Vec::new();
         for change in changes.iter().filter(|change| replaces(change)) {
             let known =
                 self.live.get(&change.seq).and_then(|live| live.last()).map(|(own, _)| own.seq.next());
             let from = known.unwrap_or(change.seen);
-            for live in lock(&task.shared.recent).live(&change.key, from) {
-                missing.entry(live.seq).or_default().push((change.seq, live));
-            }
+            let ours = lock(&task.shared.recent).live(&change.key, from);
+            live.extend(ours.into_iter().map(|own| (change.seq, own)));
         }
-        while let Some((&first, _)) = missing.first_key_value() {
-            let at = task.log.locate(own, first).await?;
-            for (_, again) in task.log.read(own, at, READ_BYTES).await? {
-                for (of, live) in missing.remove(&again.seq).unwrap_or_default() {
-                    self.live.entry(of).or_default().push((live, again.clone()));
-                }
-            }
-            if missing.contains_key(&first) {
-                return Err(EngineError::Hole { partition: own.clone(), expected: first, found: first, at });
-            }
+        let found = own_log.fetch(&live.iter().map(|(_, own)| own.seq).collect()).await?;
+        for (of, own) in live {
+            let again = found.get(&own.seq).map(|change| (own, change.clone()));
+            self.live.entry(of).or_default().extend(again);
         }
         Ok(())
     }

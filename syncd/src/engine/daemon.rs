@@ -97,6 +97,11 @@ fn smooth((last, rate): (u64, f64), now: u64) -> (u64, f64) {
     (now, if mixed < 0.05 { 0.0 } else { mixed })
 }
 
+/// Bytes of memory for one kind of buffer.
+fn share(config: &Config) -> usize {
+    usize::try_from(config.limits.memory / 16).unwrap_or(usize::MAX)
+}
+
 impl Daemon {
     /// Opens the log and starts every channel. `connectors` are those of `config.channels`, in their order.
     ///
@@ -110,7 +115,7 @@ impl Daemon {
         let dir = &config.log.dir;
         let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(folder)?;
-        let share = usize::try_from(config.limits.memory / 16).unwrap_or(usize::MAX);
+        let share = share(config);
         let options = EmbeddedOptions {
             age_min: config.log.age_min,
             size_max: config.log.size_max,
@@ -146,8 +151,9 @@ impl Daemon {
             tasks: tokio::sync::Mutex::default(),
         };
         let mut tasks = JoinSet::new();
+        let own_bytes_max = share(config) / (2 * config.channels.len().max(1));
         for (channel, connector) in config.channels.iter().zip(connectors) {
-            let run = daemon.start_channel(channel, connector, &mut tasks);
+            let run = daemon.start_channel(channel, connector, own_bytes_max, &mut tasks);
             daemon.channels.push(run);
         }
         let daemon = Arc::new(daemon);
@@ -160,6 +166,7 @@ impl Daemon {
         &self,
         channel: &Channel,
         connector: Arc<dyn Connector>,
+        own_bytes_max: usize,
         tasks: &mut JoinSet<()>,
     ) -> ChannelRun {
         let paused = watch::Sender::new(lock(&self.pauses).contains(&channel.name));
@@ -209,6 +216,7 @@ impl Daemon {
                 sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
                 items_max: channel.batch.items_max,
                 bytes_max: channel.batch.bytes_max,
+                own_bytes_max,
                 paused: paused.subscribe(),
                 answers: answered,
                 stop: self.stop.clone(),

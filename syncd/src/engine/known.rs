@@ -41,8 +41,8 @@ pub(crate) enum News {
 struct Words {
     /// Of our own log, and how much of the peer's had been applied before.
     own: Option<(Last, Seq)>,
-    /// Where our own log says so.
-    own_seq: Seq,
+    /// One above our last change to it; a row of a snapshot is none.
+    changed_below: Seq,
     /// Of the peer's log, and its place there.
     peer: Option<(Last, Seq)>,
     /// The snapshot that closes the gap has named it.
@@ -146,12 +146,13 @@ impl Known {
             let words = self.keys.entry(digest).or_default();
             if own {
                 words.own = Some((last, change.seen));
-                words.own_seq = change.seq;
-            } else if is_reread(change)
-                && words.own.is_some_and(|(own, _)| own == Last::Absent)
-                && words.own_seq >= change.seen
+                if change.op != Op::Read {
+                    words.changed_below = change.seq.next();
+                }
+            } else if words.own.is_some_and(|(own, _)| own != Last::Absent || is_reread(change))
+                && words.changed_below > change.seen
             {
-                // Our delete stood against it.
+                // What we did to it was done again on top, or our delete stood against it.
                 words.peer = Some((Last::Changed, change.seq));
             } else {
                 words.peer = Some((last, change.seq));

@@ -11,6 +11,7 @@ mod daemon;
 mod dead_letters;
 mod known;
 mod metrics;
+mod own_log;
 mod pauses;
 mod reader;
 mod recent;
