@@ -5,7 +5,7 @@
 mod rdb_support;
 
 use bytes::Bytes;
-use causeway_redis::rdb::{Entry, Item, Options, Value, open, rewrite, seal};
+use causeway_redis::rdb::{Entry, Item, Options, Value, content_digest, open, rewrite, seal};
 use rdb_support::*;
 
 /// What decides how values are encoded.
@@ -73,6 +73,12 @@ fn every_rewrite_makes_the_same_content() {
             let (was, is) =
                 (account(&mut from_c, entry.db, &entry.name), account(&mut to_c, entry.db, &entry.name));
             assert!(was == is, "{:?}", entry.name);
+            // Another server's packing must not pass for another content.
+            let dumped = to_c.must(&[b"DUMP", &entry.name[..]]).unwrap();
+            if let causeway_testkit::resp::Reply::Bulk(Some(dumped)) = dumped {
+                let (was, is) = (content_digest(payload), content_digest(&dumped));
+                assert!(was.is_some() && was == is, "{:?}", entry.name);
+            }
         }
     }
 }

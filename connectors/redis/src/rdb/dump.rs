@@ -4,7 +4,6 @@
 //! the CRC-64 of all that (8 bytes, little endian). Source: `createDumpPayload` in Redis's `cluster.c`.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
 
 use super::crc64::crc64;
 use super::read::{Cursor, Parse, Stop, StreamId};
@@ -87,40 +86,8 @@ pub fn rewrite(key: &[u8], payload: &[u8], piece_bytes: usize, out: &mut Vec<Byt
     Ok(())
 }
 
-/// A digest of what a payload holds: equal for payloads of one content, but for lists, streams and packed
-/// collections that two servers packed in different ways. `None`: it is damaged, or of an unknown type.
-///
-/// What a hash table holds comes in the table's own order, which is another one at each server; so its
-/// elements are digested one by one and added up.
-pub fn content_digest(payload: &[u8]) -> Option<u128> {
-    let (kind, value, version) = open(payload).ok()?;
-    let mut sum = 0_u128;
-    let unordered = each_element(Walk::new(kind, version)?, value, |element| {
-        let mut digest = Xxh3::new();
-        match *element {
-            Element::Member(member) => digest.update(member.text(&mut Vec::new())?),
-            Element::Field(field, value, at) => {
-                let mut text = Vec::new();
-                let field = field.text(&mut text)?;
-                digest.update(&(field.len() as u64).to_le_bytes());
-                digest.update(field);
-                digest.update(value.text(&mut Vec::new())?);
-                digest.update(&at.unwrap_or(0).to_le_bytes());
-            }
-            Element::Head(_) | Element::Nothing => return Ok(()),
-            _ => return Err(Stop::bad("not a hash table")),
-        }
-        sum = sum.wrapping_add(digest.digest128());
-        Ok(())
-    });
-    Some(match unordered {
-        Ok(()) => sum,
-        Err(_) => xxh3_128_with_seed(value, u64::from(kind)),
-    })
-}
-
 /// Steps through a complete value.
-fn each_element(
+pub(super) fn each_element(
     mut walk: Walk,
     value: &[u8],
     mut each: impl FnMut(&Element<'_>) -> Parse<()>,
@@ -196,31 +163,5 @@ mod tests {
         assert!(rewrite(b"k", &seal(b"\x00\x01bx", 10), 100, &mut out).is_err());
         assert!(rewrite(b"k", &seal(b"\x00\x02b", 10), 100, &mut out).is_err());
         assert!(rewrite(b"k", &seal(b"\x00\x01b", 10), 100, &mut out).is_ok());
-    }
-
-    #[test]
-    fn a_digest_tells_contents_and_not_the_order_of_a_hash_table() {
-        let hash = |pairs: &[[&[u8]; 2]]| {
-            let mut value = vec![4, pairs.len() as u8];
-            for text in pairs.iter().flatten() {
-                value.push(text.len() as u8);
-                value.extend_from_slice(text);
-            }
-            value
-        };
-        let digest = |value: &[u8], version| content_digest(&seal(value, version)).unwrap();
-        let one = digest(&hash(&[[b"a", b"1"], [b"b", b"2"]]), 10);
-        assert_eq!(one, digest(&hash(&[[b"b", b"2"], [b"a", b"1"]]), 11));
-        for other in [
-            hash(&[[b"a", b"2"], [b"b", b"1"]]),
-            hash(&[[b"a", b"1"]]),
-            hash(&[[b"a1", b""], [b"b", b"2"]]),
-            vec![0, 1, b'a'],
-            vec![2, 2, 1, b'a', 1, b'b'],
-        ] {
-            assert_ne!(one, digest(&other, 10));
-        }
-        assert_ne!(digest(&[0, 1, b'a'], 10), digest(&[0, 1, b'b'], 10));
-        assert_eq!(content_digest(b"no payload"), None);
     }
 }

@@ -9,6 +9,7 @@
 //! An entry's length follows from its type alone, so an unknown type or opcode ends the reading.
 
 mod crc64;
+mod digest;
 mod dump;
 mod lzf;
 mod ops;
@@ -23,7 +24,8 @@ mod write;
 use bytes::Bytes;
 
 pub use crc64::crc64;
-pub use dump::{content_digest, open, rewrite, seal};
+pub use digest::content_digest;
+pub use dump::{open, rewrite, seal};
 pub use read::ELEMENT_BYTES_MAX;
 pub use splitter::Splitter;
 
