@@ -5,9 +5,9 @@
 //! a `state` above all, goes the careful way (`careful.rs`).
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use causeway_core::{
     Batch, Change, Class, Connector, Hlc, Key, Marker, Op, Outcome, Refused, Seq, Site, Target, Term,
@@ -18,15 +18,16 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, trace, warn};
 
-use super::capture::unix_ms;
+use super::careful::unavailable;
 use super::dead_letters::DeadLetters;
 use super::own_log::OwnLog;
+use super::pauses::Answers;
 use super::reader::Reader;
 use super::restart::{restart_point, walk};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{EngineError, backoff, shown};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
-use crate::status::HeldAnswer;
+use crate::status::{HeldAnswer, rfc3339};
 
 /// What the applier into one site needs to know of its channel.
 pub(crate) struct ApplyTask {
@@ -54,6 +55,8 @@ pub(crate) struct ApplyTask {
     pub(crate) own_bytes_max: usize,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) answers: mpsc::Receiver<HeldAnswer>,
+    /// Those that were given before.
+    pub(crate) answered: Arc<Mutex<Answers>>,
     pub(crate) stop: CancellationToken,
     pub(crate) dead_letters: Arc<DeadLetters>,
     pub(crate) apply_seconds: metrics::Histogram,
@@ -753,7 +756,20 @@ impl Reign {
     async fn hold(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
         self.drain(task, target).await?;
         let Some((_, change)) = self.reader.peek().cloned() else { return Ok(()) };
-        let answer = self.question(task, what_is_held(&change)).await?;
+        let given = lock(&task.answered).get(&task.partition, change.seq);
+        let answer = match given {
+            Some(answer) => {
+                info!(partition = %task.partition, seq = %change.seq, ?answer, "held and answered before");
+                answer
+            }
+            None => {
+                let answer = self.question(task, what_is_held(&change)).await?;
+                lock(&task.answered)
+                    .keep(&task.partition, change.seq, answer)
+                    .map_err(|error| unavailable(task, "keep an answer beside the log", error.to_string()))?;
+                answer
+            }
+        };
         self.reader.pop();
         let to = change.seq.next();
         let changes = if answer == HeldAnswer::Apply { vec![change] } else { Vec::new() };
@@ -831,8 +847,8 @@ fn what_is_held(change: &Change) -> String {
             .find(|name| value.to_ascii_uppercase().windows(name.len()).any(|part| part == name.as_bytes()))
             .unwrap_or("a change of the whole store")
     });
-    let age = Duration::from_millis(unix_ms().saturating_sub(change.time)).as_secs();
-    format!("{command} at seq {}, made {age} s ago", change.seq)
+    let made = rfc3339(UNIX_EPOCH + Duration::from_millis(change.time));
+    format!("{command} at seq {}, made {made}", change.seq)
 }
 
 /// Where to cut `changes` in two without cutting a group; `None` if they are one change or one group.

@@ -298,6 +298,7 @@ impl Capture {
                     self.ask_for_forgotten(task, source, applied).await?;
                 }
                 self.low = applied;
+                self.point.settled = marker.settled.0;
                 let gap = lost.is_some()
                     || self.snapshot_asked == Some(true)
                     || self.point.snapshot.as_ref().is_some_and(|s| s.gap && s.end.is_none());
@@ -325,6 +326,7 @@ impl Capture {
         if let Some(peer) = task.peer.as_ref().filter(|_| skips) {
             self.wait_for_appends(task, source).await?;
             self.known = Known::read(task, peer, &marker).await?;
+            self.ask_again(task).await?;
             self.leave_unsettled(task, peer, &marker).await?;
         }
         task.stats.capture_connected.store(true, Ordering::SeqCst);
@@ -380,6 +382,16 @@ impl Capture {
         info!(partition = %task.partition, %applied, keys = forgotten.len(), "the peer is asked for these");
         self.ask_peer(task, &forgotten).await?;
         self.forgotten = forgotten.into_keys().collect();
+        Ok(())
+    }
+
+    /// What the peer was asked for and has not come may still be missing here: it is asked for once more, by
+    /// which the snapshot names it, and has no other word in it.
+    async fn ask_again(&mut self, task: &CaptureTask) -> Result<(), EngineError> {
+        let mut awaited = std::mem::take(&mut self.known.awaited);
+        awaited.retain(|digest, _| !self.forgotten.contains(digest));
+        self.ask_peer(task, &awaited).await?;
+        self.forgotten.extend(awaited.into_keys());
         Ok(())
     }
 
@@ -445,6 +457,7 @@ impl Capture {
                 Event::Change(change) => self.change(task, change, &mut batch),
                 Event::Marker { marker, pos } => {
                     self.low = self.low.max(marker.applied);
+                    self.point.settled = self.point.settled.max(marker.settled.0);
                     self.clock.observe(marker.hlc);
                     self.reached(pos);
                     task.shared.low.store(self.low.0, Ordering::SeqCst);

@@ -159,7 +159,7 @@ impl Reign {
     }
 }
 
-fn unavailable(task: &ApplyTask, action: &str, reason: String) -> EngineError {
+pub(crate) fn unavailable(task: &ApplyTask, action: &str, reason: String) -> EngineError {
     EngineError::Store(StoreError::Unavailable {
         action: action.to_owned(),
         endpoint: task.channel.clone(),

@@ -13,7 +13,7 @@ use super::apply::ApplyTask;
 use super::capture::{CaptureTask, Clock, unix_ms};
 use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
-use super::pauses::Pauses;
+use super::pauses::{Answers, Pauses};
 use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
 use super::{EngineError, backoff};
 use crate::config::{Channel, Config};
@@ -56,6 +56,7 @@ pub struct Daemon {
     log: Arc<dyn Log>,
     dead_letters: Arc<DeadLetters>,
     pauses: Mutex<Pauses>,
+    answers: Arc<Mutex<Answers>>,
     metrics: Metrics,
     /// What stamps each site's changes.
     clocks: [Clock; 2],
@@ -145,6 +146,7 @@ impl Daemon {
             log,
             dead_letters: Arc::new(dead_letters),
             pauses: Mutex::new(Pauses::open(dir).map_err(folder)?),
+            answers: Arc::new(Mutex::new(Answers::open(dir).map_err(folder)?)),
             metrics: Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?,
             clocks,
             stop: CancellationToken::new(),
@@ -219,6 +221,7 @@ impl Daemon {
                 own_bytes_max,
                 paused: paused.subscribe(),
                 answers: answered,
+                answered: Arc::clone(&self.answers),
                 stop: self.stop.clone(),
                 dead_letters: Arc::clone(&self.dead_letters),
                 apply_seconds: self.metrics.histogram("causeway_apply_seconds", labels.clone()),

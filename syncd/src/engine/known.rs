@@ -9,7 +9,7 @@ use tracing::warn;
 use super::EngineError;
 use super::capture::CaptureTask;
 use super::recent::{is_reread, key_digest};
-use super::restart::{touched_keys, walk_kept};
+use super::restart::{recover, touched_keys, walk_kept};
 use crate::log::{Offset, PartitionId};
 
 /// Keys of which this is known; about 120 bytes each.
@@ -86,6 +86,8 @@ pub(crate) struct Known {
     peer_from: Seq,
     /// And what was trimmed of our own had seen the peer's up to here at the most.
     own_seen: Seq,
+    /// Keys that our log asks the peer for, by their digests, and that it may not have answered here.
+    pub(crate) awaited: BTreeMap<u128, Key>,
     /// The ends of what was read of the two logs; none: there was no gap.
     read: Option<[Offset; 2]>,
 }
@@ -101,6 +103,8 @@ impl Known {
         let ends = [task.log.bounds(&task.partition).end, task.log.locate(peer, marker.applied).await?];
         let mut known = Known { complete: true, read: Some(ends), ..Known::default() };
         let connector = task.connector.as_ref();
+        let settled = task.log.locate(peer, marker.settled).await?;
+        let answered = Seq(recover(task.log.as_ref(), peer, settled).await?.point.settled);
         for (log, partition) in [&task.partition, peer].into_iter().enumerate() {
             let whole = task.log.bounds(partition).start == Offset(0);
             known.complete &= whole;
@@ -111,6 +115,10 @@ impl Known {
                         0 => known.own_seen = change.seen,
                         _ => known.peer_from = change.seq,
                     }
+                }
+                if log == 0 && change.op == Op::Refresh && change.seq >= answered {
+                    known.awaited.insert(key_digest(&change.key), change.key);
+                    return;
                 }
                 // Of what is not settled some may have been refused.
                 let applied = log == 0 || change.seq < marker.settled;

@@ -1,6 +1,13 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use causeway_core::Seq;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::log::PartitionId;
+use crate::status::HeldAnswer;
 
 /// The channels that an operator paused, in a file beside the log: they stay so over a restart.
 #[derive(Debug)]
@@ -12,12 +19,7 @@ pub(crate) struct Pauses {
 impl Pauses {
     pub(crate) fn open(dir: &Path) -> io::Result<Pauses> {
         let path = dir.join("paused.json");
-        let paused = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
-            Err(error) => return Err(error),
-        };
-        Ok(Pauses { path, paused })
+        Ok(Pauses { paused: read(&path)?, path })
     }
 
     pub(crate) fn contains(&self, channel: &str) -> bool {
@@ -32,20 +34,84 @@ impl Pauses {
         } else {
             next.remove(channel)
         };
-        let partial = self.path.with_extension("json.new");
-        let text = serde_json::to_vec(&next).map_err(io::Error::other)?;
-        let mut file = std::fs::File::create(&partial)?;
-        io::Write::write_all(&mut file, &text)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, &self.path)?;
+        replace(&self.path, &next)?;
         self.paused = next;
         Ok(())
     }
 }
 
+/// What operators said of held changes of whole stores, by partition and seq, in a file beside the log: a
+/// store that is filled again from the log meets them again.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    path: PathBuf,
+    given: BTreeMap<String, BTreeMap<u64, HeldAnswer>>,
+}
+
+impl Answers {
+    /// Of a partition; older ones were trimmed from the log long since, or are asked for again.
+    const KEPT_MAX: usize = 1_000;
+
+    pub(crate) fn open(dir: &Path) -> io::Result<Answers> {
+        let path = dir.join("held.json");
+        Ok(Answers { given: read(&path)?, path })
+    }
+
+    pub(crate) fn get(&self, partition: &PartitionId, seq: Seq) -> Option<HeldAnswer> {
+        self.given.get(&partition.to_string())?.get(&seq.0).copied()
+    }
+
+    /// Stored before it takes effect.
+    pub(crate) fn keep(&mut self, partition: &PartitionId, seq: Seq, answer: HeldAnswer) -> io::Result<()> {
+        let mut next = self.given.clone();
+        let given = next.entry(partition.to_string()).or_default();
+        given.insert(seq.0, answer);
+        while given.len() > Self::KEPT_MAX {
+            given.pop_first();
+        }
+        replace(&self.path, &next)?;
+        self.given = next;
+        Ok(())
+    }
+}
+
+/// What the JSON file `path` holds; nothing, if there is none.
+fn read<T: DeserializeOwned + Default>(path: &Path) -> io::Result<T> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a JSON file durably, whole or not at all.
+fn replace(path: &Path, what: &impl Serialize) -> io::Result<()> {
+    let partial = path.with_extension("json.new");
+    let text = serde_json::to_vec(what).map_err(io::Error::other)?;
+    let mut file = std::fs::File::create(&partial)?;
+    io::Write::write_all(&mut file, &text)?;
+    file.sync_all()?;
+    std::fs::rename(&partial, path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_is_remembered_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let partition =
+            |origin: &str| PartitionId { channel: "tags".to_owned(), origin: origin.to_owned(), number: 0 };
+        let mut answers = Answers::open(dir.path()).unwrap();
+        for seq in 0..1_002 {
+            answers.keep(&partition("dc"), Seq(seq), HeldAnswer::Drop).unwrap();
+        }
+        let answers = Answers::open(dir.path()).unwrap();
+        assert_eq!(answers.get(&partition("dc"), Seq(1_001)), Some(HeldAnswer::Drop));
+        assert_eq!(answers.get(&partition("dc"), Seq(1)), None);
+        assert_eq!(answers.get(&partition("cloud"), Seq(1_001)), None);
+    }
 
     #[test]
     fn a_paused_channel_stays_paused_over_a_restart() {

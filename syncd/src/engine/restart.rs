@@ -20,6 +20,9 @@ pub(crate) struct RestartPoint {
     pub(crate) last: String,
     /// The snapshot that is being read or was read last.
     pub(crate) snapshot: Option<SnapshotPoint>,
+    /// Of the peer's log, what our store holds for good: every `refresh` below is answered in our log.
+    #[serde(default)]
+    pub(crate) settled: u64,
 }
 
 /// A snapshot as capture knows it.
