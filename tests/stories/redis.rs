@@ -102,7 +102,119 @@ fn a_flush_is_held_until_an_operator_answers() -> Result<()> {
     link.wait_until_drained(DRAIN)?;
     ensure!(link.stores[1].connect()?.must(&["GET", "kept"])?.text().is_none(), "not flushed");
     ensure!(link.stores[1].connect()?.must(&["GET", "after"])?.text().as_deref() == Some("1"), "order lost");
-    Ok(())
+    // What the other site wrote while it was held came after the flush at its own.
+    for store in &link.stores {
+        ensure!(
+            store.connect()?.must(&["GET", "other"])?.text().as_deref() == Some("1"),
+            "lost with the flush"
+        );
+    }
+    link.verify()
+}
+
+/// FF23: a flush that was dropped stays dropped when the target comes back empty and is filled from the log, and the
+/// site that has all keys keeps them.
+#[test]
+fn a_dropped_flush_stays_dropped_when_the_target_comes_back_empty() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), Options::default()], &Setup { snapshot: "dc", ..Setup::default() })?;
+    fill(&link.urls()[0], seed(), 3_000)?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let keys = |link: &Link, site: usize| -> Result<i64> {
+        Ok(link.stores[site].connect()?.must(&["DBSIZE"])?.int().unwrap_or_default())
+    };
+    let all = keys(&link, 1)?;
+    link.stores[0].connect()?.must(&["FLUSHALL"])?;
+    link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
+    let answered = link.syncd(&["resume", "--channel", "push", "--held", "drop"])?;
+    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    link.wait_until("the copy back", DRAIN, |_| keys(&link, 0).is_ok_and(|keys| keys >= all))?;
+    link.wait_until_drained(DRAIN)?;
+    link.stores[1].kill9();
+    link.stores[1].restart()?;
+    link.wait_until("filled again", DRAIN, |s| {
+        let held = s.channels[0].directions.iter().any(|d| d.held.is_some());
+        held || keys(&link, 1).is_ok_and(|keys| keys >= all)
+    })?;
+    link.wait_until_drained(DRAIN)?;
+    for site in [0, 1] {
+        // Some expire.
+        ensure!(keys(&link, site)? > all * 9 / 10, "{} of {all} keys at site {site}", keys(&link, site)?);
+    }
+    link.verify()
+}
+
+/// A marker that SWAPDB brings back from another database is an old one: nothing is applied twice.
+#[test]
+fn a_marker_that_swapdb_brings_back_is_not_believed() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    link.start()?;
+    link.stores[1].connect()?.must(&["SET", "before", "1"])?;
+    link.wait_until_drained(DRAIN)?;
+    let swap = |link: &mut Link, down: bool| -> Result<()> {
+        if down {
+            link.kill()?;
+        }
+        link.stores[0].connect()?.must(&["SWAPDB", "0", "3"])?;
+        if down {
+            link.start()?;
+        }
+        link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
+        let answered = link.syncd(&["resume", "--channel", "push", "--held", "apply"])?;
+        ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+        link.wait_until_drained(DRAIN)?;
+        Ok(())
+    };
+    swap(&mut link, false)?;
+    for _ in 0..5 {
+        link.stores[1].connect()?.must(&["INCR", "n"])?;
+        link.stores[1].connect()?.must(&["RPUSH", "l", "x"])?;
+    }
+    link.wait_until_drained(DRAIN)?;
+    swap(&mut link, true)?;
+    for store in &link.stores {
+        let mut conn = store.connect()?;
+        conn.must(&["SELECT", "3"])?;
+        ensure!(conn.must(&["GET", "n"])?.text().as_deref() == Some("5"), "not five in database 3");
+        ensure!(conn.must(&["LLEN", "l"])?.int() == Some(5), "not five elements in database 3");
+        conn.must(&["SELECT", "0"])?;
+        ensure!(conn.must(&["EXISTS", "n", "l"])?.int() == Some(0), "applied twice");
+    }
+    link.verify()
+}
+
+/// A target that holds keys and no marker may hold anything: a snapshot says, the log is not applied again.
+#[test]
+fn a_marker_that_is_gone_from_a_full_target_is_a_gap() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &one_way)?;
+    link.start()?;
+    for _ in 0..5 {
+        link.stores[0].connect()?.must(&["INCR", "n"])?;
+        link.stores[0].connect()?.must(&["RPUSH", "l", "x"])?;
+    }
+    link.wait_until_drained(DRAIN)?;
+    link.kill()?;
+    let delete = "for _, key in ipairs(redis.call('KEYS', 'causeway:*')) do redis.call('DEL', key) end";
+    link.stores[1].connect()?.must(&["EVAL", delete, "0"])?;
+    link.stores[0].connect()?.must(&["INCR", "n"])?;
+    link.start()?;
+    let n = || -> Result<_> { Ok(link.stores[1].connect()?.must(&["GET", "n"])?.text()) };
+    link.wait_until("the last increment", DRAIN, |_| n().is_ok_and(|n| n.as_deref() == Some("6")))?;
+    link.wait_until_drained(DRAIN)?;
+    ensure!(n()?.as_deref() == Some("6"), "applied twice");
+    let mut conn = link.stores[1].connect()?;
+    ensure!(conn.must(&["LLEN", "l"])?.int() == Some(5), "applied twice");
+    link.verify()
 }
 
 /// FF23: a flush that was dropped is undone from the other site, and what was written since stands.

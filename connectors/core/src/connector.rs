@@ -129,6 +129,12 @@ pub trait Connector: Send + Sync {
         Some(change.value.as_deref().map_or(0, xxhash_rust::xxh3::xxh3_128))
     }
 
+    /// Where `change`, which concerns the whole store, takes what `key` holds (`SWAPDB`); `None`: nowhere.
+    fn moved(&self, change: &Change, key: &Key) -> Option<Key> {
+        let _ = (change, key);
+        None
+    }
+
     /// Whether the channel carries `key`.
     fn carries(&self, key: &Key) -> bool {
         let _ = key;

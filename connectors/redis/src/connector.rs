@@ -10,6 +10,7 @@ use causeway_core::{
 };
 
 use crate::apply::RedisTarget;
+use crate::args::Args;
 use crate::config::RedisConfig;
 use crate::source::RedisSource;
 use crate::{check, commands, rdb};
@@ -76,6 +77,20 @@ impl Connector for Redis {
             (None, None) => Some(0),
             (Some(payload), None) => rdb::content_digest(payload),
         }
+    }
+
+    fn moved(&self, change: &Change, key: &Key) -> Option<Key> {
+        let value = change.value.as_deref()?;
+        let mut args = Args::at(value, 0)?.map_while(|range| value.get(range));
+        let swaps = args.next()?.eq_ignore_ascii_case(b"SWAPDB");
+        let mut db = || std::str::from_utf8(args.next()?).ok()?.parse::<u32>().ok();
+        let (first, second) = (db()?, db()?);
+        let to = match key.space {
+            Space::Db(db) if swaps && db == first => second,
+            Space::Db(db) if swaps && db == second => first,
+            _ => return None,
+        };
+        Some(Key { space: Space::Db(to), name: key.name.clone() })
     }
 
     fn carries(&self, key: &Key) -> bool {

@@ -18,12 +18,12 @@ use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, trace, warn};
 
-use super::careful::unavailable;
+use super::careful::{unavailable, watch as watch_keys};
 use super::dead_letters::DeadLetters;
 use super::own_log::OwnLog;
-use super::pauses::Answers;
+use super::pauses::{Answers, Begun};
 use super::reader::Reader;
-use super::restart::{restart_point, walk};
+use super::restart::{recover, restart_point, touched_keys, walk};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{EngineError, backoff, shown};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
@@ -57,6 +57,7 @@ pub(crate) struct ApplyTask {
     pub(crate) answers: mpsc::Receiver<HeldAnswer>,
     /// Those that were given before.
     pub(crate) answered: Arc<Mutex<Answers>>,
+    pub(crate) begun: Arc<Mutex<Begun>>,
     pub(crate) stop: CancellationToken,
     pub(crate) dead_letters: Arc<DeadLetters>,
     pub(crate) apply_seconds: metrics::Histogram,
@@ -66,6 +67,8 @@ pub(crate) struct ApplyTask {
 const UNDER_WAY_MAX: usize = 8;
 /// A server that cannot take a batch just now is asked again this often.
 const REJECTED_WAIT: Duration = Duration::from_secs(1);
+/// Of the log, at a time, while something in it is waited for.
+const READ_BYTES: usize = 1 << 20;
 /// How often it is seen whether the target's own capture has caught up.
 const CAUGHT_UP_WAIT: Duration = Duration::from_millis(100);
 /// If more of a batch of reads than one in this many exist already, the careful way is taken at once.
@@ -195,6 +198,53 @@ impl ApplyTask {
         self.shared.backlog.is_half_full() && self.log.room().is_ok()
     }
 
+    /// Whether the store, whose own stream is unbroken, has shown a later marker than `found`: `SWAPDB` brings an
+    /// old one back.
+    fn is_stale(&self, found: &Marker) -> bool {
+        let low = Seq(self.shared.low.load(Ordering::SeqCst));
+        self.own.is_some() && self.shared.unbroken.load(Ordering::SeqCst) && found.applied < low
+    }
+
+    /// Notes that something was applied, where no other log will tell.
+    fn has_begun(&self) -> Result<(), EngineError> {
+        if self.own.is_some() {
+            return Ok(());
+        }
+        lock(&self.begun)
+            .note(&self.partition)
+            .map_err(|error| unavailable(self, "write beside the log", error.to_string()))
+    }
+
+    /// Asks for a snapshot of the origin that closes a gap, and waits until the log says that it was begun:
+    /// the marker must not pass the gap before.
+    async fn ask_for_snapshot(&self) -> Result<(), EngineError> {
+        let asked_at = self.log.bounds(&self.partition).end;
+        self.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+        self.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
+        let mut at = asked_at;
+        loop {
+            let records = self.log.read(&self.partition, at, READ_BYTES).await?;
+            let begins = |change: &Change| {
+                let snapshot = restart_point(change).and_then(|point| point.snapshot);
+                change.op == Op::Position && snapshot.is_some_and(|s| s.gap && s.end.is_none())
+            };
+            if records.iter().any(|(_, change)| begins(change)) {
+                return Ok(());
+            }
+            at = records.last().map_or(at, |(offset, _)| Offset(offset.0 + 1));
+            tokio::select! {
+                biased;
+                () = self.log.wait_beyond(&self.partition, at) => {
+                    if self.log.bounds(&self.partition).end <= at {
+                        return Err(EngineError::Stopped);
+                    }
+                }
+                () = self.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
+                () = self.stop.cancelled() => return Err(EngineError::Stopped),
+            }
+        }
+    }
+
     fn own_log(&self) -> Option<OwnLog> {
         self.own.clone().map(|own| OwnLog::new(Arc::clone(&self.log), own, self.own_bytes_max))
     }
@@ -288,8 +338,11 @@ impl Reign {
             }
         }
         let mut marker = match found {
-            Some(marker) => marker,
-            None => lost_marker(task, target).await?,
+            Some(marker) if !task.is_stale(&marker) => {
+                task.has_begun()?;
+                marker
+            }
+            _ => lost_marker(task, target).await?,
         };
         marker.term = term;
         let (settled, applied) = (marker.settled, marker.applied);
@@ -314,13 +367,19 @@ impl Reign {
             own_log: task.own_log(),
             draining: false,
         };
-        reign.doubtful(task, settled, applied).await?;
+        reign.doubtful(task, target, settled, applied).await?;
         Ok(reign)
     }
 
     /// Of `settled..applied` nobody read the answers: reads among them are decided again, the other keys
     /// are asked for.
-    async fn doubtful(&mut self, task: &ApplyTask, settled: Seq, applied: Seq) -> Result<(), EngineError> {
+    async fn doubtful(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        settled: Seq,
+        applied: Seq,
+    ) -> Result<(), EngineError> {
         if settled >= applied {
             return Ok(());
         }
@@ -328,9 +387,12 @@ impl Reign {
         let mut keys: Vec<Key> = Vec::new();
         let mut reads: Vec<Change> = Vec::new();
         let mut wanted: Vec<Key> = Vec::new();
+        let mut whole: Vec<Change> = Vec::new();
         walk(task.log.as_ref(), &task.partition, start, self.reader.offset(), |_, change| {
             let named = !change.key.name.is_empty() && change.part.is_none_or(|part| part.last);
-            if change.seq < settled || !named {
+            if change.seq >= settled && change.op == Op::Ddl {
+                whole.push(change);
+            } else if change.seq < settled || !named {
             } else if change.op == Op::Refresh || (change.op == Op::Delete && task.own.is_some()) {
                 // A delete may have been dropped here: our own capture says what the key holds.
                 wanted.push(change.key);
@@ -368,6 +430,9 @@ impl Reign {
         if !keys.is_empty() {
             self.ask(&task.origin, settled, keys);
         }
+        for change in whole {
+            self.restore(task, target, &change).await?;
+        }
         Ok(())
     }
 
@@ -397,11 +462,15 @@ impl Reign {
     }
 
     fn asked(&mut self, (capture, pin, keys, answered): Answered) {
-        if let Some(at) = self.pins.iter().position(|p| *p == pin) {
-            self.pins.swap_remove(at);
-        }
+        self.unpin(pin);
         if !answered {
             self.ask(&capture, pin, keys);
+        }
+    }
+
+    fn unpin(&mut self, pin: Seq) {
+        if let Some(at) = self.pins.iter().position(|p| *p == pin) {
+            self.pins.swap_remove(at);
         }
     }
 
@@ -593,6 +662,7 @@ impl Reign {
         task.apply_seconds.record(sent.at.elapsed());
         match outcome {
             Outcome::Committed { refused, existing } => {
+                task.has_begun()?;
                 self.overtaken |= !self.rejected.is_empty();
                 self.refused(task, &sent.changes, refused).await?;
                 let held: Vec<Change> =
@@ -773,16 +843,43 @@ impl Reign {
         self.reader.pop();
         let to = change.seq.next();
         let changes = if answer == HeldAnswer::Apply { vec![change] } else { Vec::new() };
-        let emptied = !changes.is_empty();
+        let applied = changes.first().cloned();
+        // Until the origin is asked, a crash must find the change again.
+        self.pins.extend(applied.iter().map(|change| change.seq));
         self.send(task, target, changes, false, to).await?;
-        if emptied {
+        if let Some(change) = applied {
             // It took the marker with it.
             task.shared.marker_lost.raise();
+            self.drain(task, target).await?;
+            self.restore(task, target, &change).await?;
+            self.unpin(change.seq);
         } else if task.own.is_some() {
             // The origin gets back what it lacks now.
             task.shared.ask.send(Ask::Snapshot { gap: false }).await.map_err(|_| EngineError::Stopped)?;
         } else {
             warn!(partition = %task.partition, "dropped: the sites differ until a repair");
+        }
+        Ok(())
+    }
+
+    /// What the target wrote and the origin had not seen is gone with `whole`, a change of the whole store, or is
+    /// in another place; the origin has it, or will have, and is asked. Nothing is under way.
+    async fn restore(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        whole: &Change,
+    ) -> Result<(), EngineError> {
+        let Some(own) = &task.own else { return Ok(()) };
+        watch_keys(task, target, &[]).await?;
+        let end = lock(&task.shared.recent).end();
+        let range = (task.log.locate(own, whole.seen).await?, task.log.locate(own, end).await?);
+        let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
+        let written = touched_keys(log, own, range, connector, |_, _, _| true).await?;
+        let moved: Vec<Key> = written.values().filter_map(|key| connector.moved(whole, key)).collect();
+        let keys: Vec<Key> = written.into_values().chain(moved).collect();
+        if !keys.is_empty() {
+            self.ask(&task.origin, whole.seq, keys);
         }
         Ok(())
     }
@@ -814,8 +911,7 @@ impl Reign {
             _ => return Err(EngineError::Log(error)),
         };
         warn!(partition = %task.partition, error = %error, "gap: a snapshot of the origin closes it");
-        task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
-        task.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
+        task.ask_for_snapshot().await?;
         self.reader.skip_to(next);
         Ok(())
     }
@@ -868,17 +964,40 @@ fn halves(mut sent: Sent) -> Result<(Sent, Sent), Sent> {
     Ok((first, second))
 }
 
-/// The store has no marker. Where the site's own stream is unbroken, the log knows what was applied (the
-/// store was emptied by somebody, or is new); else the store has lost everything, and the log begins anew.
+/// The store has no marker, or one from before. Where the site's own stream is unbroken, the log knows what was
+/// applied (the store was emptied by somebody, or is new). Else a store that is empty has lost everything, and
+/// the log begins anew; one that is not may hold anything, and a snapshot has to say.
 async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker, EngineError> {
-    if task.own.is_none() || !task.shared.unbroken.load(Ordering::SeqCst) {
+    let low = || Seq(task.shared.low.load(Ordering::SeqCst));
+    if task.own.is_some() && task.shared.unbroken.load(Ordering::SeqCst) {
+        watch_keys(task, target, &[]).await?;
+        let applied = low();
+        if applied > Seq(0) {
+            warn!(partition = %task.partition, %applied, "the marker is gone from an unbroken store: written again");
+            task.shared.marker_lost.raise();
+        }
+        let settled = Seq(task.shared.settled.load(Ordering::SeqCst)).min(applied);
+        return Ok(Marker { applied, settled, ..Marker::default() });
+    }
+    let begun = low() > Seq(0) || lock(&task.begun).contains(&task.partition);
+    if !begun || !has_keys(target).await? {
         return Ok(Marker::default());
     }
-    super::careful::watch(task, target, &[]).await?;
-    let applied = Seq(task.shared.low.load(Ordering::SeqCst));
-    if applied > Seq(0) {
-        warn!(partition = %task.partition, %applied, "the marker is gone from an unbroken store: written again");
-        task.shared.marker_lost.raise();
-    }
+    let end = task.log.bounds(&task.partition).end;
+    let applied = recover(task.log.as_ref(), &task.partition, end).await?.next_seq;
+    warn!(partition = %task.partition, "gap: the target has keys and no marker: a snapshot of the origin closes it");
+    task.ask_for_snapshot().await?;
     Ok(Marker { applied, settled: applied, ..Marker::default() })
+}
+
+async fn has_keys(target: &mut dyn Target) -> Result<bool, EngineError> {
+    let mut cursor = Some(0);
+    while let Some(at) = cursor {
+        let (keys, next) = target.keys(at).await?;
+        if !keys.is_empty() {
+            return Ok(true);
+        }
+        cursor = next;
+    }
+    Ok(false)
 }

@@ -223,6 +223,7 @@ impl Capture {
             lock(&task.shared.recent).reach(found.next_seq);
         }
         task.shared.low.store(found.low.0, Ordering::SeqCst);
+        task.shared.settled.store(found.point.settled, Ordering::SeqCst);
         *lock(&task.stats.snapshot) = found.point.snapshot.clone();
         task.stats.data_end.store(found.last_data.map_or(0, |seq| seq.next().0), Ordering::SeqCst);
         task.stats.position_offset.store(found.position_offset.0, Ordering::SeqCst);
@@ -461,6 +462,7 @@ impl Capture {
                     self.clock.observe(marker.hlc);
                     self.reached(pos);
                     task.shared.low.store(self.low.0, Ordering::SeqCst);
+                    task.shared.settled.store(self.point.settled, Ordering::SeqCst);
                 }
                 Event::Token(token) => match self.refreshes.remove(&token) {
                     Some(asked) => batch.answers.push(asked.done),
@@ -487,7 +489,9 @@ impl Capture {
                     }
                     self.forgotten = HashSet::new();
                     self.unsettled = HashSet::new();
-                    *lock(&task.stats.left_out) = left_out.1;
+                    for (key, reason) in &left_out.1 {
+                        warn!(channel = %task.channel, partition = %task.partition, key = %shown(key), reason, "left out");
+                    }
                     self.push_position(task, source, &mut batch);
                 }
                 Event::Idle { pos } => {

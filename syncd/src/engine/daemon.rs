@@ -13,7 +13,7 @@ use super::apply::ApplyTask;
 use super::capture::{CaptureTask, Clock, unix_ms};
 use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
-use super::pauses::{Answers, Pauses};
+use super::pauses::{Answers, Begun, Pauses};
 use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
 use super::{EngineError, backoff};
 use crate::config::{Channel, Config};
@@ -57,6 +57,7 @@ pub struct Daemon {
     dead_letters: Arc<DeadLetters>,
     pauses: Mutex<Pauses>,
     answers: Arc<Mutex<Answers>>,
+    begun: Arc<Mutex<Begun>>,
     metrics: Metrics,
     /// What stamps each site's changes.
     clocks: [Clock; 2],
@@ -147,6 +148,7 @@ impl Daemon {
             dead_letters: Arc::new(dead_letters),
             pauses: Mutex::new(Pauses::open(dir).map_err(folder)?),
             answers: Arc::new(Mutex::new(Answers::open(dir).map_err(folder)?)),
+            begun: Arc::new(Mutex::new(Begun::open(dir).map_err(folder)?)),
             metrics: Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?,
             clocks,
             stop: CancellationToken::new(),
@@ -222,6 +224,7 @@ impl Daemon {
                 paused: paused.subscribe(),
                 answers: answered,
                 answered: Arc::clone(&self.answers),
+                begun: Arc::clone(&self.begun),
                 stop: self.stop.clone(),
                 dead_letters: Arc::clone(&self.dead_letters),
                 apply_seconds: self.metrics.histogram("causeway_apply_seconds", labels.clone()),

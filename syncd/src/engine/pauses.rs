@@ -75,6 +75,32 @@ impl Answers {
     }
 }
 
+/// The partitions of which something was applied, in a file beside the log: a target without a marker is then
+/// not a new one. Needed where a channel goes one way: else the target's own log tells.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    path: PathBuf,
+    partitions: BTreeSet<String>,
+}
+
+impl Begun {
+    pub(crate) fn open(dir: &Path) -> io::Result<Begun> {
+        let path = dir.join("applied.json");
+        Ok(Begun { partitions: read(&path)?, path })
+    }
+
+    pub(crate) fn contains(&self, partition: &PartitionId) -> bool {
+        self.partitions.contains(&partition.to_string())
+    }
+
+    pub(crate) fn note(&mut self, partition: &PartitionId) -> io::Result<()> {
+        if self.partitions.insert(partition.to_string()) {
+            replace(&self.path, &self.partitions)?;
+        }
+        Ok(())
+    }
+}
+
 /// What the JSON file `path` holds; nothing, if there is none.
 fn read<T: DeserializeOwned + Default>(path: &Path) -> io::Result<T> {
     match std::fs::read(path) {

@@ -33,6 +33,8 @@ pub(crate) struct SiteShared {
     pub(crate) backlog: Backlog,
     /// The highest `applied` that capture saw pass in the site's own stream, or recovered from the log.
     pub(crate) low: AtomicU64,
+    /// Of the marker that passed last: what the store holds for good.
+    pub(crate) settled: AtomicU64,
     /// Asks this site's capture for states.
     pub(crate) ask: mpsc::Sender<Ask>,
 }
@@ -57,6 +59,7 @@ impl SiteShared {
             unbroken: AtomicBool::new(false),
             backlog: Backlog::default(),
             low: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             ask,
         }
     }
@@ -249,7 +252,6 @@ pub(crate) struct DirectionStats {
     pub(crate) held: Mutex<Option<String>>,
     pub(crate) capture_error: Mutex<Option<Trouble>>,
     pub(crate) apply_error: Mutex<Option<Trouble>>,
-    pub(crate) left_out: Mutex<Vec<(Key, String)>>,
 }
 
 /// What keeps a task from going on.
