@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, trace, warn};
 
 use super::capture::unix_ms;
+use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
 use super::own_log::OwnLog;
 use super::reader::Reader;
+use super::recent::Own;
 use super::restart::{restart_point, walk};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{EngineError, backoff, shown};
@@ -56,6 +58,7 @@ pub(crate) struct ApplyTask {
     pub(crate) answers: mpsc::Receiver<HeldAnswer>,
     pub(crate) stop: CancellationToken,
     pub(crate) dead_letters: Arc<DeadLetters>,
+    pub(crate) conflicts: Arc<Conflicts>,
     pub(crate) apply_seconds: metrics::Histogram,
 }
 
@@ -218,10 +221,10 @@ impl ApplyTask {
         }
     }
 
-    /// Whether the target wrote to the key, the origin had not seen it, and we did not delete it after that.
-    pub(crate) fn written_since(&self, change: &Change) -> bool {
+    /// The target's last write to the key, if the origin had not seen it and we did not delete the key after.
+    pub(crate) fn written_since(&self, change: &Change) -> Option<Own> {
         let live = lock(&self.shared.recent).live(&change.key, change.seen);
-        live.iter().rfind(|own| !own.reread).is_some_and(|own| own.class != Class::Observed)
+        live.into_iter().rfind(|own| !own.reread).filter(|own| own.class != Class::Observed)
     }
 
     /// Whether more of ours is needed to decide `change` than is remembered: the origin came back older.
