@@ -1,10 +1,14 @@
 //! What the daemon tells about itself, and what it can be asked to do: the types of the HTTP interface
 //! (DESIGN.md §10) and [`Control`], which the engine implements and the interface and its tests call.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+mod conflict;
+
+pub use conflict::{ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Resolution};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -230,6 +234,29 @@ pub fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
 }
 
+/// The time that an RFC 3339 text with its offset names; `None` if it is none, or before 1970.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    use toml::value::{Datetime, Offset};
+    let Datetime { date: Some(date), time: Some(time), offset: Some(offset) } = text.parse().ok()? else {
+        return None;
+    };
+    let minutes_east = match offset {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => i64::from(minutes),
+    };
+    // The way back of `rfc3339`.
+    let year = i64::from(date.year) - i64::from(date.month <= 2);
+    let month_from_march = (i64::from(date.month) + 9) % 12;
+    let day_of_year = (153 * month_from_march + 2) / 5 + i64::from(date.day) - 1;
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    let minutes = days * 1_440 + i64::from(time.hour) * 60 + i64::from(time.minute) - minutes_east;
+    let seconds = minutes * 60 + i64::from(time.second.unwrap_or(0));
+    let since = Duration::new(u64::try_from(seconds).ok()?, time.nanosecond.unwrap_or(0));
+    UNIX_EPOCH.checked_add(since)
+}
+
 /// What becomes of a held whole-store change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -290,6 +317,20 @@ pub trait Control: Send + Sync {
     /// What the targets refused, oldest first.
     fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter>;
 
+    /// Concurrent writes that were decided, newest first. Reads from disk.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Failed`] if the conflict log cannot be read.
+    fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError>;
+
+    /// The one with that id, as long as it is kept. Reads from disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`conflicts`](Control::conflicts).
+    fn conflict(&self, id: u64) -> Result<Option<ConflictEntry>, ControlError>;
+
     /// Whether every channel has reached its stores.
     fn ready(&self) -> bool;
 
@@ -299,8 +340,6 @@ pub trait Control: Send + Sync {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -325,7 +364,22 @@ mod tests {
             (1_772_330_400, "2026-03-01T02:00:00.250Z"),
             (4_102_444_799, "2099-12-31T23:59:59.250Z"),
         ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::new(seconds, 250_000_000)), text);
+            let time = UNIX_EPOCH + Duration::new(seconds, 250_000_000);
+            assert_eq!(rfc3339(time), text);
+            assert_eq!(parse_rfc3339(text), Some(time), "{text}");
+        }
+        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(parse_rfc3339("2026-03-01T04:00:00+02:00"), at(1_772_330_400));
+        assert_eq!(parse_rfc3339("2026-02-28 20:30:00-05:30"), at(1_772_330_400));
+        for text in [
+            "",
+            "yesterday",
+            "2026-03-01",
+            "2026-03-01T02:00:00",
+            "2026-02-30T02:00:00Z",
+            "1969-12-31T23:59:59Z",
+        ] {
+            assert_eq!(parse_rfc3339(text), None, "{text}");
         }
     }
 

@@ -94,6 +94,52 @@ async fn dead_letters_can_be_had_of_one_channel() {
 }
 
 #[tokio::test]
+async fn conflicts_are_listed_by_pages() {
+    let fake = Arc::new(Fake::default());
+    let base = format!("http://{}", serve(fake.clone()).await);
+    let client = client();
+    let get = |path: &str| ask(&client, Method::GET, format!("{base}/v1/conflicts{path}"));
+    let (code, page) = get("?channel=tags&key=push:7&since=2026-03-01T04:00:00%2B02:00&limit=2").await;
+    assert_eq!(code, StatusCode::OK, "{page}");
+    assert_eq!((&page["next"], &page["left_out"]), (&json!(9), &json!(3)));
+    let expected = json!({
+        "id": 10, "time": "2026-03-01T02:00:01.250Z", "channel": "tags", "from": "dc", "to": "cloud",
+        "key": { "base64": "cHVzaDr/" }, "db": 3, "resolution": "kept", "winner": "cloud", "uncertain": false,
+        "sides": [
+            { "site": "dc", "seq": 110, "hlc": "3717123456789012992", "op": "delete",
+              "time": "2026-03-01T02:00:00.000Z", "digest": null, "bytes": 0 },
+            { "site": "cloud", "seq": 110, "hlc": "3717123456789012992", "op": "command",
+              "time": "2026-03-01T02:00:00.000Z", "digest": "0123456789abcdef0123456789abcdef", "bytes": 12 },
+        ],
+    });
+    assert_eq!(page["conflicts"][0], expected);
+    let (_, page) = get("?before=3").await;
+    assert_eq!((page["conflicts"].as_array().map(Vec::len), &page["next"]), (Some(2), &Value::Null));
+    assert_eq!(
+        *fake.asked.lock().unwrap(),
+        [
+            r#"conflicts Some("tags") Some("push:7") Some("2026-03-01T02:00:00.000Z") None 2"#,
+            "conflicts None None None Some(3) 100"
+        ]
+    );
+    let (code, entry) = get("/7").await;
+    assert_eq!((code, &entry["id"]), (StatusCode::OK, &json!(7)));
+    for (path, code, holds) in [
+        ("?channel=x", 404, "no channel `x`, there is tags"),
+        ("?limit=0", 400, "limit is 0, allowed is 1 to 1000"),
+        ("?limit=1001", 400, "limit is 1001, allowed is 1 to 1000"),
+        ("?since=yesterday", 400, "since is `yesterday`, allowed is RFC 3339"),
+        ("?until=now", 400, "unknown field `until`"),
+        ("/11", 404, "no conflict 11"),
+        ("/eleven", 400, "eleven"),
+    ] {
+        let (found, body) = get(path).await;
+        assert_eq!(found.as_u16(), code, "{path}: {body}");
+        assert!(body["error"].as_str().unwrap().contains(holds), "{path}: {body}");
+    }
+}
+
+#[tokio::test]
 async fn probes_metrics_and_the_page_answer() {
     let base = format!("http://{}", serve(Arc::default()).await);
     let client = client();

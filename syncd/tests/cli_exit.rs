@@ -122,6 +122,45 @@ async fn answers_are_text_for_a_person_and_json_for_a_program() {
 }
 
 #[tokio::test]
+async fn conflicts_are_listed_and_shown() {
+    let (code, out, err) = asked(&["conflicts", "list"]).await;
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("2026-03-01T02:00:01Z") && out.contains("db 3: base64:cHVzaDr/"), "{out}");
+    assert!(out.contains("3 more were decided") && !out.contains("there are more"), "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
+    // The daemon's pages are smaller than what is asked for.
+    let (code, out, _) = asked(&["conflicts", "list", "--limit", "9", "--json"]).await;
+    let page: Value = serde_json::from_str(&out).unwrap();
+    let ids: Vec<_> = page["conflicts"].as_array().unwrap().iter().map(|entry| entry["id"].clone()).collect();
+    assert_eq!((code, ids, &page["next"]), (0, (2..=10).rev().map(Value::from).collect(), &json!(2)));
+    let (code, out, _) = asked(&["conflicts", "show", "7"]).await;
+    assert!(code == 0 && out.contains("kept: the write of cloud stands"), "{out}");
+    assert!(out.contains("none, the key is absent") && out.contains("0123456789abcdef"), "{out}");
+    let (code, out, _) = asked(&["conflicts", "show", "7", "--json"]).await;
+    assert_eq!((code, &serde_json::from_str::<Value>(&out).unwrap()["sides"][0]["seq"]), (0, &json!(107)));
+    for (args, code, holds) in [
+        (&["conflicts", "show", "11"][..], 1, "no conflict 11"),
+        (&["conflicts", "show", "x"], 2, "invalid digit"),
+        (&["conflicts", "list", "--since", "noon"], 2, "allowed is RFC 3339"),
+        (&["conflicts", "list", "--limit", "0"], 2, "0 is not in"),
+        (&["conflicts", "list", "--channel", "x"], 2, "there is tags"),
+    ] {
+        let (found, out, err) = asked(args).await;
+        assert!(found == code && err.contains(holds) && out.is_empty(), "{args:?}: {found} {out}{err}");
+    }
+}
+
+#[test]
+fn the_help_of_conflicts_has_examples_and_fits() {
+    let folder = folder();
+    for args in [&["conflicts", "--help"][..], &["conflicts", "list", "--help"]] {
+        let (code, out, _) = run(folder.path(), args);
+        assert!(code == 0 && out.contains("syncd conflicts list --since 2h"), "{out}");
+        assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
+    }
+}
+
+#[tokio::test]
 async fn the_engines_answer_decides_the_exit_code() {
     for (args, code, holds) in [
         (&["pause", "--channel", "tags"][..], 0, ""),

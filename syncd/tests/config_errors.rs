@@ -42,6 +42,8 @@ fn defaults_are_filled_in() {
     assert_eq!(config.sites, ["dc", "cloud"]);
     assert!(config.log.dir.ends_with("data/log") && config.log.dir.is_absolute());
     assert_eq!(config.log.size_max, 10 << 30);
+    assert_eq!((config.conflicts.size_max, config.conflicts.age_max.as_secs()), (64 << 20, 30 * 86_400));
+    assert!(!config.conflicts.values);
     assert_eq!(config.limits.memory, 512 << 20);
     assert_eq!(config.api.listen.to_string(), "127.0.0.1:7400");
     let channel = &config.channels[0];
@@ -62,7 +64,7 @@ fn an_unknown_key_is_named_where_it_stands() {
     with(
         "[[channel]]",
         "[logs]\nkind = \"embedded\"\n[[channel]]",
-        "syncd.toml:4:2: unknown field `logs`, expected one of `link`, `log`, `limits`, `api`, `channel`",
+        "syncd.toml:4:2: unknown field `logs`, expected one of `link`, `log`, `conflicts`, `limits`, `api`, `channel`",
     );
     with(
         "direction = \"both\"",
@@ -178,6 +180,16 @@ fn values_outside_their_bounds_say_what_is_allowed() {
     }
     for (table, expected) in [
         ("[limits]\nmemory = \"1MiB\"\n", "5:10: limits.memory is too small, allowed is 32MiB or more"),
+        (
+            "[conflicts]\nsize_max = \"64KiB\"\n",
+            "5:12: conflicts.size_max is too small, allowed is 1MiB or more",
+        ),
+        ("[conflicts]\nage_max = \"30s\"\n", "5:11: conflicts.age_max is too short, allowed is 1h or more"),
+        ("[conflicts]\nvalues = \"yes\"\n", "5:10: invalid type: string \"yes\", expected a boolean"),
+        (
+            "[conflicts]\nvalue = true\n",
+            "5:1: unknown field `value`, expected one of `size_max`, `age_max`, `values`",
+        ),
         (
             "[limits]\nmemory = \"512\"\n",
             "5:10: invalid value: string \"512\", expected a whole number with its unit, one of B, KB, MB, GB, TB, KiB, MiB, GiB, TiB: \"512MiB\"",

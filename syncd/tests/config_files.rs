@@ -30,6 +30,7 @@ fn the_annotated_example_shows_the_defaults() {
     let full = Config::load(configs().join("redis.toml")).unwrap();
     let least = Config::load(configs().join("minimal.toml")).unwrap();
     assert_eq!(full.log, least.log);
+    assert_eq!(full.conflicts, least.conflicts);
     assert_eq!(full.limits, least.limits);
     assert_eq!(full.api, least.api);
     let (full, least) = (&full.channels[0], &least.channels[0]);

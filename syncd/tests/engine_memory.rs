@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use syncd::config::Config;
 use syncd::engine::Daemon;
 use syncd::registry::Registry;
-use syncd::status::{Control, HeldAnswer, Phase, Status};
+use syncd::status::{ConflictEntry, ConflictQuery, Control, HeldAnswer, KeyText, Phase, Resolution, Status};
 
 fn open(spec: &ChannelSpec) -> Result<Arc<dyn Connector>, OpenError> {
     causeway_memory::open(spec)
@@ -369,6 +369,88 @@ async fn applying_does_not_wait_for_a_capture_that_waits_for_a_full_log() {
         run.memory.write(Site::Second, &[&format!("SET large{i} {value}")]).unwrap();
     }
     run.until("applied", |_| run.memory.read(Site::First, "probe").is_some()).await;
+    run.daemon.stop().await;
+}
+
+async fn both_logged(run: &Running) {
+    let logged = |status: &Status| {
+        status.channels[0].directions.iter().all(|direction| direction.lag.changes.is_some_and(|n| n > 0))
+    };
+    run.until("both logged", logged).await;
+}
+
+fn listed(run: &Running, key: &str) -> Vec<ConflictEntry> {
+    let key = Some(key.to_owned());
+    let query =
+        ConflictQuery { channel: Some("push".to_owned()), key, since: None, before: None, limit: 100 };
+    run.daemon.conflicts(&query).unwrap().conflicts
+}
+
+/// What was decided can be read afterwards, also after a restart, and holds no value.
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_writes_are_in_the_conflict_log() {
+    tell_logs();
+    let mut run = Running::start(Memory::new(), "both", "both").await;
+    run.memory.write(Site::First, &["SET k before", "SET calm 1"]).unwrap();
+    run.drained().await;
+    run.daemon.pause(None).await.unwrap();
+    run.memory.write(Site::First, &["DEL k"]).unwrap();
+    run.memory.write(Site::Second, &["SET k hunter2"]).unwrap();
+    both_logged(&run).await;
+    run.daemon.resume(None, None).await.unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "k").unwrap().0, "string hunter2");
+    let entries = listed(&run, "k");
+    let [entry] = &entries[..] else { panic!("{entries:#?}") };
+    assert_eq!((entry.from.as_str(), entry.to.as_str()), ("dc", "cloud"));
+    assert_eq!((entry.resolution, entry.winner.as_deref()), (Resolution::Kept, Some("cloud")));
+    let [dc, cloud] = &entry.sides;
+    assert_eq!((dc.site.as_str(), dc.op.as_str(), dc.digest.as_deref()), ("dc", "delete", None));
+    assert_eq!((cloud.site.as_str(), cloud.op.as_str(), cloud.bytes), ("cloud", "command", 13));
+    assert!(cloud.digest.as_ref().is_some_and(|digest| digest.len() == 32) && cloud.seq > 0, "{entry:#?}");
+    assert!(dc.hlc != cloud.hlc && listed(&run, "calm").is_empty(), "{entry:#?}");
+    let status = run.daemon.status();
+    assert_eq!(status.channels[0].directions.iter().map(|d| d.conflicts).collect::<Vec<_>>(), [1, 0]);
+    let metrics = run.daemon.metrics();
+    let counted = |line: &&str| line.starts_with("causeway_conflicts_total{") && !line.ends_with(" 0");
+    let counted: Vec<_> = metrics.lines().filter(counted).collect();
+    assert!(counted.len() == 1 && counted[0].ends_with(" 1"), "{metrics}");
+    for label in ["channel=\"push\"", "from=\"dc\"", "to=\"cloud\"", "resolution=\"kept\""] {
+        assert!(counted[0].contains(label), "{counted:?}");
+    }
+    assert!(metrics.contains("causeway_conflicts_left_out_total 0"), "{metrics}");
+    run.restart().await;
+    assert_eq!(run.daemon.conflict(entry.id).unwrap().as_ref(), Some(entry));
+    run.daemon.stop().await;
+    let mut files = 0;
+    for file in std::fs::read_dir(run.dir.path().join("data/log/conflicts")).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(!text.contains("hunter2"), "{text}");
+        files += 1;
+    }
+    assert_eq!(files, 1);
+}
+
+/// What was written in a gap comes as a state: ours is done again on top, and that is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_both_sites_did_to_parts_of_a_key_is_told_as_merged() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "both", "both").await;
+    run.memory.write(Site::First, &["HSET h before 1"]).unwrap();
+    run.drained().await;
+    run.daemon.pause(None).await.unwrap();
+    run.memory.write(Site::First, &["HSET h f 1"]).unwrap();
+    run.memory.lose_position(Site::First);
+    run.memory.write(Site::Second, &["HSET h g 2", "HINCRBY h g 3"]).unwrap();
+    both_logged(&run).await;
+    run.daemon.resume(None, None).await.unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "h").unwrap().0, "hash before 1 f 1 g 5");
+    let entries = listed(&run, "h");
+    let [entry] = &entries[..] else { panic!("{entries:#?}") };
+    assert_eq!((entry.resolution, entry.winner.as_deref()), (Resolution::Merged, None));
+    assert_eq!(entry.element, Some(KeyText::Text("g".to_owned())));
+    assert_eq!((entry.sides[0].op.as_str(), entry.sides[1].op.as_str()), ("state", "command"));
     run.daemon.stop().await;
 }
 

@@ -6,19 +6,23 @@
 //! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
 //! | `POST /v1/pause`, `/v1/resume` | the same, of all channels |
 //! | `GET /v1/dead-letters` | a list of [`DeadLetter`](crate::status::DeadLetter) |
+//! | `GET /v1/conflicts` | a [`ConflictPage`](crate::status::ConflictPage), newest first |
+//! | `GET /v1/conflicts/{id}` | a [`ConflictEntry`](crate::status::ConflictEntry) |
 //! | `GET /metrics` | Prometheus's text |
 //! | `GET /healthz`, `/readyz` | 200, or 503 as long as a store was not reached |
 //! | `GET /` | the page |
 //!
-//! `resume` takes `?held=apply` or `?held=drop`, `dead-letters` takes `?channel=`. An error is
-//! `{"error": "…"}`: 400 what was asked makes no sense, 404 no such channel, 409 not in this state.
+//! `resume` takes `?held=apply` or `?held=drop`, `dead-letters` takes `?channel=`, `conflicts` takes
+//! `?channel=&key=&since=&limit=`, and `before=` the `next` of the page before. An error is
+//! `{"error": "…"}`: 400 what was asked makes no sense, 404 no such channel or conflict, 409 not in this
+//! state.
 
 mod guard;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
@@ -27,7 +31,7 @@ use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use crate::status::{Control, ControlError, HeldAnswer};
+use crate::status::{ConflictQuery, Control, ControlError, HeldAnswer, parse_rfc3339};
 
 /// The page: one file, without anything from elsewhere.
 const PAGE: &str = include_str!("../../assets/page.html");
@@ -45,6 +49,8 @@ pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/dead-letters", get(dead_letters))
+        .route("/v1/conflicts", get(conflicts))
+        .route("/v1/conflicts/{id}", get(conflict))
         .route("/v1/pause", post(pause_all))
         .route("/v1/resume", post(resume_all))
         .route("/v1/channels/{name}/pause", post(pause))
@@ -164,19 +170,89 @@ async fn snapshot(State(control): Shared, Path(name): Path<String>) -> Response 
     after(&*control, control.snapshot(&name).await)
 }
 
+/// Refuses a name that no channel has.
+fn known(control: &dyn Control, channel: Option<&str>) -> Result<(), ControlError> {
+    let known: Vec<String> = control.status().channels.into_iter().map(|channel| channel.name).collect();
+    match channel.filter(|channel| known.iter().all(|name| name != channel)) {
+        Some(channel) => Err(ControlError::NoSuchChannel { channel: channel.to_owned(), known }),
+        None => Ok(()),
+    }
+}
+
 async fn dead_letters(State(control): Shared, asked: Asked<DeadLetters>) -> Response {
     let channel = match asked {
         Ok(Query(DeadLetters { channel })) => channel,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
     };
-    let known: Vec<String> = control.status().channels.into_iter().map(|channel| channel.name).collect();
-    if let Some(channel) = channel.as_ref().filter(|channel| !known.contains(channel)) {
-        return ControlError::NoSuchChannel { channel: channel.clone(), known }.into_response();
+    if let Err(unknown) = known(&*control, channel.as_deref()) {
+        return unknown.into_response();
     }
     // They are read from disk.
     let read = tokio::task::spawn_blocking(move || control.dead_letters(channel.as_deref())).await;
     match read {
         Ok(letters) => Json(letters).into_response(),
         Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the dead letters could not be read"),
+    }
+}
+
+/// Entries of one answer, unless `limit` says otherwise.
+const CONFLICTS_LIMIT: usize = 100;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Conflicts {
+    channel: Option<String>,
+    key: Option<String>,
+    since: Option<String>,
+    before: Option<u64>,
+    limit: Option<usize>,
+}
+
+impl Conflicts {
+    fn query(self) -> Result<ConflictQuery, String> {
+        let since = self.since.map(|text| {
+            parse_rfc3339(&text).ok_or_else(|| {
+                format!(
+                    "since is `{text}`, allowed is RFC 3339 such as 2026-03-01T02:00:00Z (a + is written %2B)"
+                )
+            })
+        });
+        let limit = self.limit.unwrap_or(CONFLICTS_LIMIT);
+        if !(1..=ConflictQuery::LIMIT_MAX).contains(&limit) {
+            return Err(format!("limit is {limit}, allowed is 1 to {}", ConflictQuery::LIMIT_MAX));
+        }
+        let Conflicts { channel, key, before, .. } = self;
+        Ok(ConflictQuery { channel, key, since: since.transpose()?, before, limit })
+    }
+}
+
+async fn conflicts(State(control): Shared, asked: Asked<Conflicts>) -> Response {
+    let query = match asked.map_err(|wrong| wrong.body_text()).and_then(|Query(asked)| asked.query()) {
+        Ok(query) => query,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong),
+    };
+    if let Err(unknown) = known(&*control, query.channel.as_deref()) {
+        return unknown.into_response();
+    }
+    // They are read from disk.
+    match tokio::task::spawn_blocking(move || control.conflicts(&query)).await {
+        Ok(Ok(page)) => Json(page).into_response(),
+        Ok(Err(failed)) => failed.into_response(),
+        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the conflict log could not be read"),
+    }
+}
+
+async fn conflict(State(control): Shared, id: Result<Path<u64>, PathRejection>) -> Response {
+    let id = match id {
+        Ok(Path(id)) => id,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    };
+    match tokio::task::spawn_blocking(move || control.conflict(id)).await {
+        Ok(Ok(Some(entry))) => Json(entry).into_response(),
+        Ok(Ok(None)) => {
+            error(StatusCode::NOT_FOUND, format!("no conflict {id}: it was never there, or is too old"))
+        }
+        Ok(Err(failed)) => failed.into_response(),
+        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the conflict log could not be read"),
     }
 }

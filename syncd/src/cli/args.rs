@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
 use super::Failure;
-use crate::config::Config;
-use crate::status::HeldAnswer;
+use crate::config::{Config, parse_duration};
+use crate::status::{HeldAnswer, parse_rfc3339};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -26,6 +27,19 @@ Examples:
 
 Exit codes: 0 done, 1 the answer is \"no\",
             2 bad use or bad configuration, 3 could not reach or failed.";
+
+const CONFLICTS_HELP: &str = "\
+Resolutions: kept      the site's own write stands, the peer's was dropped
+             replaced  the peer's stands, the site's own was overwritten
+             merged    both took effect, the site's own on top
+
+Examples:
+  syncd conflicts                                 how many, of each direction
+  syncd conflicts list --since 2h                 the newest of the last two hours
+  syncd conflicts list --channel tags --key push:7 --json
+  syncd conflicts show 4711                       one, with both sides' writes
+
+Values are only kept and shown with `values = true` in the file's [conflicts].";
 
 /// Keeps the stores of two sites equal while both serve traffic.
 #[derive(Debug, Parser)]
@@ -113,8 +127,9 @@ Example: a FLUSHALL at one site is held; the other site shall keep its data:
     Snapshot,
     /// What the targets refused.
     DeadLetters,
-    /// How many concurrent writes were decided.
-    Conflicts,
+    /// Concurrent writes and how they were decided; alone: how many.
+    #[command(after_help = CONFLICTS_HELP)]
+    Conflicts(ConflictsArgs),
     /// Takes everything that is ours out of both sites' stores: markers, tokens, unfinished pieces.
     #[command(after_help = "The daemon must not run. Your own data stays as it is.")]
     Cleanup,
@@ -143,7 +158,7 @@ impl Command {
             | Command::Resume(_)
             | Command::Snapshot
             | Command::DeadLetters
-            | Command::Conflicts
+            | Command::Conflicts(_)
             | Command::Cleanup => None,
         }
     }
@@ -164,6 +179,43 @@ pub(super) struct ResumeArgs {
     /// What becomes of a held whole-store change (FLUSHALL): done at the target, too, or not.
     #[arg(long, value_name = "ANSWER")]
     pub(super) held: Option<HeldAnswer>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConflictsArgs {
+    #[command(subcommand)]
+    pub(super) asked: Option<ConflictsCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConflictsCommand {
+    /// Lists them, newest first.
+    #[command(after_help = CONFLICTS_HELP)]
+    List(ConflictsListArgs),
+    /// Shows one with both sides' writes; exit code 1 if it is not there, or no more.
+    Show {
+        /// As listed.
+        id: u64,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ConflictsListArgs {
+    /// Only of this key, as it is or as it is listed.
+    #[arg(long)]
+    pub(super) key: Option<String>,
+    /// Only since this time, as 2026-03-01T02:00:00Z, or since so long ago, as 30m, 2h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    pub(super) since: Option<SystemTime>,
+    /// At the most so many.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) limit: u32,
+}
+
+fn since(text: &str) -> Result<SystemTime, String> {
+    let ago = || parse_duration(text).and_then(|ago| SystemTime::now().checked_sub(ago));
+    let wrong = "allowed is RFC 3339 such as 2026-03-01T02:00:00Z, or a number with one of ms, s, m, h, d";
+    parse_rfc3339(text).or_else(ago).ok_or_else(|| wrong.to_owned())
 }
 
 /// Whatever a later release will take.

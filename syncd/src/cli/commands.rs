@@ -97,30 +97,7 @@ pub(super) async fn dead_letters(common: &Common, config: &Config) -> Result<(),
     output::line(&table.render(output::colour()))
 }
 
-pub(super) async fn conflicts(common: &Common, config: &Config) -> Result<(), Failure> {
-    let status = only(Client::new(common.address(config))?.get("/v1/status", &[]).await?, common);
-    let directions = status.channels.iter().flat_map(|channel| {
-        channel.directions.iter().map(move |direction| (channel.name.as_str(), direction))
-    });
-    if common.json {
-        let counts: Vec<_> = directions
-            .map(|(channel, d)| {
-                serde_json::json!({ "channel": channel, "from": d.from, "to": d.to, "conflicts": d.conflicts })
-            })
-            .collect();
-        return output::json(&counts);
-    }
-    let mut table =
-        Table::new(&[("CHANNEL", Align::Left), ("DIRECTION", Align::Left), ("CONFLICTS", Align::Right)]);
-    for (channel, d) in directions {
-        let cells = [channel.to_owned(), format!("{}->{}", d.from, d.to), thousands(d.conflicts)];
-        table.row(cells.map(|text| (text, Tone::Plain)).into());
-    }
-    output::line(&table.render(output::colour()))?;
-    output::line("This release counts concurrent writes; the log that lists them comes with a later one.")
-}
-
-fn only(mut status: Status, common: &Common) -> Status {
+pub(super) fn only(mut status: Status, common: &Common) -> Status {
     if let Some(name) = &common.channel {
         status.channels.retain(|channel| channel.name == *name);
     }

@@ -8,6 +8,7 @@ mod check;
 mod cleanup;
 mod client;
 mod commands;
+mod conflicts;
 mod logging;
 mod output;
 mod progress;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{Config, ConfigError};
-use args::{Args, Command};
+use args::{Args, Command, ConflictsArgs, ConflictsCommand};
 
 /// Why a command did not do what it was asked to; decides the exit code.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,7 +99,11 @@ async fn dispatch(args: &Args) -> Result<(), Failure> {
         Command::Resume(resume) => commands::resume(&args.common, &config, resume.held).await,
         Command::Snapshot => commands::snapshot(&args.common, &config).await,
         Command::DeadLetters => commands::dead_letters(&args.common, &config).await,
-        Command::Conflicts => commands::conflicts(&args.common, &config).await,
+        Command::Conflicts(ConflictsArgs { asked }) => match asked {
+            None => conflicts::count(&args.common, &config).await,
+            Some(ConflictsCommand::List(list)) => conflicts::list(&args.common, &config, list).await,
+            Some(ConflictsCommand::Show { id }) => conflicts::show(&args.common, &config, *id).await,
+        },
         Command::Cleanup => cleanup::cleanup(&args.common, &config).await,
         Command::Tenant(_) | Command::Runbook(_) | Command::Backfill(_) | Command::Doctor(_) => Ok(()),
     }

@@ -16,6 +16,9 @@ pub(super) struct File {
     /// The change log.
     #[serde(default)]
     pub(super) log: LogTable,
+    /// The conflict log: concurrent writes and how they were decided.
+    #[serde(default)]
+    pub(super) conflicts: ConflictsTable,
     /// Limits of the whole process.
     #[serde(default)]
     pub(super) limits: LimitsTable,
@@ -70,6 +73,23 @@ impl Default for LogTable {
 pub(super) enum LogKind {
     Embedded,
     Kafka,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ConflictsTable {
+    /// Size on disk, 1MiB at least; the oldest entries go first.
+    pub(super) size_max: Size,
+    /// Older entries go, 1h at least.
+    pub(super) age_max: Millis,
+    /// Whether entries hold both writes' values, not only their digests.
+    pub(super) values: bool,
+}
+
+impl Default for ConflictsTable {
+    fn default() -> Self {
+        ConflictsTable { size_max: Size(64 << 20), age_max: Millis(30 * 86_400_000), values: false }
+    }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use super::channel::{self, Context};
-use super::file::{ApiTable, CHANNEL_KEYS, File, LimitsTable, LinkTable, LogKind, LogTable};
+use super::file::{ApiTable, CHANNEL_KEYS, ConflictsTable, File, LimitsTable, LinkTable, LogKind, LogTable};
 use super::places::{Lines, Places};
-use super::{ApiConfig, Channel, Config, ConfigError, Limits, LogConfig, env};
+use super::{ApiConfig, Channel, Config, ConfigError, ConflictsConfig, Limits, LogConfig, env};
 use crate::registry::Registry;
 
 /// Smaller budgets leave no room for two directions' buffers.
@@ -19,6 +19,12 @@ const MEMORY_MIN: u64 = 32 << 20;
 
 /// Smaller logs are full before the first applied change can be deleted.
 const LOG_SIZE_MIN: u64 = 64 << 20;
+
+/// A smaller conflict log would keep a few hundred entries.
+const CONFLICTS_SIZE_MIN: u64 = 1 << 20;
+
+/// And over a shorter time nobody would have looked at them.
+const CONFLICTS_AGE_MIN: u64 = 3_600_000;
 
 /// Where in the file an error is: keys from the root on, list indices as numbers.
 macro_rules! at {
@@ -76,6 +82,7 @@ pub(super) fn load(
     let sites = link(&loader, &file.link)?;
     let directory = path.parent().unwrap_or(Path::new(""));
     let log = log(&loader, file.log, &sites, directory)?;
+    let conflicts = conflicts(&loader, &file.conflicts)?;
     let limits = limits(&loader, &file.limits)?;
     let api = api(&loader, file.api, &sites)?;
     if file.channel.is_empty() {
@@ -95,6 +102,7 @@ pub(super) fn load(
         link: file.link.name,
         sites,
         log,
+        conflicts,
         limits,
         api,
         channels,
@@ -290,6 +298,19 @@ fn log(
             "log.kind is `kafka`, which is not built yet; allowed in this release is `embedded`",
         ),
     }
+}
+
+fn conflicts(loader: &Loader<'_>, table: &ConflictsTable) -> Result<ConflictsConfig, ConfigError> {
+    if table.size_max.0 < CONFLICTS_SIZE_MIN {
+        let message = "conflicts.size_max is too small, allowed is 1MiB or more";
+        return loader.value(at!["conflicts", "size_max"], message);
+    }
+    if table.age_max.0 < CONFLICTS_AGE_MIN {
+        let message = "conflicts.age_max is too short, allowed is 1h or more";
+        return loader.value(at!["conflicts", "age_max"], message);
+    }
+    let (size_max, age_max) = (table.size_max.0, table.age_max.duration());
+    Ok(ConflictsConfig { size_max, age_max, values: table.values })
 }
 
 fn limits(loader: &Loader<'_>, table: &LimitsTable) -> Result<Limits, ConfigError> {

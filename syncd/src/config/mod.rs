@@ -25,7 +25,7 @@ use causeway_core::{ChannelSpec, Connector, Site};
 
 pub use error::ConfigError;
 pub use schema::json_schema;
-pub use units::{format_bytes, format_duration};
+pub use units::{format_bytes, format_duration, parse_duration};
 
 use crate::registry::Registry;
 use places::Places;
@@ -41,6 +41,8 @@ pub struct Config {
     pub sites: [String; 2],
     /// The change log.
     pub log: LogConfig,
+    /// The conflict log.
+    pub conflicts: ConflictsConfig,
     /// Of the whole process.
     pub limits: Limits,
     /// The HTTP interface.
@@ -60,6 +62,17 @@ pub struct LogConfig {
     pub size_max: u64,
     /// What is applied is kept this much longer at least, for a target that comes back older than it was.
     pub age_min: Duration,
+}
+
+/// `[conflicts]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConflictsConfig {
+    /// Bytes on disk at the most.
+    pub size_max: u64,
+    /// How long an entry is kept at the most.
+    pub age_max: Duration,
+    /// Entries hold values, not only digests.
+    pub values: bool,
 }
 
 /// `[limits]`.

@@ -56,6 +56,11 @@ fn millis(text: &str) -> Option<u64> {
     number.checked_mul(factor)
 }
 
+/// The duration that `text` says as a key of the file would: `10s`, `2h`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    millis(text).map(Duration::from_millis)
+}
+
 struct Text<T> {
     parse: fn(&str) -> Option<T>,
     allowed: &'static str,

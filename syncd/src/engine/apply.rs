@@ -19,10 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, trace, warn};
 
 use super::careful::{unavailable, watch as watch_keys};
+use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
 use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
+use super::recent::Own;
 use super::restart::{recover, restart_point, touched_keys, walk};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{EngineError, backoff, shown};
@@ -60,6 +62,7 @@ pub(crate) struct ApplyTask {
     pub(crate) begun: Arc<Mutex<Begun>>,
     pub(crate) stop: CancellationToken,
     pub(crate) dead_letters: Arc<DeadLetters>,
+    pub(crate) conflicts: Arc<Conflicts>,
     pub(crate) apply_seconds: metrics::Histogram,
 }
 
@@ -271,10 +274,10 @@ impl ApplyTask {
         }
     }
 
-    /// Whether the target wrote to the key, the origin had not seen it, and we did not delete it after that.
-    pub(crate) fn written_since(&self, change: &Change) -> bool {
+    /// The target's last write to the key, if the origin had not seen it and we did not delete the key after.
+    pub(crate) fn written_since(&self, change: &Change) -> Option<Own> {
         let live = lock(&self.shared.recent).live(&change.key, change.seen);
-        live.iter().rfind(|own| !own.reread).is_some_and(|own| own.class != Class::Observed)
+        live.into_iter().rfind(|own| !own.reread).filter(|own| own.class != Class::Observed)
     }
 
     /// Whether more of ours is needed to decide `change` than is remembered: the origin came back older.

@@ -4,21 +4,24 @@
 //! every local change made before the watch is known, and one made after it makes the commit fail. What
 //! the site changed and the peer had not seen is applied again on top, from the own log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use causeway_core::{
     Batch, Change, Class, Error as StoreError, Key, Marker, Op, Outcome, Refused, Seq, Site, Target,
 };
 use tracing::{debug, trace};
 
 use super::apply::{ApplyTask, Reign, group_boundary};
+use super::conflicts::Conflict;
 use super::own_log::OwnLog;
 use super::recent::{Own, is_reread, touches};
 use super::restart::walk;
 use super::shared::lock;
 use super::{EngineError, shown};
+use crate::status::Resolution;
 
 /// After so many tries the batch is halved.
 const TOUCHED_MAX: u32 = 2;
@@ -72,7 +75,7 @@ impl Reign {
             ours.read(task, &mut self.own_log, &changes).await?;
             watch(task, target, &keys).await?;
             ours.read(task, &mut self.own_log, &changes).await?;
-            let (decided, dropped) = decide(task, &changes, &ours);
+            let Decision { decided, dropped, pairs } = decide(task, &changes, &ours);
             for change in &changes {
                 trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                     seq = %change.seq, live = ?ours.live(change).iter().map(|(own, _)| own.seq.0).collect::<Vec<_>>(),
@@ -98,11 +101,11 @@ impl Reign {
                 }
                 Outcome::Committed { refused, .. } => {
                     self.refused(task, &decided, refused).await?;
-                    task.stats.conflicts.fetch_add(dropped.len() as u64, Ordering::SeqCst);
                     let kept = dropped.iter().filter(|change| change.op == Op::Delete);
                     let kept: Vec<Key> = kept.map(|change| change.key.clone()).collect();
                     // The peer has them no more: our own capture sends it what they hold.
                     self.ask_own(task, before.applied, kept);
+                    self.note(task, &pairs, &ours).await;
                     break;
                 }
                 Outcome::Rejected { transient: true, reason } => {
@@ -123,6 +126,31 @@ impl Reign {
         }
         task.stats.applied.fetch_add(count, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Notes what was decided in the conflict log.
+    async fn note(&mut self, task: &ApplyTask, pairs: &[Pair<'_>], ours: &OwnChanges) {
+        // What makes a delete be dropped is read for this only. A log that fails is told by who needs it.
+        let unread: BTreeSet<Seq> =
+            pairs.iter().filter(|pair| !replaces(pair.theirs)).map(|pair| pair.ours).collect();
+        let read = match &mut self.own_log {
+            Some(own_log) if !unread.is_empty() => own_log.fetch(&unread).await.unwrap_or_default(),
+            _ => HashMap::new(),
+        };
+        for pair in pairs {
+            let live = ours.live(pair.theirs).iter().find(|(own, _)| own.seq == pair.ours);
+            let Some(own) = live.map(|(_, change)| change).or_else(|| read.get(&pair.ours)) else {
+                task.conflicts.note_unread(pair.resolution);
+                continue;
+            };
+            let element = element(task, own, &pair.theirs.key);
+            task.conflicts.note(&Conflict {
+                theirs: pair.theirs,
+                ours: own,
+                element: element.as_deref(),
+                resolution: pair.resolution,
+            });
+        }
     }
 
     /// Brings in the two halves of a batch that did not go in as a whole.
@@ -189,21 +217,50 @@ async fn differing(
     Ok(changes.into_iter().zip(held).filter(differs).map(|(change, _)| change).collect())
 }
 
-/// What is to be written, in order, and which seqs were dropped: the whole of a key that we set or
-/// deleted since stands; what we did to a part of it is done again on top.
+/// What becomes of a batch.
+#[derive(Default)]
+struct Decision<'a> {
+    /// What is to be written, in order.
+    decided: Vec<Change>,
+    dropped: Vec<&'a Change>,
+    /// For the conflict log.
+    pairs: Vec<Pair<'a>>,
+}
+
+/// A change of the peer and the seq of one of ours, neither of which had seen the other.
+struct Pair<'a> {
+    theirs: &'a Change,
+    ours: Seq,
+    resolution: Resolution,
+}
+
+/// The whole of a key that we set or deleted since stands; what we did to a part of it is done again on top.
 ///
 /// A delete loses to what we did to the key since: the peer may only have let it expire.
-fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> (Vec<Change>, Vec<&'a Change>) {
-    let (mut decided, mut dropped) = (Vec::with_capacity(changes.len()), Vec::new());
+fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> Decision<'a> {
+    let mut decision = Decision::default();
+    let Decision { decided, dropped, pairs } = &mut decision;
     for change in changes {
-        if change.op == Op::Delete && task.own.is_some() && task.written_since(change) {
+        // What only says again what the logs know is no write.
+        let mut pair = |ours: Seq, resolution| {
+            pairs.extend((!is_reread(change)).then_some(Pair { theirs: change, ours, resolution }));
+        };
+        if change.op == Op::Delete
+            && task.own.is_some()
+            && let Some(own) = task.written_since(change)
+        {
+            pair(own.seq, Resolution::Kept);
             dropped.push(change);
             continue;
         }
         let live = if replaces(change) { ours.live(change) } else { &[] };
         let authority = task.site == Site::First;
+        let standing = live.iter().rfind(|(own, _)| stands(own, change, authority));
+        if let Some((own, _)) = standing {
+            pair(own.seq, Resolution::Kept);
+        }
         // A value in parts has to be finished in any case, and all of ours is done again over it.
-        if live.iter().any(|(own, _)| stands(own, change, authority)) && change.part.is_none() {
+        if standing.is_some() && change.part.is_none() {
             dropped.push(change);
             continue;
         }
@@ -215,8 +272,37 @@ fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> (Ve
         let lost = live.iter().rposition(|(own, _)| lost(own)).map_or(0, |at| at + 1);
         let again = live.iter().skip(lost).map(|(_, again)| again);
         decided.extend(again.filter(|again| again.op != Op::State).cloned());
+        // Nothing is lost of a row of the snapshot that goes below what we did.
+        if standing.is_none() && change.op == Op::State {
+            overwritten_and_merged(task, live, lost).into_iter().for_each(|(own, as_)| pair(own, as_));
+        }
     }
-    (decided, dropped)
+    decision
+}
+
+/// Of our changes `live`, where none stands and those before `lost` are overwritten: the newest one that is,
+/// and the newest one of each element that was done again.
+fn overwritten_and_merged(task: &ApplyTask, live: &[(Own, Change)], lost: usize) -> Vec<(Seq, Resolution)> {
+    let (mut overwritten, mut merged) = (None, BTreeMap::new());
+    for (i, (own, change)) in live.iter().enumerate().filter(|(_, (own, _))| !own.reread) {
+        if i < lost || change.op == Op::State {
+            overwritten = Some(own.seq);
+        } else {
+            merged.insert(element(task, change, &change.key), own.seq);
+        }
+    }
+    let merged = merged.into_values().map(|own| (own, Resolution::Merged));
+    overwritten.map(|own| (own, Resolution::Replaced)).into_iter().chain(merged).collect()
+}
+
+/// The one element of `key` that `change` touches; `None` if it is the whole key, or several.
+fn element(task: &ApplyTask, change: &Change, key: &Key) -> Option<Bytes> {
+    let units = task.connector.units(change);
+    let mut elements = units.into_iter().filter(|(unit, _)| unit.key == *key).map(|(unit, _)| unit.element);
+    match (elements.next(), elements.next()) {
+        (Some(element), None) => element,
+        _ => None,
+    }
 }
 
 /// Whether the change sets the whole key, so that what we did to it has to be done again.

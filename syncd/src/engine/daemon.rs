@@ -11,6 +11,7 @@ use tracing::{error, info, warn};
 
 use super::apply::ApplyTask;
 use super::capture::{CaptureTask, Clock, unix_ms};
+use super::conflicts::{ConflictLog, Conflicts};
 use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
 use super::pauses::{Answers, Begun, Pauses};
@@ -19,8 +20,8 @@ use super::{EngineError, backoff};
 use crate::config::{Channel, Config};
 use crate::log::{self, EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 use crate::status::{
-    ChannelState, ChannelStatus, Control, ControlError, DeadLetter, DirectionStatus, HeldAnswer, Lag, Phase,
-    Progress, Status,
+    ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
+    DeadLetter, DirectionStatus, HeldAnswer, Lag, Phase, Progress, Resolution, Status,
 };
 
 /// How long a stop may take before what is left is given up; a service manager waits ten seconds.
@@ -55,6 +56,8 @@ pub struct Daemon {
     channels: Vec<ChannelRun>,
     log: Arc<dyn Log>,
     dead_letters: Arc<DeadLetters>,
+    /// In the simulation there is none.
+    conflicts: Option<Arc<ConflictLog>>,
     pauses: Mutex<Pauses>,
     answers: Arc<Mutex<Answers>>,
     begun: Arc<Mutex<Begun>>,
@@ -76,6 +79,7 @@ struct DirectionRun {
     from: Site,
     partition: PartitionId,
     stats: Arc<DirectionStats>,
+    conflicts: Arc<Conflicts>,
     /// Of the origin.
     shared: Arc<SiteShared>,
     answers: mpsc::Sender<HeldAnswer>,
@@ -127,14 +131,16 @@ impl Daemon {
         };
         let log: Arc<dyn Log> = EmbeddedLog::open(dir, options).await?;
         let clocks: [Clock; 2] = [Arc::new(unix_ms), Arc::new(unix_ms)];
-        Daemon::start_on(config, connectors, log, clocks).await
+        let conflicts = ConflictLog::open(&dir.join("conflicts"), config.conflicts).map_err(folder)?;
+        Daemon::start_on(config, connectors, log, Some(conflicts), clocks).await
     }
 
-    /// As [`start`](Daemon::start), on a log that is open.
+    /// As [`start`](Daemon::start), on a log that is open, and with or without a conflict log.
     pub(crate) async fn start_on(
         config: &Config,
         connectors: Vec<Arc<dyn Connector>>,
         log: Arc<dyn Log>,
+        conflicts: Option<Arc<ConflictLog>>,
         clocks: [Clock; 2],
     ) -> Result<Arc<Daemon>, StartError> {
         let dir = &config.log.dir;
@@ -146,6 +152,7 @@ impl Daemon {
             channels: Vec::new(),
             log,
             dead_letters: Arc::new(dead_letters),
+            conflicts,
             pauses: Mutex::new(Pauses::open(dir).map_err(folder)?),
             answers: Arc::new(Mutex::new(Answers::open(dir).map_err(folder)?)),
             begun: Arc::new(Mutex::new(Begun::open(dir).map_err(folder)?)),
@@ -205,6 +212,8 @@ impl Daemon {
                 asks,
                 clock: Arc::clone(&self.clocks[from.index()]),
             };
+            let (log, sites) = (self.conflicts.clone(), self.sites.clone());
+            let conflicts = Arc::new(Conflicts::new(&channel.name, sites, from, log));
             let (answers, answered) = mpsc::channel(1);
             let apply = ApplyTask {
                 channel: channel.name.clone(),
@@ -227,6 +236,7 @@ impl Daemon {
                 begun: Arc::clone(&self.begun),
                 stop: self.stop.clone(),
                 dead_letters: Arc::clone(&self.dead_letters),
+                conflicts: Arc::clone(&conflicts),
                 apply_seconds: self.metrics.histogram("causeway_apply_seconds", labels.clone()),
             };
             let (stop, about) = (self.stop.clone(), Arc::clone(&stats));
@@ -247,6 +257,7 @@ impl Daemon {
                 from,
                 partition: partition(from),
                 stats,
+                conflicts,
                 shared: Arc::clone(&shared[from.index()]),
                 answers,
                 both,
@@ -285,6 +296,9 @@ impl Daemon {
             tasks.shutdown().await;
         }
         self.log.close().await;
+        if let Some(conflicts) = self.conflicts.clone() {
+            let _written = tokio::task::spawn_blocking(move || conflicts.flush()).await;
+        }
         info!("stopped");
     }
 
@@ -396,7 +410,7 @@ impl Daemon {
                 seconds: if connected { seconds } else { None },
             },
             applied: stats.applied.load(Ordering::SeqCst),
-            conflicts: stats.conflicts.load(Ordering::SeqCst),
+            conflicts: direction.conflicts.total(),
             dead_letters: self
                 .dead_letters
                 .list(Some(&channel.name))
@@ -539,6 +553,16 @@ impl Control for Daemon {
         self.dead_letters.list(channel)
     }
 
+    fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {
+        let Some(log) = &self.conflicts else { return Ok(ConflictPage::default()) };
+        log.list(query).map_err(|error| ControlError::Failed(format!("the conflict log: {error}")))
+    }
+
+    fn conflict(&self, id: u64) -> Result<Option<ConflictEntry>, ControlError> {
+        let Some(log) = &self.conflicts else { return Ok(None) };
+        log.get(id).map_err(|error| ControlError::Failed(format!("the conflict log: {error}")))
+    }
+
     fn ready(&self) -> bool {
         self.channels.iter().flat_map(|channel| &channel.directions).all(|direction| {
             direction.shared.capture_ready.is_up() && direction.stats.capture_connected.load(Ordering::SeqCst)
@@ -560,11 +584,16 @@ impl Control for Daemon {
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
                 gauge("causeway_left_out", direction.left_out as f64);
                 gauge("causeway_remembered_changes", lock(&run.shared.recent).len() as f64);
-                let mut labels = run.labels.clone();
-                labels.push(metrics::Label::new("resolution", "kept_local"));
-                self.metrics.counter("causeway_conflicts_total", labels).absolute(direction.conflicts);
+                for resolution in Resolution::ALL {
+                    let mut labels = run.labels.clone();
+                    labels.push(metrics::Label::new("resolution", resolution.as_str()));
+                    let counted = run.conflicts.counted(resolution);
+                    self.metrics.counter("causeway_conflicts_total", labels).absolute(counted);
+                }
             }
         }
+        let left_out = self.conflicts.as_ref().map_or(0, |log| log.left_out());
+        self.metrics.counter("causeway_conflicts_left_out_total", Vec::new()).absolute(left_out);
         self.metrics.gauge("causeway_log_bytes", Vec::new()).set(self.log.size_bytes() as f64);
         self.metrics.render()
     }

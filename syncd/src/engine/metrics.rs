@@ -28,6 +28,7 @@ impl Metrics {
             ("causeway_changes_applied_total", "Changes applied to the target, or dropped by rule."),
             ("causeway_snapshot_rows_total", "Keys of the snapshot applied."),
             ("causeway_conflicts_total", "Concurrent writes decided."),
+            ("causeway_conflicts_left_out_total", "Decided conflicts that the conflict log does not hold."),
             ("causeway_gaps_total", "Gaps of the stream, closed ones included."),
         ] {
             recorder.describe_counter(KeyName::from_const_str(name), None, help.into());

@@ -2,11 +2,13 @@
 //!
 //! The data path reads in one direction: `capture.rs` takes a store's events into the log, `apply.rs` takes
 //! the log into the other store. `shared.rs` is what the two of one site know of each other, `careful.rs`
-//! the decision about keys that both sites may have written, `restart.rs` what survives a crash.
+//! the decision about keys that both sites may have written, `conflicts.rs` the log of what was decided,
+//! `restart.rs` what survives a crash.
 
 mod apply;
 mod capture;
 mod careful;
+mod conflicts;
 mod daemon;
 mod dead_letters;
 mod known;

@@ -234,7 +234,6 @@ pub(crate) struct DirectionStats {
     pub(crate) captured: AtomicU64,
     /// Data changes applied or dropped by rule.
     pub(crate) applied: AtomicU64,
-    pub(crate) conflicts: AtomicU64,
     pub(crate) dead_letters: AtomicU64,
     pub(crate) gaps_total: AtomicU64,
     /// One above the seq of the newest data change in the log.

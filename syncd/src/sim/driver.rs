@@ -258,7 +258,7 @@ impl Driver {
         let log = SimLog::open(&self.world, &self.disk, &self.config.sites);
         let clocks = Site::BOTH.map(|site| self.world.clock(Of::Capture, site));
         let connectors = vec![Arc::clone(&self.connector)];
-        match Daemon::start_on(&self.config, connectors, Arc::clone(&log) as _, clocks).await {
+        match Daemon::start_on(&self.config, connectors, Arc::clone(&log) as _, None, clocks).await {
             Ok(daemon) => self.process = Some(Process { daemon, log }),
             Err(error) => self.failures.push(format!("the daemon does not start: {error}")),
         }

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use syncd::api;
 use syncd::status::{
-    ChannelState, ChannelStatus, Control, ControlError, DeadLetter, DirectionStatus, HeldAnswer, KeyText,
-    Lag, Phase, Progress, Status,
+    ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
+    ControlError, DeadLetter, DirectionStatus, HeldAnswer, KeyText, Lag, Phase, Progress, Resolution, Status,
+    rfc3339,
 };
 
 /// One channel `tags`, which holds a FLUSHALL; writes down what it is asked.
@@ -92,12 +93,60 @@ impl Control for Fake {
         }]
     }
 
+    /// Ten of them, 1 to 10, in pages of four at the most.
+    fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {
+        let ConflictQuery { channel, key, since, before, limit } = query;
+        let since = since.map(rfc3339);
+        self.asked
+            .lock()
+            .unwrap()
+            .push(format!("conflicts {channel:?} {key:?} {since:?} {before:?} {limit}"));
+        let ids = (1..before.unwrap_or(11)).rev();
+        let conflicts: Vec<_> = ids.take((*limit).min(4)).map(conflict).collect();
+        let next = conflicts.last().map(|last| last.id).filter(|last| *last > 1);
+        Ok(ConflictPage { conflicts, next, left_out: 3, damaged: 0 })
+    }
+
+    fn conflict(&self, id: u64) -> Result<Option<ConflictEntry>, ControlError> {
+        Ok((1..=10).contains(&id).then(|| conflict(id)))
+    }
+
     fn ready(&self) -> bool {
         false
     }
 
     fn metrics(&self) -> String {
         "causeway_gaps_total 0\n".to_owned()
+    }
+}
+
+fn conflict(id: u64) -> ConflictEntry {
+    let side = |site: &str, op: &str, digest: Option<&str>| ConflictSide {
+        site: site.into(),
+        seq: 100 + id,
+        hlc: "3717123456789012992".into(),
+        op: op.into(),
+        time: "2026-03-01T02:00:00.000Z".into(),
+        digest: digest.map(str::to_owned),
+        bytes: digest.map_or(0, |_| 12),
+        value: None,
+    };
+    ConflictEntry {
+        id,
+        time: "2026-03-01T02:00:01.250Z".into(),
+        channel: "tags".into(),
+        from: "dc".into(),
+        to: "cloud".into(),
+        key: KeyText::from(&b"push:\xff"[..]),
+        db: Some(3),
+        element: None,
+        resolution: Resolution::Kept,
+        winner: Some("cloud".into()),
+        uncertain: false,
+        sides: [
+            side("dc", "delete", None),
+            side("cloud", "command", Some("0123456789abcdef0123456789abcdef")),
+        ],
     }
 }
 
