@@ -16,6 +16,15 @@ fn durable() -> Options {
     Options { appendonly: AppendOnly::Always, ..Options::default() }
 }
 
+/// As [`durable`], and packs its values in another way than a server with the usual limits.
+fn durable_and_packed_otherwise() -> Options {
+    let small = ["hash-max-listpack-entries", "zset-max-listpack-entries", "set-max-intset-entries"];
+    let smaller = ["stream-node-max-entries", "list-max-listpack-size"];
+    let args = small.iter().map(|name| (name, "3")).chain(smaller.iter().map(|name| (name, "2")));
+    let args = args.flat_map(|(name, n)| [format!("--{name}"), n.to_owned()]).collect();
+    Options { args, ..durable() }
+}
+
 /// FF24, FF44: whatever dies and whenever, no increment and no element is lost or there twice.
 #[test]
 fn every_write_arrives_once_while_everything_is_killed() -> Result<()> {
@@ -25,7 +34,7 @@ fn every_write_arrives_once_while_everything_is_killed() -> Result<()> {
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
     let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
-    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    let mut link = Link::new([durable(), durable_and_packed_otherwise()], &Setup::default())?;
     link.start()?;
     let writers = link.traffic(seed, 1_500);
     let end = Instant::now() + Duration::from_secs(seconds);

@@ -326,7 +326,7 @@ impl Capture {
         self.known = Known::default();
         if let Some(peer) = task.peer.as_ref().filter(|_| skips) {
             self.wait_for_appends(task, source).await?;
-            self.known = Known::read(task, peer, &marker).await?;
+            self.known = Known::read(task, peer, &marker, self.snapshot_first()).await?;
             self.ask_again(task).await?;
             self.leave_unsettled(task, peer, &marker).await?;
         }
@@ -386,11 +386,15 @@ impl Capture {
         Ok(())
     }
 
+    /// The rows of the snapshot that is being read stand at and above this seq.
+    fn snapshot_first(&self) -> Seq {
+        self.point.snapshot.as_ref().map_or(self.next_seq, |snapshot| Seq(snapshot.first))
+    }
+
     /// What the peer was asked for and has not come may still be missing here: it is asked for once more, by
     /// which the snapshot names it, and has no other word in it.
     async fn ask_again(&mut self, task: &CaptureTask) -> Result<(), EngineError> {
-        let mut awaited = std::mem::take(&mut self.known.awaited);
-        awaited.retain(|digest, _| !self.forgotten.contains(digest));
+        let awaited = std::mem::take(&mut self.known.awaited);
         self.ask_peer(task, &awaited).await?;
         self.forgotten.extend(awaited.into_keys());
         Ok(())

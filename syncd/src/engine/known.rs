@@ -86,7 +86,8 @@ pub(crate) struct Known {
     peer_from: Seq,
     /// And what was trimmed of our own had seen the peer's up to here at the most.
     own_seen: Seq,
-    /// Keys that our log asks the peer for, by their digests, and that it may not have answered here.
+    /// Keys that our log asked the peer for before the snapshot, by their digests, and whose answer may not have
+    /// come here.
     pub(crate) awaited: BTreeMap<u128, Key>,
     /// The ends of what was read of the two logs; none: there was no gap.
     read: Option<[Offset; 2]>,
@@ -94,11 +95,12 @@ pub(crate) struct Known {
 
 impl Known {
     /// Reads both logs: the site's own whole, the `peer`'s as far as `marker`, found in the store, says that
-    /// it was applied.
+    /// it was applied. `first`: where the snapshot that closes the gap begins in our log.
     pub(crate) async fn read(
         task: &CaptureTask,
         peer: &PartitionId,
         marker: &Marker,
+        first: Seq,
     ) -> Result<Known, EngineError> {
         let ends = [task.log.bounds(&task.partition).end, task.log.locate(peer, marker.applied).await?];
         let mut known = Known { complete: true, read: Some(ends), ..Known::default() };
@@ -108,16 +110,21 @@ impl Known {
         for (log, partition) in [&task.partition, peer].into_iter().enumerate() {
             let whole = task.log.bounds(partition).start == Offset(0);
             known.complete &= whole;
-            let mut first = !whole;
+            let mut is_oldest = !whole;
             walk_kept(task.log.as_ref(), partition, Offset(0), ends[log], |_, change| {
-                if change.op != Op::Fence && std::mem::take(&mut first) {
+                if change.op != Op::Fence && std::mem::take(&mut is_oldest) {
                     match log {
                         0 => known.own_seen = change.seen,
                         _ => known.peer_from = change.seq,
                     }
                 }
                 if log == 0 && change.op == Op::Refresh && change.seq >= answered {
-                    known.awaited.insert(key_digest(&change.key), change.key);
+                    let digest = key_digest(&change.key);
+                    if change.seq < first {
+                        known.awaited.insert(digest, change.key);
+                    } else {
+                        known.awaited.remove(&digest);
+                    }
                     return;
                 }
                 // Of what is not settled some may have been refused.
