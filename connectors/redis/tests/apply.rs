@@ -352,6 +352,99 @@ async fn pieces_without_those_before_them_are_refused() {
     assert_eq!(marker(&mut redis).unwrap().applied, Seq(1));
 }
 
+/// Pieces of the list `l`: each a command; the last one is marked so.
+fn pieces(commands: &[&[&str]]) -> Vec<Change> {
+    let piece = |(n, words): (usize, &&[&str])| {
+        let mut piece = command(0, words);
+        piece.op = Op::Read;
+        piece.part = Some(Part { n: n as u32, last: n + 1 == commands.len() });
+        piece
+    };
+    commands.iter().enumerate().map(piece).collect()
+}
+
+const FINE: &[&str] = &["RPUSH", "l", "x"];
+/// The server takes it into a transaction and refuses it there.
+const WRONG: &[&str] = &["HSET", "l", "f", "v"];
+/// The server refuses the whole transaction.
+const UNKNOWN: &[&str] = &["NOSUCHCOMMAND", "l"];
+
+#[tokio::test]
+async fn a_value_of_which_a_piece_was_refused_does_not_appear() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    redis.must(&["SET", "l", "what was there"]).unwrap();
+    for (bad, keep) in [(WRONG, false), (UNKNOWN, false), (WRONG, true), (UNKNOWN, true)] {
+        if keep {
+            redis.must(&["DEL", "l"]).unwrap();
+        }
+        let mut target = target(&server);
+        target.take_over(Term(1)).await.unwrap();
+        let mut whole = Vec::new();
+        // All of them are under way at once.
+        for (seq, piece) in pieces(&[FINE, FINE, bad, FINE, FINE, FINE]).into_iter().enumerate() {
+            let sent = batch(seq as u64, vec![piece]);
+            target.send(Batch { keep_existing: keep, ..sent }).await.unwrap();
+        }
+        for _ in 0..6 {
+            whole.push(match target.outcome().await.unwrap() {
+                Outcome::Committed { refused, .. } => refused.is_empty(),
+                Outcome::Rejected { transient: false, .. } => false,
+                other => panic!("{other:?}"),
+            });
+        }
+        assert!(whole[..2] == [true, true] && !whole[2] && !whole[5], "{whole:?}");
+        let there = text(&mut redis, &["TYPE", "l"]);
+        assert_eq!(there.as_deref(), Some(if keep { "none" } else { "string" }));
+        assert!(redis.must(&["KEYS", "causeway:*part*"]).unwrap().items().is_empty());
+        // Read once more, it comes whole.
+        for piece in pieces(&[FINE, FINE, FINE]) {
+            let sent = Batch { keep_existing: keep, ..batch(9, vec![piece]) };
+            assert_eq!(apply(&mut target, sent).await, (vec![], vec![]));
+        }
+        assert_eq!(text(&mut redis, &["LLEN", "l"]).as_deref(), Some("3"));
+        redis.must(&["SET", "l", "what was there"]).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_refused_piece_is_known_after_a_crash() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    for bad in [WRONG, UNKNOWN] {
+        redis.must(&["SET", "l", "what was there"]).unwrap();
+        let mut all = pieces(&[FINE, bad, FINE, FINE]);
+        let last = all.pop().unwrap();
+        let mut first = target(&server);
+        first.take_over(Term(1)).await.unwrap();
+        for piece in all {
+            first.send(batch(0, vec![piece])).await.unwrap();
+        }
+        for _ in 0..3 {
+            first.outcome().await.unwrap();
+        }
+        // What the engine says next counts the refusal as settled.
+        assert_eq!(apply(&mut first, batch(3, vec![])).await, (vec![], vec![]));
+        let mut second = target(&server);
+        second.take_over(Term(1)).await.unwrap();
+        assert_eq!(apply(&mut second, batch(3, vec![last])).await.0, [0]);
+        assert_eq!(text(&mut redis, &["GET", "l"]).as_deref(), Some("what was there"));
+    }
+}
+
+#[tokio::test]
+async fn a_piece_that_went_in_too_late_is_not_one_of_the_value() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    let all = pieces(&[FINE, FINE, FINE, FINE]);
+    let [zero, one, two, last] = [0, 1, 2, 3].map(|n: usize| all[n].clone());
+    assert_eq!(apply(&mut target, batch(0, vec![zero])).await.0, [0; 0]);
+    // As after a server out of memory refused one and took the next.
+    assert_eq!(apply(&mut target, batch(0, vec![two])).await.0, [0]);
+    apply(&mut target, batch(0, vec![one])).await;
+    assert_eq!(apply(&mut target, batch(0, vec![last])).await.0, [0]);
+    assert_eq!(text(&mut redis, &["EXISTS", "l"]).as_deref(), Some("0"));
+}
+
 /// A payload of a version that the server has not heard of.
 fn foreign(payload: &Bytes) -> Bytes {
     let body = &payload[..payload.len() - 10];

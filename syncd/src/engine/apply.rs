@@ -647,8 +647,14 @@ impl Reign {
                 .keep(&task.channel, &task.partition, task.site, change, &refusal.reason)
                 .await?;
             task.stats.dead_letters.fetch_add(1, Ordering::SeqCst);
-            // A state that is refused would only come back.
-            if !matches!(change.op, Op::State | Op::Read) && !change.key.name.is_empty() {
+            // A state that is refused would only come back; one that came in pieces comes back whole. Where
+            // what exists stays, a read must not come back as a state, which replaces.
+            let comes_back = match change.op {
+                Op::State => change.part.is_some_and(|part| part.last),
+                Op::Read => change.part.is_some_and(|part| part.last) && task.origin_wins,
+                _ => true,
+            };
+            if comes_back && !change.key.name.is_empty() {
                 keys.push(change.key.clone());
             }
         }
