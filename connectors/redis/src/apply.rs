@@ -301,7 +301,26 @@ impl RedisTarget {
                 at: 0,
                 reason: "a cursor under 2^48 and an array of keys were expected".to_owned(),
             })?;
+            let names: Vec<Bytes> = names.collect();
+            let unfinished = names.iter().filter(|name| name.starts_with(&config.names.part));
+            let unfinished: Vec<&[u8]> = unfinished.map(|name| name.as_ref()).collect();
+            if !unfinished.is_empty() {
+                link.select(db).await?;
+                let reply = link.call(&[&[&b"UNLINK"[..]], unfinished.as_slice()].concat()).await?;
+                link.select(0).await?;
+                match reply.error() {
+                    None => tracing::info!(keys = unfinished.len(), "unfinished pieces of values removed"),
+                    Some(text) => {
+                        let reason = answer::shown(text);
+                        tracing::warn!(
+                            reason,
+                            "unfinished pieces of values stay: `syncd cleanup` removes them"
+                        );
+                    }
+                }
+            }
             let keys: Vec<Key> = names
+                .into_iter()
                 .filter(|name| config.filter.carries(db, name))
                 .map(|name| Key { space: Space::Db(db), name })
                 .collect();

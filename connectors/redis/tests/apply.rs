@@ -445,6 +445,29 @@ async fn a_piece_that_went_in_too_late_is_not_one_of_the_value() {
     assert_eq!(text(&mut redis, &["EXISTS", "l"]).as_deref(), Some("0"));
 }
 
+#[tokio::test]
+async fn pieces_that_nobody_ends_go_when_keys_are_listed() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    redis.must(&["SET", "k", "v"]).unwrap();
+    let mut piece = pieces(&[FINE, FINE]).remove(0);
+    piece.key.space = Space::Db(3);
+    assert_eq!(apply(&mut target, batch(0, vec![piece])).await.0, [0; 0]);
+    // Another channel's are its own.
+    redis.must(&["SET", "causeway:{link.other}:part:x", "v"]).unwrap();
+    let (mut cursor, mut listed) = (Some(0), Vec::new());
+    while let Some(at) = cursor {
+        let (keys, next) = target.keys(at).await.unwrap();
+        listed.extend(keys.into_iter().map(|key| key.name));
+        cursor = next;
+    }
+    assert_eq!(listed, ["k"]);
+    assert_eq!(text(&mut redis, &["EXISTS", "causeway:{link.other}:part:x"]).as_deref(), Some("1"));
+    redis.must(&["SELECT", "3"]).unwrap();
+    assert_eq!(text(&mut redis, &["DBSIZE"]).as_deref(), Some("0"));
+}
+
 /// A payload of a version that the server has not heard of.
 fn foreign(payload: &Bytes) -> Bytes {
     let body = &payload[..payload.len() - 10];
