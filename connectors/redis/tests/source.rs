@@ -85,6 +85,24 @@ async fn large_values_come_in_parts_and_are_the_same_at_the_other_end() {
     assert_eq!(t.must(&["FCALL", "f", "0"]).unwrap().int(), Some(1));
 }
 
+/// What the server takes, its stream has: of so many arguments, too.
+#[tokio::test]
+async fn a_command_of_over_a_million_arguments_comes_as_it_is() {
+    let Some(server) = server(&[]) else { return };
+    let mut c = server.connect().unwrap();
+    let mut source = source(&server, "");
+    open(&mut source, None, false).await;
+    settle(&mut source).await;
+    let mut words = vec!["RPUSH", "l"];
+    words.resize(1_100_000, "x");
+    c.must(&words).unwrap();
+    let events = until(&mut source, |e| matches!(e, Event::Change(_))).await;
+    let change = changes(&events).remove(0);
+    let mut value = bytes::BytesMut::from(&change.value.unwrap()[..]);
+    let command = causeway_redis::resp::parse_command(&mut value).unwrap().unwrap();
+    assert_eq!(command.len(), words.len());
+}
+
 #[tokio::test]
 async fn without_a_snapshot_the_stream_begins_at_once() {
     let Some(server) = server(&[]) else { return };
