@@ -137,7 +137,8 @@ pub struct Stream {
     /// Tokens that came by, with the offsets before and behind.
     tokens: VecDeque<(Token, u64, Position)>,
     known: HashMap<Vec<u8>, Option<KeyArgs>>,
-    left_out: u64,
+    /// What of the transaction under way cannot be carried, and why.
+    left_out: Vec<(Key, String)>,
 }
 
 /// Why the stream cannot go on.
@@ -168,7 +169,7 @@ impl Stream {
             asked: Vec::new(),
             tokens: VecDeque::new(),
             known: HashMap::new(),
-            left_out: 0,
+            left_out: Vec::new(),
         }
     }
 
@@ -193,11 +194,6 @@ impl Stream {
     /// Nothing is under way: no transaction, no open key, no token.
     pub fn is_quiet(&self) -> bool {
         !self.in_multi && self.open.is_empty() && self.tokens.is_empty() && self.asked.is_empty()
-    }
-
-    /// How many commands could not be carried, because nobody knows their keys.
-    pub fn left_out(&self) -> u64 {
-        self.left_out
     }
 
     /// How many keys are open.
@@ -250,8 +246,13 @@ impl Stream {
     }
 
     /// The token was a re-read's: appends what was found, as states that stand where the token came by, and
-    /// then the token itself if somebody waits for it. `None` in place of a key: it cannot be carried.
-    pub fn close(&mut self, found: Vec<(Set, Vec<Option<Found>>)>, announced: bool, events: &mut Vec<Event>) {
+    /// then the token itself if somebody waits for it. A reason in place of a key: it cannot be carried.
+    pub fn close(
+        &mut self,
+        found: Vec<(Set, Vec<Result<Found, String>>)>,
+        announced: bool,
+        events: &mut Vec<Event>,
+    ) {
         let Some((token, start, pos)) = self.tokens.pop_front() else { return };
         for (i, (set, states)) in found.into_iter().enumerate() {
             let mut group = std::mem::take(&mut self.group);
@@ -259,11 +260,14 @@ impl Stream {
                 if set.opened {
                     self.close_key(db, &name);
                 }
-                let Some(state) = state else {
-                    self.left_out += 1;
-                    continue;
-                };
                 let key = Key { space: Space::Db(db), name };
+                let state = match state {
+                    Ok(state) => state,
+                    Err(reason) => {
+                        events.push(Event::LeftOut { key, reason, pos: pos.clone() });
+                        continue;
+                    }
+                };
                 let mut change = Change::captured(Op::State, key, state.dump, pos.clone(), self.now);
                 change.expire_at = state.expire_at;
                 group.push(change);
@@ -424,7 +428,11 @@ impl Stream {
             None => return Err(name),
             Some(known) => known.as_ref(),
         }) else {
-            self.left_out += 1;
+            let reason = format!(
+                "what {} writes: a command that this version doesn't know, nor the server its keys",
+                String::from_utf8_lossy(&name)
+            );
+            self.left_out.push((Key { space: Space::Db(self.db), name: Bytes::new() }, reason));
             return Ok(Effects::Nothing);
         };
         let last = if last < 0 { command.len() as i64 + last } else { last };
@@ -455,6 +463,9 @@ impl Stream {
             }
             self.tx.items = items;
             self.flush(start, group, events);
+        }
+        for (key, reason) in self.left_out.drain(..) {
+            events.push(Event::LeftOut { key, reason, pos: pos.clone() });
         }
         if marker_lost {
             events.push(Event::MarkerLost { pos: pos.clone() });
