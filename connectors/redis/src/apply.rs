@@ -209,6 +209,7 @@ impl RedisTarget {
         link.watching = false;
         let expected = encode::Encoder {
             names: &self.config.names,
+            filter: &self.config.filter,
             marker: &marker,
             databases: &link.databases,
             payloads: &link.payloads,

@@ -1,5 +1,6 @@
 //! Which keys a channel carries.
 
+use crate::args::Args;
 use crate::names;
 
 /// A pattern as `KEYS` takes it: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, `\` before a character.
@@ -124,6 +125,25 @@ impl Filter {
         self.dbs.as_ref().is_none_or(|dbs| dbs.contains(&db))
     }
 
+    /// Whether a change of a whole database or of all, the RESP array `command` in database `db`, touches
+    /// nothing but what is carried. What is none that we know may touch anything.
+    pub(crate) fn holds_to(&self, db: u32, command: &[u8]) -> bool {
+        if self.is_whole() && self.dbs.is_none() {
+            return true;
+        }
+        let words: Vec<&[u8]> =
+            Args::at(command, 0).into_iter().flatten().filter_map(|range| command.get(range)).collect();
+        let number = |word: &[u8]| std::str::from_utf8(word).ok()?.parse::<u32>().ok();
+        self.is_whole()
+            && match words.as_slice() {
+                [name, ..] if name.eq_ignore_ascii_case(b"FLUSHDB") => self.carries_db(db),
+                [name, a, b] if name.eq_ignore_ascii_case(b"SWAPDB") => {
+                    [a, b].iter().all(|word| number(word).is_some_and(|db| self.carries_db(db)))
+                }
+                _ => false,
+            }
+    }
+
     /// Whether all keys of a database that it carries are carried.
     pub fn is_whole(&self) -> bool {
         self.include.is_empty() && self.except.is_empty()
@@ -168,6 +188,32 @@ mod tests {
         let glob = "*a".repeat(50);
         assert!(!glob_matches(glob.as_bytes(), "a".repeat(40).as_bytes()));
         assert!(glob_matches(glob.as_bytes(), "a".repeat(5000).as_bytes()));
+    }
+
+    #[test]
+    fn a_flush_holds_to_a_filter_that_carries_all_it_empties() {
+        let encoded = |line: &str| {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            crate::resp::Command::of(&words).raw
+        };
+        let holds = |filter: &Filter, db, line| filter.holds_to(db, &encoded(line));
+        let all = Filter::default();
+        let dbs = Filter::new(&[], &[], Some(vec![0, 3]));
+        let some = Filter::new(&["push:*".into()], &[], None);
+        let less = Filter::new(&[], &["tmp:*".into()], None);
+        for (line, db, in_dbs) in [
+            ("FLUSHALL", 0, false),
+            ("flushall async", 0, false),
+            ("FLUSHDB", 3, true),
+            ("FLUSHDB", 1, false),
+            ("SWAPDB 0 3", 1, true),
+            ("SWAPDB 0 1", 0, false),
+            ("WHAT", 0, false),
+        ] {
+            assert!(holds(&all, db, line), "{line}");
+            assert_eq!(holds(&dbs, db, line), in_dbs, "{line}");
+            assert!(!holds(&some, db, line) && !holds(&less, db, line), "{line}");
+        }
     }
 
     #[test]

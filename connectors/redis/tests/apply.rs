@@ -538,6 +538,29 @@ async fn what_exists_stays_where_it_wins() {
 }
 
 #[tokio::test]
+async fn a_flush_never_wipes_what_the_channel_does_not_carry() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    redis.must(&["SET", "other", "theirs"]).unwrap();
+    let flush = |db, words: &[&str]| {
+        let args: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
+        let mut out = BytesMut::new();
+        resp::encode(&mut out, &args);
+        change(Op::Ddl, db, b"", Some(out.freeze()))
+    };
+    for filter in ["keys = ['push:*']", "except = ['other']", "dbs = [3]"] {
+        let mut target = target_with(&server.url(), filter);
+        target.take_over(Term(1)).await.unwrap();
+        let changes = vec![flush(0, &["FLUSHALL"]), flush(0, &["FLUSHDB"]), flush(0, &["SWAPDB", "0", "3"])];
+        assert_eq!(apply(&mut target, batch(0, changes)).await.0, [0, 1, 2], "{filter}");
+        assert_eq!(text(&mut redis, &["GET", "other"]).as_deref(), Some("theirs"));
+    }
+    let mut target = target_with(&server.url(), "dbs = [0]");
+    target.take_over(Term(1)).await.unwrap();
+    assert_eq!(apply(&mut target, batch(0, vec![flush(0, &["FLUSHDB"])])).await.0, [0; 0]);
+    assert_eq!(text(&mut redis, &["EXISTS", "other"]).as_deref(), Some("0"));
+}
+
+#[tokio::test]
 async fn each_change_lands_in_its_own_database() {
     let Some((server, mut redis)) = start(&["--databases", "8"]) else { return };
     let mut target = target(&server);

@@ -759,7 +759,21 @@ impl Reign {
     async fn hold(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
         self.drain(task, target).await?;
         let Some((_, change)) = self.reader.peek().cloned() else { return Ok(()) };
-        let answer = self.question(task, what_is_held(&change)).await?;
+        let beyond = task.connector.reaches_beyond(&change);
+        let answer = loop {
+            let mut what = what_is_held(&change);
+            if beyond {
+                what.push_str(
+                    ", which would also reach what the channel does not carry: it can only be dropped",
+                );
+            }
+            match self.question(task, what).await? {
+                HeldAnswer::Apply if beyond => {
+                    warn!(partition = %task.partition, seq = %change.seq, "not applied: it can only be dropped");
+                }
+                answer => break answer,
+            }
+        };
         self.reader.pop();
         let to = change.seq.next();
         let changes = if answer == HeldAnswer::Apply { vec![change] } else { Vec::new() };

@@ -6,6 +6,7 @@ use causeway_core::{Batch, Change, Op, Part, Refused};
 use super::db_of;
 use super::probe::{known, payload, payload_version};
 use crate::args::Args;
+use crate::filter::Filter;
 use crate::names::Names;
 use crate::rdb;
 use crate::resp::{decimal, encode, encode_array, encode_bulk};
@@ -78,6 +79,7 @@ pub(super) fn piece_name(change: &Change, n: u32) -> Vec<u8> {
 /// What the encoding of a batch depends on.
 pub(super) struct Encoder<'a> {
     pub(super) names: &'a Names,
+    pub(super) filter: &'a Filter,
     pub(super) marker: &'a [u8],
     pub(super) databases: &'a [(u32, bool)],
     pub(super) payloads: &'a [(u16, bool)],
@@ -179,6 +181,9 @@ impl Encoder<'_> {
             (Op::Read | Op::State | Op::Put, None, None) => out.command(&[b"DEL", key], Expect::NoError),
             (Op::Read, Some(value), None) if key.is_empty() => function(value, keep, out)?,
             (Op::Read | Op::State | Op::Put, Some(value), None) => self.payload(change, value, keep, out)?,
+            (Op::Ddl, Some(value), _) if !self.filter.holds_to(db_of(&change.key), value) => {
+                return Err("it would also reach what the channel does not carry".to_owned());
+            }
             (_, Some(value), _) => {
                 // One command: with two, a reply would be taken for that of another change.
                 if append(out, value, None)? != 1 {

@@ -22,6 +22,7 @@ fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize
     let mut out = BytesMut::new();
     let expected = Encoder {
         names: &names,
+        filter: &Filter::default(),
         marker: b"M",
         databases: &[(0, true), (3, true), (9, false)],
         payloads: &[(10, true), (80, false)],
