@@ -97,6 +97,9 @@ fn one(glob: &[u8], g: usize, byte: u8) -> Option<usize> {
     }
 }
 
+/// Why the key with the empty name is left out.
+pub(crate) const EMPTY_NAME: &str = "the key with the empty name: the log has no form for it";
+
 /// `keys`, `except` and `dbs` of a channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -112,8 +115,18 @@ impl Filter {
         Filter { include: patterns(include), except: patterns(except), dbs }
     }
 
-    /// Whether the channel carries this key. Keys of our own are never carried.
+    /// Whether the channel carries this key. Keys of our own are never carried, nor is the one with the empty
+    /// name: in the log an empty name means the whole space.
     pub fn carries(&self, db: u32, key: &[u8]) -> bool {
+        !key.is_empty() && self.means(db, key)
+    }
+
+    /// Whether the key with the empty name is one that has to be left out: it would be carried, had it another.
+    pub(crate) fn leaves_out(&self, db: u32, key: &[u8]) -> bool {
+        key.is_empty() && self.means(db, key)
+    }
+
+    fn means(&self, db: u32, key: &[u8]) -> bool {
         !names::is_ours(key)
             && self.carries_db(db)
             && (self.include.is_empty() || self.include.iter().any(|p| p.matches(key)))
@@ -219,10 +232,12 @@ mod tests {
     #[test]
     fn our_own_keys_are_nobody_s_data() {
         let all = Filter::default();
-        assert!(all.carries(0, b"x") && all.carries(7, b"") && all.is_whole());
+        assert!(all.carries(0, b"x") && all.carries(7, b"x") && all.is_whole());
+        assert!(!all.carries(7, b"") && all.leaves_out(7, b"") && !all.leaves_out(7, b"x"));
         assert!(!all.carries(0, b"causeway:{a.b}:marker"));
         let some = Filter::new(&["push:*".into()], &["push:tmp:*".into()], Some(vec![0, 3]));
         assert!(some.carries(3, b"push:1"));
+        assert!(!some.leaves_out(0, b""));
         assert!(!some.carries(1, b"push:1") && !some.carries(0, b"push:tmp:1") && !some.carries(0, b"x"));
     }
 }

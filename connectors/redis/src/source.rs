@@ -16,7 +16,7 @@ use causeway_core::{
 
 use crate::config::RedisConfig;
 use crate::conn::{Conn, Endpoint, unavailable};
-use crate::filter::Filter;
+use crate::filter::{EMPTY_NAME, Filter};
 use crate::info::{ServerInfo, config_get, replica_buffer_max};
 use crate::link::{Item, Link, LinkOptions, Opening, Start};
 use crate::names;
@@ -324,6 +324,12 @@ impl Snapshot {
     fn change(&mut self, item: rdb::Item) -> Option<Change> {
         match item {
             rdb::Item::Entry(entry) => {
+                let first = !matches!(entry.value, Value::Part { n: 1.., .. });
+                if first && self.filter.leaves_out(entry.db, &entry.name) {
+                    let key = Key { space: Space::Db(entry.db), name: entry.name };
+                    self.leave_out(key, EMPTY_NAME.to_owned());
+                    return None;
+                }
                 if !self.filter.carries(entry.db, &entry.name) {
                     return None;
                 }

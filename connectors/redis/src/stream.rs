@@ -11,7 +11,7 @@ use bytes::Bytes;
 use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
 
 use crate::commands::{Effects, SplitOp, effects};
-use crate::filter::Filter;
+use crate::filter::{EMPTY_NAME, Filter};
 use crate::names::{self, Names};
 use crate::resp::Command;
 
@@ -139,6 +139,8 @@ pub struct Stream {
     known: HashMap<Vec<u8>, Option<KeyArgs>>,
     /// What of the transaction under way cannot be carried, and why.
     left_out: Vec<(Key, String)>,
+    /// Databases whose key with the empty name was told of: once each.
+    empty_names: Vec<u32>,
 }
 
 /// Why the stream cannot go on.
@@ -170,6 +172,7 @@ impl Stream {
             tokens: VecDeque::new(),
             known: HashMap::new(),
             left_out: Vec::new(),
+            empty_names: Vec::new(),
         }
     }
 
@@ -495,6 +498,7 @@ impl Stream {
             group.push(Change::captured(op, key, value, pos.clone(), now));
         };
         match item {
+            Item::One { db, key, .. } | Item::Delete { db, key } if key.is_empty() => self.empty_name(db),
             Item::One { db, key, raw } => {
                 if self.filter.carries(db, &key) && !self.is_open(db, &key) {
                     push(Op::Command, db, key, Some(raw));
@@ -524,6 +528,14 @@ impl Stream {
         Ok(())
     }
 
+    /// Something was written to the key with the empty name.
+    fn empty_name(&mut self, db: u32) {
+        if self.filter.leaves_out(db, b"") && !self.empty_names.contains(&db) {
+            self.empty_names.push(db);
+            self.left_out.push((Key { space: Space::Db(db), name: Bytes::new() }, EMPTY_NAME.to_owned()));
+        }
+    }
+
     fn is_open(&self, db: u32, key: &Bytes) -> bool {
         !self.open.is_empty() && self.open.contains_key(&(db, key.clone()))
     }
@@ -532,6 +544,9 @@ impl Stream {
     fn reread(&mut self, keys: Vec<(u32, Bytes)>) -> Result<(), StreamError> {
         let mut set = Vec::with_capacity(keys.len());
         for (db, name) in keys {
+            if name.is_empty() {
+                self.empty_name(db);
+            }
             if !self.filter.carries(db, &name) || self.is_open(db, &name) {
                 continue;
             }

@@ -104,6 +104,25 @@ async fn a_command_of_over_a_million_arguments_comes_as_it_is() {
 }
 
 #[tokio::test]
+async fn the_key_with_the_empty_name_is_left_out_by_name() {
+    let Some(server) = server(&[]) else { return };
+    let mut c = server.connect().unwrap();
+    c.must(&["SET", "", "v"]).unwrap();
+    c.must(&["SET", "k", "v"]).unwrap();
+    let mut source = source(&server, "");
+    open(&mut source, None, true).await;
+    let events = until(&mut source, ended).await;
+    assert_eq!(reads(&events), ["read 0:k dump"]);
+    let Some(Event::SnapshotEnded { left_out, .. }) = events.iter().find(|e| ended(e)) else { panic!() };
+    assert_eq!((left_out.0, &left_out.1[0].0), (1, &key(0, "")));
+    assert!(left_out.1[0].1.contains("empty name"));
+    c.must(&["APPEND", "", "v"]).unwrap();
+    let events = settle(&mut source).await;
+    assert!(events.iter().any(|e| matches!(e, Event::LeftOut { key: left, .. } if *left == key(0, ""))));
+    assert_eq!(texts(&events), [""; 0]);
+}
+
+#[tokio::test]
 async fn without_a_snapshot_the_stream_begins_at_once() {
     let Some(server) = server(&[]) else { return };
     let mut c = server.connect().unwrap();

@@ -233,3 +233,20 @@ fn a_refused_key_is_left_out_and_counted() {
     assert_eq!(shown(&events), ["left out u: too large"]);
     assert!(s.is_quiet());
 }
+
+#[test]
+fn the_key_with_the_empty_name_is_left_out_and_told_of_once() {
+    let mut s = stream();
+    let set = |db: u32| {
+        let select = Command::of(&[b"SELECT", db.to_string().as_bytes()]);
+        [select, Command::of(&[b"SET", b"", b"1"]), Command::of(&[b"DEL", b"", b"a"])]
+    };
+    let mut events = Vec::new();
+    for command in [set(0), set(0), set(3)].into_iter().flatten() {
+        s.feed(&command, &mut events).unwrap();
+    }
+    s.feed(&Command::of(&[b"RENAME", b"x", b""]), &mut events).unwrap();
+    let told = format!("left out : {EMPTY_NAME}");
+    assert_eq!(shown(&events), [&told, "delete 0:a", "delete 0:a", &told, "delete 3:a"]);
+    assert_eq!(s.take_asked()[0].keys, [(3, Bytes::from_static(b"x"))]);
+}
