@@ -301,7 +301,9 @@ impl Snapshot {
                 reason: e.reason,
             })?;
             let Some(item) = next else { break };
-            if let Some(change) = self.change(item) {
+            let Some(change) = self.change(item) else { continue };
+            let (change, end) = end_apart(change);
+            for change in std::iter::once(change).chain(end) {
                 bytes += change.cost();
                 events.push(Event::Change(change));
             }
@@ -372,6 +374,16 @@ impl Snapshot {
             named.push((key, reason));
         }
     }
+}
+
+/// Of a value's last piece, what it brings and an end that brings nothing: the target makes the value appear
+/// with the end, once it is known that nothing of the value was refused.
+fn end_apart(mut change: Change) -> (Change, Option<Change>) {
+    let Some(Part { n, last: true }) = change.part else { return (change, None) };
+    let part = Some(Part { n: n.wrapping_add(1), last: true });
+    let end = Change { value: Some(Bytes::new()), part, ..change.clone() };
+    change.part = Some(Part { n, last: false });
+    (change, Some(end))
 }
 
 /// What has to come before there is more to do.

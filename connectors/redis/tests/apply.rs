@@ -430,6 +430,31 @@ async fn a_refused_piece_is_known_after_a_crash() {
     }
 }
 
+/// As a source sends it: the last piece brings nothing.
+#[tokio::test]
+async fn a_refusal_right_before_a_value_s_end_is_heeded() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    redis.must(&["SET", "l", "what was there"]).unwrap();
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    for (second, whole) in [(WRONG, false), (FINE, true)] {
+        let mut all = pieces(&[FINE, second, FINE]);
+        all[2].value = Some(Bytes::new());
+        for piece in all {
+            target.send(batch(0, vec![piece])).await.unwrap();
+        }
+        let mut refused = Vec::new();
+        for _ in 0..3 {
+            let Outcome::Committed { refused: r, .. } = target.outcome().await.unwrap() else { panic!() };
+            refused.push(!r.is_empty());
+        }
+        assert_eq!(refused, [false, !whole, !whole]);
+        let there = text(&mut redis, &["TYPE", "l"]);
+        assert_eq!(there.as_deref(), Some(if whole { "list" } else { "string" }));
+    }
+    assert_eq!(text(&mut redis, &["LLEN", "l"]).as_deref(), Some("2"));
+}
+
 #[tokio::test]
 async fn a_piece_that_went_in_too_late_is_not_one_of_the_value() {
     let Some((server, mut redis)) = start(&[]) else { return };

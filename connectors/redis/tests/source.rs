@@ -78,6 +78,11 @@ async fn large_values_come_in_parts_and_are_the_same_at_the_other_end() {
     let events = until(&mut source, ended).await;
     let parts = changes(&events).iter().filter(|c| c.part.is_some()).count();
     assert!(parts > 10, "{parts}");
+    // The last one brings nothing, so that nothing of the value can be refused together with it.
+    for change in changes(&events).iter().filter(|c| c.part.is_some()) {
+        let is_end = change.part.is_some_and(|part| part.last);
+        assert_eq!(is_end, change.value.as_ref().is_some_and(|value| value.is_empty()));
+    }
     let mut model = Model::new(&target);
     model.take(events, &source);
     let mut t = target.connect().unwrap();

@@ -471,7 +471,10 @@ impl Reign {
             }
             let Some((_, change)) = self.reader.peek() else { break };
             let full = changes.len().max(wanted.len()).max(self.contested.len()) >= task.items_max;
-            if !in_group && (full || bytes >= task.bytes_max) {
+            // A value appears only once it is known that the pieces before its last one went in.
+            let ends = change.part.is_some_and(|part| part.last)
+                && changes.iter().any(|piece| piece.part.is_some() && piece.key == change.key);
+            if !in_group && (full || ends || bytes >= task.bytes_max) {
                 break;
             }
             let this = task.way(change, self.careful_reads);
