@@ -8,7 +8,7 @@ use causeway_testkit::data::fill;
 use causeway_testkit::servers::{AppendOnly, Options};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use syncd::status::Phase;
+use syncd::status::{Phase, Status};
 
 const DRAIN: Duration = Duration::from_secs(90);
 
@@ -251,6 +251,41 @@ fn a_flush_that_is_dropped_is_undone_from_the_other_site() -> Result<()> {
         ensure!(store.connect()?.must(&["GET", "both"])?.text().as_deref() == Some("new"), "the flush won");
     }
     link.verify()
+}
+
+/// FF23: where a channel carries only some keys, a flush cannot reach the others whatever is answered, and what
+/// cannot be carried is counted.
+#[test]
+fn a_flush_never_reaches_what_the_channel_does_not_carry() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let setup = Setup { channel: "except = [\"own:*\"]".to_owned(), ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &setup)?;
+    link.stores[0].connect()?.must(&["SET", "kept", "1"])?;
+    link.stores[1].connect()?.must(&["SET", "own:1", "1"])?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    link.stores[0].connect()?.must(&["SET", "", "1"])?;
+    link.wait_until("left out", DRAIN, |s| s.channels[0].directions[0].left_out == 1)?;
+    link.stores[0].connect()?.must(&["FLUSHALL"])?;
+    let held =
+        |s: &Status| s.channels[0].directions[0].held.clone().is_some_and(|h| h.contains("only be dropped"));
+    link.wait_until("held", DRAIN, held)?;
+    for answer in ["apply", "drop"] {
+        link.wait_until("held still", DRAIN, held)?;
+        let answered = link.syncd(&["resume", "--channel", "push", "--held", answer])?;
+        ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    }
+    link.wait_until("the copy back", DRAIN, |_| {
+        let kept =
+            link.stores[0].connect().and_then(|mut c| Ok(c.must(&["GET", "kept"])?.text())).ok().flatten();
+        kept.is_some()
+    })?;
+    for key in ["kept", "own:1"] {
+        ensure!(link.stores[1].connect()?.must(&["GET", key])?.text().is_some(), "{key} is gone");
+    }
+    Ok(())
 }
 
 /// SIGTERM drains and ends with 0 in time, and what comes back goes on where it stopped.

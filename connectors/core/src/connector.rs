@@ -141,6 +141,13 @@ pub trait Connector: Send + Sync {
         true
     }
 
+    /// Whether a [`Op::Ddl`](crate::Op::Ddl) would reach data that the channel does not carry. It is never
+    /// applied then: it can only be dropped.
+    fn reaches_beyond(&self, change: &Change) -> bool {
+        let _ = change;
+        false
+    }
+
     /// Looks at both servers and says what stands in the way; empty if nothing does. A server that cannot
     /// be reached is an error.
     ///

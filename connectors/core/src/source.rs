@@ -38,6 +38,16 @@ pub enum Event {
         /// Keys that cannot be carried, with the reason, at most a thousand of them, and how many in all.
         left_out: (u64, Vec<(Key, String)>),
     },
+    /// Something of the stream cannot be carried: the target lacks it, or keeps what it had. Counted and
+    /// named as what [`Event::SnapshotEnded`] leaves out; never within a group.
+    LeftOut {
+        /// What it is; an empty name where nobody knows the keys.
+        key: Key,
+        /// Why, without values.
+        reason: String,
+        /// Behind it. A stream that was resumed tells again what stands behind the place of then.
+        pos: Position,
+    },
     /// The stream has come this far, and nothing of it is outstanding.
     Idle {
         /// This far.

@@ -98,7 +98,8 @@ pub trait Target: Send {
     }
 
     /// Lists the keys that the channel carries, from `cursor` (0 at first); each key that exists all the
-    /// time is listed at least once.
+    /// time is listed at least once. Called with no value in the middle of its pieces: what is left of
+    /// one whose last piece never came may be removed here.
     ///
     /// # Errors
     ///

@@ -32,6 +32,7 @@ mod limit;
 mod probe;
 
 use answer::{Answer, Collector};
+use encode::{Hidden, piece_name};
 use limit::Limit;
 
 /// Keys of one WATCH: a command of this many arguments keeps the server busy for well under a millisecond.
@@ -72,6 +73,9 @@ struct Link {
     databases: Vec<(u32, bool)>,
     /// RDB versions of payloads that were tried, and whether the server takes them.
     payloads: Vec<(u16, bool)>,
+    /// Values of which a piece was refused, and which no committed transaction deleted yet. The next one
+    /// does, so that no marker can count the refusal as answered before what is left of the value is gone.
+    broken: Vec<Hidden>,
 }
 
 struct Guard {
@@ -162,6 +166,7 @@ impl RedisTarget {
             watching: false,
             databases: vec![(0, true)],
             payloads: Vec::new(),
+            broken: Vec::new(),
         });
         Ok(marker)
     }
@@ -189,6 +194,7 @@ impl RedisTarget {
             self.out = out;
             return Ok(());
         }
+        let incomplete = link.incomplete(&batch, &self.config.names).await?;
         let guarded = link.guarded.is_some();
         if guarded || (link.watching && !batch.watched) {
             link.drain().await?;
@@ -203,9 +209,12 @@ impl RedisTarget {
         link.watching = false;
         let expected = encode::Encoder {
             names: &self.config.names,
+            filter: &self.config.filter,
             marker: &marker,
             databases: &link.databases,
             payloads: &link.payloads,
+            broken: &link.broken,
+            incomplete: &incomplete,
         }
         .batch(&batch, &mut out);
         let collector = Collector::new(expected, action, batch.watched || guarded);
@@ -293,7 +302,26 @@ impl RedisTarget {
                 at: 0,
                 reason: "a cursor under 2^48 and an array of keys were expected".to_owned(),
             })?;
+            let names: Vec<Bytes> = names.collect();
+            let unfinished = names.iter().filter(|name| name.starts_with(&config.names.part));
+            let unfinished: Vec<&[u8]> = unfinished.map(|name| name.as_ref()).collect();
+            if !unfinished.is_empty() {
+                link.select(db).await?;
+                let reply = link.call(&[&[&b"UNLINK"[..]], unfinished.as_slice()].concat()).await?;
+                link.select(0).await?;
+                match reply.error() {
+                    None => tracing::info!(keys = unfinished.len(), "unfinished pieces of values removed"),
+                    Some(text) => {
+                        let reason = answer::shown(text);
+                        tracing::warn!(
+                            reason,
+                            "unfinished pieces of values stay: `syncd cleanup` removes them"
+                        );
+                    }
+                }
+            }
             let keys: Vec<Key> = names
+                .into_iter()
                 .filter(|name| config.filter.carries(db, name))
                 .map(|name| Key { space: Space::Db(db), name })
                 .collect();
@@ -367,6 +395,41 @@ impl Link {
         Ok(())
     }
 
+    /// The values whose last piece is in `batch` although not all before those in it went in. Waits for
+    /// the answers to what is under way if there is a last piece: it is not taken back once it was sent.
+    async fn incomplete(&mut self, batch: &Batch, names: &names::Names) -> Result<Vec<Hidden>> {
+        let piece = |change: &Change| change.part.filter(|_| change.op.is_data());
+        let first = |hidden: &Hidden| {
+            let same = batch.changes.iter().filter(|c| piece(c).is_some() && Hidden::of(names, c) == *hidden);
+            same.filter_map(piece).map(|part| part.n).min()
+        };
+        let mut incomplete = Vec::new();
+        for change in &batch.changes {
+            let Some(part) = piece(change) else { continue };
+            let hidden = Hidden::of(names, change);
+            if part.n == 0 {
+                // It deletes what is left, and later transactions must not.
+                self.broken.retain(|broken| *broken != hidden);
+            }
+            if !part.last || probe::known(&self.databases, hidden.db) != Some(true) {
+                continue;
+            }
+            let Some(before) = first(&hidden).and_then(|n| n.checked_sub(1)) else { continue };
+            self.drain().await?;
+            self.select(hidden.db).await?;
+            let head = self.call(&[b"LINDEX", &hidden.progress, b"0"]).await?;
+            self.select(0).await?;
+            if let Some(text) = head.error().filter(|text| !text.starts_with("WRONGTYPE")) {
+                return Err(server_error("LINDEX", self.reader.endpoint_label(), text));
+            }
+            let went_in = head.bytes().is_some_and(|head| *head == piece_name(change, before));
+            if self.broken.contains(&hidden) || !went_in {
+                incomplete.push(hidden);
+            }
+        }
+        Ok(incomplete)
+    }
+
     /// Takes the oldest pending one a step further: waits for at most one read. Loses nothing if dropped.
     async fn step(&mut self) -> Result<()> {
         let answer = match self.pending.front_mut() {
@@ -387,7 +450,11 @@ impl Link {
             Answer::Outcome(outcome) => outcome,
         };
         let applied = match self.pending.pop_front() {
-            Some(Pending::Known { applied, .. } | Pending::Batch { applied, .. }) => applied,
+            Some(Pending::Known { applied, .. }) => applied,
+            Some(Pending::Batch { collector, applied }) => {
+                collector.settle_broken(&outcome, &mut self.broken);
+                applied
+            }
             None => Seq(0),
         };
         self.ready.push_back((outcome, applied));

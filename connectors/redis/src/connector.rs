@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use causeway_core::{
-    Capability, Change, ChannelSpec, Class, Connector, Finding, Key, OnlyAt, OpenError, Result, Site, Source,
-    Space, Target, Unit,
+    Capability, Change, ChannelSpec, Class, Connector, Finding, Key, OnlyAt, Op, OpenError, Result, Site,
+    Source, Space, Target, Unit,
 };
 
-use crate::apply::RedisTarget;
+use crate::apply::{RedisTarget, db_of};
 use crate::args::Args;
 use crate::config::RedisConfig;
 use crate::source::RedisSource;
@@ -95,6 +95,11 @@ impl Connector for Redis {
 
     fn carries(&self, key: &Key) -> bool {
         matches!(key.space, Space::Db(db) if self.config.filter.carries(db, &key.name))
+    }
+
+    fn reaches_beyond(&self, change: &Change) -> bool {
+        let command = change.value.as_deref().unwrap_or_default();
+        change.op == Op::Ddl && !self.config.filter.holds_to(db_of(&change.key), command)
     }
 
     async fn check(&self) -> Result<Vec<Finding>> {

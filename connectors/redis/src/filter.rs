@@ -1,5 +1,6 @@
 //! Which keys a channel carries.
 
+use crate::args::Args;
 use crate::names;
 
 /// A pattern as `KEYS` takes it: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, `\` before a character.
@@ -96,6 +97,9 @@ fn one(glob: &[u8], g: usize, byte: u8) -> Option<usize> {
     }
 }
 
+/// Why the key with the empty name is left out.
+pub(crate) const EMPTY_NAME: &str = "the key with the empty name: the log has no form for it";
+
 /// `keys`, `except` and `dbs` of a channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -111,8 +115,18 @@ impl Filter {
         Filter { include: patterns(include), except: patterns(except), dbs }
     }
 
-    /// Whether the channel carries this key. Keys of our own are never carried.
+    /// Whether the channel carries this key. Keys of our own are never carried, nor is the one with the empty
+    /// name: in the log an empty name means the whole space.
     pub fn carries(&self, db: u32, key: &[u8]) -> bool {
+        !key.is_empty() && self.means(db, key)
+    }
+
+    /// Whether the key with the empty name is one that has to be left out: it would be carried, had it another.
+    pub(crate) fn leaves_out(&self, db: u32, key: &[u8]) -> bool {
+        key.is_empty() && self.means(db, key)
+    }
+
+    fn means(&self, db: u32, key: &[u8]) -> bool {
         !names::is_ours(key)
             && self.carries_db(db)
             && (self.include.is_empty() || self.include.iter().any(|p| p.matches(key)))
@@ -122,6 +136,25 @@ impl Filter {
     /// Whether any key of this database is carried.
     pub fn carries_db(&self, db: u32) -> bool {
         self.dbs.as_ref().is_none_or(|dbs| dbs.contains(&db))
+    }
+
+    /// Whether a change of a whole database or of all, the RESP array `command` in database `db`, touches
+    /// nothing but what is carried. What is none that we know may touch anything.
+    pub(crate) fn holds_to(&self, db: u32, command: &[u8]) -> bool {
+        if self.is_whole() && self.dbs.is_none() {
+            return true;
+        }
+        let words: Vec<&[u8]> =
+            Args::at(command, 0).into_iter().flatten().filter_map(|range| command.get(range)).collect();
+        let number = |word: &[u8]| std::str::from_utf8(word).ok()?.parse::<u32>().ok();
+        self.is_whole()
+            && match words.as_slice() {
+                [name, ..] if name.eq_ignore_ascii_case(b"FLUSHDB") => self.carries_db(db),
+                [name, a, b] if name.eq_ignore_ascii_case(b"SWAPDB") => {
+                    [a, b].iter().all(|word| number(word).is_some_and(|db| self.carries_db(db)))
+                }
+                _ => false,
+            }
     }
 
     /// Whether all keys of a database that it carries are carried.
@@ -171,12 +204,40 @@ mod tests {
     }
 
     #[test]
+    fn a_flush_holds_to_a_filter_that_carries_all_it_empties() {
+        let encoded = |line: &str| {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            crate::resp::Command::of(&words).raw
+        };
+        let holds = |filter: &Filter, db, line| filter.holds_to(db, &encoded(line));
+        let all = Filter::default();
+        let dbs = Filter::new(&[], &[], Some(vec![0, 3]));
+        let some = Filter::new(&["push:*".into()], &[], None);
+        let less = Filter::new(&[], &["tmp:*".into()], None);
+        for (line, db, in_dbs) in [
+            ("FLUSHALL", 0, false),
+            ("flushall async", 0, false),
+            ("FLUSHDB", 3, true),
+            ("FLUSHDB", 1, false),
+            ("SWAPDB 0 3", 1, true),
+            ("SWAPDB 0 1", 0, false),
+            ("WHAT", 0, false),
+        ] {
+            assert!(holds(&all, db, line), "{line}");
+            assert_eq!(holds(&dbs, db, line), in_dbs, "{line}");
+            assert!(!holds(&some, db, line) && !holds(&less, db, line), "{line}");
+        }
+    }
+
+    #[test]
     fn our_own_keys_are_nobody_s_data() {
         let all = Filter::default();
-        assert!(all.carries(0, b"x") && all.carries(7, b"") && all.is_whole());
+        assert!(all.carries(0, b"x") && all.carries(7, b"x") && all.is_whole());
+        assert!(!all.carries(7, b"") && all.leaves_out(7, b"") && !all.leaves_out(7, b"x"));
         assert!(!all.carries(0, b"causeway:{a.b}:marker"));
         let some = Filter::new(&["push:*".into()], &["push:tmp:*".into()], Some(vec![0, 3]));
         assert!(some.carries(3, b"push:1"));
+        assert!(!some.leaves_out(0, b""));
         assert!(!some.carries(1, b"push:1") && !some.carries(0, b"push:tmp:1") && !some.carries(0, b"x"));
     }
 }

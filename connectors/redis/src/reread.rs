@@ -32,7 +32,7 @@ const READ_BYTES: u64 = 4 << 20;
 const ROOM_BYTES: u64 = 32 << 20;
 /// A key that takes more of the server's memory isn't read whole: no server takes such a payload in one
 /// string (`proto-max-bulk-len`).
-const KEY_BYTES_MAX: u64 = 512 << 20;
+pub(crate) const KEY_BYTES_MAX: u64 = 512 << 20;
 /// How often the server is asked how far its stream is; it hangs up on nobody who says something that often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -65,8 +65,8 @@ pub enum Answer {
 pub struct Read {
     /// Its token.
     pub token: Token,
-    /// The keys, and what each was; `None`: too large to be read.
-    pub found: Vec<(Set, Vec<Option<Found>>)>,
+    /// The keys, and what each was, or why it cannot be carried.
+    pub found: Vec<(Set, Vec<Result<Found, String>>)>,
     /// Somebody waits for the token.
     pub announced: bool,
     _room: OwnedSemaphorePermit,
@@ -89,13 +89,15 @@ impl Drop for Side {
 
 impl Side {
     /// Takes over a connection; a new one goes to the same address. `has_expiretime`: the server is of 7.0
-    /// or later. `progress` is told what the server says of its stream.
+    /// or later. `progress` is told what the server says of its stream. A key that takes more than
+    /// `key_bytes_max` of the server's memory is not read.
     pub(crate) fn start(
         conn: Conn,
         endpoint: &Endpoint,
         names: &Names,
         has_expiretime: bool,
         progress: Arc<Progress>,
+        key_bytes_max: u64,
     ) -> Side {
         let (requests, inbox) = mpsc::unbounded_channel();
         let (outbox, answers) = mpsc::unbounded_channel();
@@ -109,6 +111,7 @@ impl Side {
             room: Arc::new(Semaphore::new(ROOM_BYTES as usize)),
             outbox,
             progress,
+            key_bytes_max,
             look_at: Instant::now() + LOOK_EVERY,
         };
         Side { requests, answers, task: tokio::spawn(reader.run(inbox)), label }
@@ -158,6 +161,7 @@ struct Reader {
     room: Arc<Semaphore>,
     outbox: mpsc::UnboundedSender<Answer>,
     progress: Arc<Progress>,
+    key_bytes_max: u64,
     /// When the server is asked next.
     look_at: Instant,
 }
@@ -280,7 +284,7 @@ impl Reader {
         let mut bytes = 0;
         let mut taken = 0;
         for job in &batch {
-            let size: u64 = job.bytes.iter().flatten().filter(|&&b| b <= KEY_BYTES_MAX).sum();
+            let size: u64 = job.bytes.iter().flatten().filter(|&&b| b <= self.key_bytes_max).sum();
             if taken > 0 && bytes + size > READ_BYTES {
                 break;
             }
@@ -342,7 +346,11 @@ impl Reader {
     }
 
     /// `MULTI, SELECT 0, SET token, then each key, EXEC`.
-    async fn transaction(&mut self, token: Token, batch: Vec<Job>) -> Result<Vec<(Set, Vec<Option<Found>>)>> {
+    async fn transaction(
+        &mut self,
+        token: Token,
+        batch: Vec<Job>,
+    ) -> Result<Vec<(Set, Vec<Result<Found, String>>)>> {
         const ACTION: &str = "read keys again";
         let mut out = BytesMut::new();
         let mut slots = vec![Slot::Status, Slot::Status];
@@ -357,7 +365,7 @@ impl Reader {
         let mut db = 0;
         for job in &batch {
             for ((to, name), &bytes) in job.set.keys.iter().zip(job.bytes.iter().flatten()) {
-                if bytes > KEY_BYTES_MAX {
+                if bytes > self.key_bytes_max {
                     continue;
                 }
                 if std::mem::replace(&mut db, *to) != *to {
@@ -431,11 +439,11 @@ impl Reader {
         for job in batch {
             let mut states = Vec::with_capacity(job.set.keys.len());
             for &bytes in job.bytes.iter().flatten() {
-                if bytes > KEY_BYTES_MAX {
-                    tracing::error!(bytes, endpoint = label, "a key is too large to be read again: left out");
-                    states.push(None);
+                if bytes > self.key_bytes_max {
+                    states.push(Err(format!("too large to be read again: it takes {bytes} bytes of memory")));
                 } else {
-                    states.push(found.pop_front());
+                    let missing = || "the server did not say what it holds".to_owned();
+                    states.push(found.pop_front().ok_or_else(missing));
                 }
             }
             all.push((job.set, states));

@@ -12,8 +12,12 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// The longest single argument or bulk reply: the server's own `proto-max-bulk-len` by default.
 pub const BULK_BYTES_MAX: usize = 512 << 20;
-/// The most arguments of a command, and elements of a reply: what the server itself accepts.
-pub const ARGS_MAX: usize = 1 << 20;
+/// The most arguments of a command: what the server itself accepts of a client that has logged in
+/// (`processMultibulkBuffer` of networking.c). The count alone sets nothing aside: six bytes at least come
+/// with each argument, and the longest command bounds those.
+pub const ARGS_MAX: usize = i32::MAX as usize;
+/// The most elements of an array in a reply.
+const REPLY_ITEMS_MAX: usize = 1 << 24;
 /// The longest command: its argument ranges are kept as 32 bits.
 const COMMAND_BYTES_MAX: usize = u32::MAX as usize;
 /// The longest line: a number, a status, or an error.
@@ -463,7 +467,7 @@ impl ReplyParser {
                         Some(_) => Err(error(1, "a length was expected")),
                     };
                 }
-                let max = if kind == b'$' { BULK_BYTES_MAX } else { ARGS_MAX * 16 };
+                let max = if kind == b'$' { BULK_BYTES_MAX } else { REPLY_ITEMS_MAX };
                 let Some((n, start)) = length(buf, 0, kind, max)? else { return Ok(None) };
                 if kind == b'*' {
                     buf.advance(start);

@@ -32,7 +32,7 @@ use crate::conn::{Conn, ConnReader, ConnWriter, Endpoint, server_error, unavaila
 use crate::filter::Filter;
 use crate::info::{ServerInfo, config_get};
 use crate::names;
-use crate::reread::{Answer, Read, Request, Side};
+use crate::reread::{Answer, KEY_BYTES_MAX, Read, Request, Side};
 use crate::resp::Reply;
 use crate::source::now_ms;
 use crate::stream::Set;
@@ -148,7 +148,8 @@ impl ScanLive {
             let lister = Conn::connect(endpoint).await?;
             tasks.push(tokio::spawn(lister::list(lister, dbs, from, config.filter.clone(), page)));
         }
-        let side = Side::start(conn, endpoint, &config.names, info.has_expiretime(), Arc::default());
+        let side =
+            Side::start(conn, endpoint, &config.names, info.has_expiretime(), Arc::default(), KEY_BYTES_MAX);
         let history = Bytes::from(format!("scan:{}", names::token_text(names::next_token())));
         tracing::warn!(
             endpoint = label,
@@ -317,13 +318,21 @@ impl ScanLive {
                     continue;
                 }
                 let key = Key { space: Space::Db(db), name };
-                let Some(state) = state else {
-                    let (count, named) = &mut self.left_out;
-                    *count += 1;
-                    if named.len() < LEFT_OUT_NAMED {
-                        named.push((key, "too large to be read whole".to_owned()));
+                let state = match state {
+                    Ok(state) => state,
+                    Err(reason) if self.scanning && self.wanted => {
+                        let (count, named) = &mut self.left_out;
+                        *count += 1;
+                        if named.len() < LEFT_OUT_NAMED {
+                            named.push((key, reason));
+                        }
+                        continue;
                     }
-                    continue;
+                    // The snapshot has told already.
+                    Err(reason) => {
+                        events.push(Event::LeftOut { key, reason, pos: pos.clone() });
+                        continue;
+                    }
                 };
                 if set.opened && state.dump.is_none() {
                     // Gone since it was listed: its event says so.

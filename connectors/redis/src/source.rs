@@ -16,13 +16,13 @@ use causeway_core::{
 
 use crate::config::RedisConfig;
 use crate::conn::{Conn, Endpoint, unavailable};
-use crate::filter::Filter;
+use crate::filter::{EMPTY_NAME, Filter};
 use crate::info::{ServerInfo, config_get, replica_buffer_max};
 use crate::link::{Item, Link, LinkOptions, Opening, Start};
 use crate::names;
 use crate::progress::Progress;
 use crate::rdb::{self, Splitter, Value};
-use crate::reread::{Answer, Read, Request, Side};
+use crate::reread::{Answer, KEY_BYTES_MAX, Read, Request, Side};
 use crate::resp::Command;
 use crate::scan::{ScanLive, ScanPlace};
 use crate::stream::{History, Step, Stream, StreamError};
@@ -43,6 +43,8 @@ pub struct RedisSource {
     live: Option<Mode>,
     /// Where a scan that broke had come to.
     scan_broke_at: Option<ScanPlace>,
+    /// A key that takes more of the server's memory isn't read again.
+    reread_bytes_max: u64,
     /// Of the link that is open, or broke last.
     progress: Arc<Mutex<Option<Arc<Progress>>>>,
 }
@@ -69,6 +71,7 @@ impl RedisSource {
             applied_into: Arc::default(),
             live: None,
             scan_broke_at: None,
+            reread_bytes_max: KEY_BYTES_MAX,
             progress: Arc::default(),
         }
     }
@@ -80,16 +83,15 @@ impl RedisSource {
         RedisSource { applied_into: flag, ..self }
     }
 
-    fn endpoint(&self) -> &Endpoint {
-        self.config.endpoint(self.site)
+    /// For tests: reads no key again that takes more of the server's memory.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn rereads_up_to(self, reread_bytes_max: u64) -> RedisSource {
+        RedisSource { reread_bytes_max, ..self }
     }
 
-    /// How many commands and re-reads of this stream could not be carried. Each command's name was logged.
-    pub fn left_out(&self) -> u64 {
-        match &self.live {
-            Some(Mode::Stream(live)) => live.stream.left_out(),
-            Some(Mode::Scan(_)) | None => 0,
-        }
+    fn endpoint(&self) -> &Endpoint {
+        self.config.endpoint(self.site)
     }
 
     /// Whether the server refused replication, so that keys are scanned and read again at each keyspace
@@ -189,7 +191,8 @@ impl RedisSource {
             let progress = link.progress();
             progress.buffer_max(replica_buffer_max(buffer.as_deref()));
             progress.server_says(&info);
-            let side = Side::start(side, &endpoint, &self.config.names, has_expiretime, progress);
+            let max = self.reread_bytes_max;
+            let side = Side::start(side, &endpoint, &self.config.names, has_expiretime, progress, max);
             let stream =
                 Stream::new(&label, self.config.filter.clone(), self.config.names.clone(), history, at, db);
             let anew = matches!(opened, Opened::Anew { .. });
@@ -298,7 +301,9 @@ impl Snapshot {
                 reason: e.reason,
             })?;
             let Some(item) = next else { break };
-            if let Some(change) = self.change(item) {
+            let Some(change) = self.change(item) else { continue };
+            let (change, end) = end_apart(change);
+            for change in std::iter::once(change).chain(end) {
                 bytes += change.cost();
                 events.push(Event::Change(change));
             }
@@ -321,6 +326,12 @@ impl Snapshot {
     fn change(&mut self, item: rdb::Item) -> Option<Change> {
         match item {
             rdb::Item::Entry(entry) => {
+                let first = !matches!(entry.value, Value::Part { n: 1.., .. });
+                if first && self.filter.leaves_out(entry.db, &entry.name) {
+                    let key = Key { space: Space::Db(entry.db), name: entry.name };
+                    self.leave_out(key, EMPTY_NAME.to_owned());
+                    return None;
+                }
                 if !self.filter.carries(entry.db, &entry.name) {
                     return None;
                 }
@@ -363,6 +374,16 @@ impl Snapshot {
             named.push((key, reason));
         }
     }
+}
+
+/// Of a value's last piece, what it brings and an end that brings nothing: the target makes the value appear
+/// with the end, once it is known that nothing of the value was refused.
+fn end_apart(mut change: Change) -> (Change, Option<Change>) {
+    let Some(Part { n, last: true }) = change.part else { return (change, None) };
+    let part = Some(Part { n: n.wrapping_add(1), last: true });
+    let end = Change { value: Some(Bytes::new()), part, ..change.clone() };
+    change.part = Some(Part { n, last: false });
+    (change, Some(end))
 }
 
 /// What has to come before there is more to do.
@@ -580,7 +601,8 @@ fn place(event: &Event) -> Option<u64> {
         | Event::SnapshotStarted { pos, .. }
         | Event::SnapshotEnded { pos, .. }
         | Event::Idle { pos } => Some(pos.at),
-        Event::Token(_) => None,
+        // What stands at its place may still follow it.
+        Event::Token(_) | Event::LeftOut { .. } => None,
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
 
 use crate::commands::{Effects, SplitOp, effects};
-use crate::filter::Filter;
+use crate::filter::{EMPTY_NAME, Filter};
 use crate::names::{self, Names};
 use crate::resp::Command;
 
@@ -137,7 +137,10 @@ pub struct Stream {
     /// Tokens that came by, with the offsets before and behind.
     tokens: VecDeque<(Token, u64, Position)>,
     known: HashMap<Vec<u8>, Option<KeyArgs>>,
-    left_out: u64,
+    /// What of the transaction under way cannot be carried, and why.
+    left_out: Vec<(Key, String)>,
+    /// Databases whose key with the empty name was told of: once each.
+    empty_names: Vec<u32>,
 }
 
 /// Why the stream cannot go on.
@@ -168,7 +171,8 @@ impl Stream {
             asked: Vec::new(),
             tokens: VecDeque::new(),
             known: HashMap::new(),
-            left_out: 0,
+            left_out: Vec::new(),
+            empty_names: Vec::new(),
         }
     }
 
@@ -193,11 +197,6 @@ impl Stream {
     /// Nothing is under way: no transaction, no open key, no token.
     pub fn is_quiet(&self) -> bool {
         !self.in_multi && self.open.is_empty() && self.tokens.is_empty() && self.asked.is_empty()
-    }
-
-    /// How many commands could not be carried, because nobody knows their keys.
-    pub fn left_out(&self) -> u64 {
-        self.left_out
     }
 
     /// How many keys are open.
@@ -250,8 +249,13 @@ impl Stream {
     }
 
     /// The token was a re-read's: appends what was found, as states that stand where the token came by, and
-    /// then the token itself if somebody waits for it. `None` in place of a key: it cannot be carried.
-    pub fn close(&mut self, found: Vec<(Set, Vec<Option<Found>>)>, announced: bool, events: &mut Vec<Event>) {
+    /// then the token itself if somebody waits for it. A reason in place of a key: it cannot be carried.
+    pub fn close(
+        &mut self,
+        found: Vec<(Set, Vec<Result<Found, String>>)>,
+        announced: bool,
+        events: &mut Vec<Event>,
+    ) {
         let Some((token, start, pos)) = self.tokens.pop_front() else { return };
         for (i, (set, states)) in found.into_iter().enumerate() {
             let mut group = std::mem::take(&mut self.group);
@@ -259,11 +263,14 @@ impl Stream {
                 if set.opened {
                     self.close_key(db, &name);
                 }
-                let Some(state) = state else {
-                    self.left_out += 1;
-                    continue;
-                };
                 let key = Key { space: Space::Db(db), name };
+                let state = match state {
+                    Ok(state) => state,
+                    Err(reason) => {
+                        events.push(Event::LeftOut { key, reason, pos: pos.clone() });
+                        continue;
+                    }
+                };
                 let mut change = Change::captured(Op::State, key, state.dump, pos.clone(), self.now);
                 change.expire_at = state.expire_at;
                 group.push(change);
@@ -424,7 +431,11 @@ impl Stream {
             None => return Err(name),
             Some(known) => known.as_ref(),
         }) else {
-            self.left_out += 1;
+            let reason = format!(
+                "what {} writes: a command that this version doesn't know, nor the server its keys",
+                String::from_utf8_lossy(&name)
+            );
+            self.left_out.push((Key { space: Space::Db(self.db), name: Bytes::new() }, reason));
             return Ok(Effects::Nothing);
         };
         let last = if last < 0 { command.len() as i64 + last } else { last };
@@ -456,6 +467,9 @@ impl Stream {
             self.tx.items = items;
             self.flush(start, group, events);
         }
+        for (key, reason) in self.left_out.drain(..) {
+            events.push(Event::LeftOut { key, reason, pos: pos.clone() });
+        }
         if marker_lost {
             events.push(Event::MarkerLost { pos: pos.clone() });
         }
@@ -484,6 +498,7 @@ impl Stream {
             group.push(Change::captured(op, key, value, pos.clone(), now));
         };
         match item {
+            Item::One { db, key, .. } | Item::Delete { db, key } if key.is_empty() => self.empty_name(db),
             Item::One { db, key, raw } => {
                 if self.filter.carries(db, &key) && !self.is_open(db, &key) {
                     push(Op::Command, db, key, Some(raw));
@@ -513,6 +528,14 @@ impl Stream {
         Ok(())
     }
 
+    /// Something was written to the key with the empty name.
+    fn empty_name(&mut self, db: u32) {
+        if self.filter.leaves_out(db, b"") && !self.empty_names.contains(&db) {
+            self.empty_names.push(db);
+            self.left_out.push((Key { space: Space::Db(db), name: Bytes::new() }, EMPTY_NAME.to_owned()));
+        }
+    }
+
     fn is_open(&self, db: u32, key: &Bytes) -> bool {
         !self.open.is_empty() && self.open.contains_key(&(db, key.clone()))
     }
@@ -521,6 +544,9 @@ impl Stream {
     fn reread(&mut self, keys: Vec<(u32, Bytes)>) -> Result<(), StreamError> {
         let mut set = Vec::with_capacity(keys.len());
         for (db, name) in keys {
+            if name.is_empty() {
+                self.empty_name(db);
+            }
             if !self.filter.carries(db, &name) || self.is_open(db, &name) {
                 continue;
             }

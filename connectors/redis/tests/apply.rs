@@ -352,6 +352,147 @@ async fn pieces_without_those_before_them_are_refused() {
     assert_eq!(marker(&mut redis).unwrap().applied, Seq(1));
 }
 
+/// Pieces of the list `l`: each a command; the last one is marked so.
+fn pieces(commands: &[&[&str]]) -> Vec<Change> {
+    let piece = |(n, words): (usize, &&[&str])| {
+        let mut piece = command(0, words);
+        piece.op = Op::Read;
+        piece.part = Some(Part { n: n as u32, last: n + 1 == commands.len() });
+        piece
+    };
+    commands.iter().enumerate().map(piece).collect()
+}
+
+const FINE: &[&str] = &["RPUSH", "l", "x"];
+/// The server takes it into a transaction and refuses it there.
+const WRONG: &[&str] = &["HSET", "l", "f", "v"];
+/// The server refuses the whole transaction.
+const UNKNOWN: &[&str] = &["NOSUCHCOMMAND", "l"];
+
+#[tokio::test]
+async fn a_value_of_which_a_piece_was_refused_does_not_appear() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    redis.must(&["SET", "l", "what was there"]).unwrap();
+    for (bad, keep) in [(WRONG, false), (UNKNOWN, false), (WRONG, true), (UNKNOWN, true)] {
+        if keep {
+            redis.must(&["DEL", "l"]).unwrap();
+        }
+        let mut target = target(&server);
+        target.take_over(Term(1)).await.unwrap();
+        let mut whole = Vec::new();
+        // All of them are under way at once.
+        for (seq, piece) in pieces(&[FINE, FINE, bad, FINE, FINE, FINE]).into_iter().enumerate() {
+            let sent = batch(seq as u64, vec![piece]);
+            target.send(Batch { keep_existing: keep, ..sent }).await.unwrap();
+        }
+        for _ in 0..6 {
+            whole.push(match target.outcome().await.unwrap() {
+                Outcome::Committed { refused, .. } => refused.is_empty(),
+                Outcome::Rejected { transient: false, .. } => false,
+                other => panic!("{other:?}"),
+            });
+        }
+        assert!(whole[..2] == [true, true] && !whole[2] && !whole[5], "{whole:?}");
+        let there = text(&mut redis, &["TYPE", "l"]);
+        assert_eq!(there.as_deref(), Some(if keep { "none" } else { "string" }));
+        assert!(redis.must(&["KEYS", "causeway:*part*"]).unwrap().items().is_empty());
+        // Read once more, it comes whole.
+        for piece in pieces(&[FINE, FINE, FINE]) {
+            let sent = Batch { keep_existing: keep, ..batch(9, vec![piece]) };
+            assert_eq!(apply(&mut target, sent).await, (vec![], vec![]));
+        }
+        assert_eq!(text(&mut redis, &["LLEN", "l"]).as_deref(), Some("3"));
+        redis.must(&["SET", "l", "what was there"]).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_refused_piece_is_known_after_a_crash() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    for bad in [WRONG, UNKNOWN] {
+        redis.must(&["SET", "l", "what was there"]).unwrap();
+        let mut all = pieces(&[FINE, bad, FINE, FINE]);
+        let last = all.pop().unwrap();
+        let mut first = target(&server);
+        first.take_over(Term(1)).await.unwrap();
+        for piece in all {
+            first.send(batch(0, vec![piece])).await.unwrap();
+        }
+        for _ in 0..3 {
+            first.outcome().await.unwrap();
+        }
+        // What the engine says next counts the refusal as settled.
+        assert_eq!(apply(&mut first, batch(3, vec![])).await, (vec![], vec![]));
+        let mut second = target(&server);
+        second.take_over(Term(1)).await.unwrap();
+        assert_eq!(apply(&mut second, batch(3, vec![last])).await.0, [0]);
+        assert_eq!(text(&mut redis, &["GET", "l"]).as_deref(), Some("what was there"));
+    }
+}
+
+/// As a source sends it: the last piece brings nothing.
+#[tokio::test]
+async fn a_refusal_right_before_a_value_s_end_is_heeded() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    redis.must(&["SET", "l", "what was there"]).unwrap();
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    for (second, whole) in [(WRONG, false), (FINE, true)] {
+        let mut all = pieces(&[FINE, second, FINE]);
+        all[2].value = Some(Bytes::new());
+        for piece in all {
+            target.send(batch(0, vec![piece])).await.unwrap();
+        }
+        let mut refused = Vec::new();
+        for _ in 0..3 {
+            let Outcome::Committed { refused: r, .. } = target.outcome().await.unwrap() else { panic!() };
+            refused.push(!r.is_empty());
+        }
+        assert_eq!(refused, [false, !whole, !whole]);
+        let there = text(&mut redis, &["TYPE", "l"]);
+        assert_eq!(there.as_deref(), Some(if whole { "list" } else { "string" }));
+    }
+    assert_eq!(text(&mut redis, &["LLEN", "l"]).as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn a_piece_that_went_in_too_late_is_not_one_of_the_value() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    let all = pieces(&[FINE, FINE, FINE, FINE]);
+    let [zero, one, two, last] = [0, 1, 2, 3].map(|n: usize| all[n].clone());
+    assert_eq!(apply(&mut target, batch(0, vec![zero])).await.0, [0; 0]);
+    // As after a server out of memory refused one and took the next.
+    assert_eq!(apply(&mut target, batch(0, vec![two])).await.0, [0]);
+    apply(&mut target, batch(0, vec![one])).await;
+    assert_eq!(apply(&mut target, batch(0, vec![last])).await.0, [0]);
+    assert_eq!(text(&mut redis, &["EXISTS", "l"]).as_deref(), Some("0"));
+}
+
+#[tokio::test]
+async fn pieces_that_nobody_ends_go_when_keys_are_listed() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    redis.must(&["SET", "k", "v"]).unwrap();
+    let mut piece = pieces(&[FINE, FINE]).remove(0);
+    piece.key.space = Space::Db(3);
+    assert_eq!(apply(&mut target, batch(0, vec![piece])).await.0, [0; 0]);
+    // Another channel's are its own.
+    redis.must(&["SET", "causeway:{link.other}:part:x", "v"]).unwrap();
+    let (mut cursor, mut listed) = (Some(0), Vec::new());
+    while let Some(at) = cursor {
+        let (keys, next) = target.keys(at).await.unwrap();
+        listed.extend(keys.into_iter().map(|key| key.name));
+        cursor = next;
+    }
+    assert_eq!(listed, ["k"]);
+    assert_eq!(text(&mut redis, &["EXISTS", "causeway:{link.other}:part:x"]).as_deref(), Some("1"));
+    redis.must(&["SELECT", "3"]).unwrap();
+    assert_eq!(text(&mut redis, &["DBSIZE"]).as_deref(), Some("0"));
+}
+
 /// A payload of a version that the server has not heard of.
 fn foreign(payload: &Bytes) -> Bytes {
     let body = &payload[..payload.len() - 10];
@@ -419,6 +560,29 @@ async fn what_exists_stays_where_it_wins() {
     assert_eq!(apply(&mut target, batch(5, changes)).await, (vec![], vec![]));
     assert_eq!(text(&mut redis, &["GET", "a"]).as_deref(), Some("theirs"));
     assert!(redis.must(&["KEYS", "causeway:*part*"]).unwrap().items().is_empty());
+}
+
+#[tokio::test]
+async fn a_flush_never_wipes_what_the_channel_does_not_carry() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    redis.must(&["SET", "other", "theirs"]).unwrap();
+    let flush = |db, words: &[&str]| {
+        let args: Vec<&[u8]> = words.iter().map(|w| w.as_bytes()).collect();
+        let mut out = BytesMut::new();
+        resp::encode(&mut out, &args);
+        change(Op::Ddl, db, b"", Some(out.freeze()))
+    };
+    for filter in ["keys = ['push:*']", "except = ['other']", "dbs = [3]"] {
+        let mut target = target_with(&server.url(), filter);
+        target.take_over(Term(1)).await.unwrap();
+        let changes = vec![flush(0, &["FLUSHALL"]), flush(0, &["FLUSHDB"]), flush(0, &["SWAPDB", "0", "3"])];
+        assert_eq!(apply(&mut target, batch(0, changes)).await.0, [0, 1, 2], "{filter}");
+        assert_eq!(text(&mut redis, &["GET", "other"]).as_deref(), Some("theirs"));
+    }
+    let mut target = target_with(&server.url(), "dbs = [0]");
+    target.take_over(Term(1)).await.unwrap();
+    assert_eq!(apply(&mut target, batch(0, vec![flush(0, &["FLUSHDB"])])).await.0, [0; 0]);
+    assert_eq!(text(&mut redis, &["EXISTS", "other"]).as_deref(), Some("0"));
 }
 
 #[tokio::test]

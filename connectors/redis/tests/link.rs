@@ -131,7 +131,7 @@ async fn garbage_is_named_with_its_place_and_never_read_as_data() {
     for (script, what, at) in [
         (pieces(&[full.as_bytes(), b"$3\r\nabc*1\r\n$4\r\nPING\r\n?garbage"]), "replication stream", 114),
         (pieces(&[full.as_bytes(), b"$0\r\n*1\r\n$x\r\n"]), "replication stream", 104),
-        (pieces(&[full.as_bytes(), b"$0\r\n*9999999\r\n"]), "replication stream", 100),
+        (pieces(&[full.as_bytes(), b"$0\r\n*9999999999\r\n"]), "replication stream", 104),
         (pieces(&[full.as_bytes(), b"what\r\n"]), "RDB", 0),
         (pieces(&[full.as_bytes(), &[b'x'; 200]]), "RDB", 0),
     ] {

@@ -78,11 +78,53 @@ async fn large_values_come_in_parts_and_are_the_same_at_the_other_end() {
     let events = until(&mut source, ended).await;
     let parts = changes(&events).iter().filter(|c| c.part.is_some()).count();
     assert!(parts > 10, "{parts}");
+    // The last one brings nothing, so that nothing of the value can be refused together with it.
+    for change in changes(&events).iter().filter(|c| c.part.is_some()) {
+        let is_end = change.part.is_some_and(|part| part.last);
+        assert_eq!(is_end, change.value.as_ref().is_some_and(|value| value.is_empty()));
+    }
     let mut model = Model::new(&target);
     model.take(events, &source);
     let mut t = target.connect().unwrap();
     assert_eq!(contents(&mut c), contents(&mut t));
     assert_eq!(t.must(&["FCALL", "f", "0"]).unwrap().int(), Some(1));
+}
+
+/// What the server takes, its stream has: of so many arguments, too.
+#[tokio::test]
+async fn a_command_of_over_a_million_arguments_comes_as_it_is() {
+    let Some(server) = server(&[]) else { return };
+    let mut c = server.connect().unwrap();
+    let mut source = source(&server, "");
+    open(&mut source, None, false).await;
+    settle(&mut source).await;
+    let mut words = vec!["RPUSH", "l"];
+    words.resize(1_100_000, "x");
+    c.must(&words).unwrap();
+    let events = until(&mut source, |e| matches!(e, Event::Change(_))).await;
+    let change = changes(&events).remove(0);
+    let mut value = bytes::BytesMut::from(&change.value.unwrap()[..]);
+    let command = causeway_redis::resp::parse_command(&mut value).unwrap().unwrap();
+    assert_eq!(command.len(), words.len());
+}
+
+#[tokio::test]
+async fn the_key_with_the_empty_name_is_left_out_by_name() {
+    let Some(server) = server(&[]) else { return };
+    let mut c = server.connect().unwrap();
+    c.must(&["SET", "", "v"]).unwrap();
+    c.must(&["SET", "k", "v"]).unwrap();
+    let mut source = source(&server, "");
+    open(&mut source, None, true).await;
+    let events = until(&mut source, ended).await;
+    assert_eq!(reads(&events), ["read 0:k dump"]);
+    let Some(Event::SnapshotEnded { left_out, .. }) = events.iter().find(|e| ended(e)) else { panic!() };
+    assert_eq!((left_out.0, &left_out.1[0].0), (1, &key(0, "")));
+    assert!(left_out.1[0].1.contains("empty name"));
+    c.must(&["APPEND", "", "v"]).unwrap();
+    let events = settle(&mut source).await;
+    assert!(events.iter().any(|e| matches!(e, Event::LeftOut { key: left, .. } if *left == key(0, ""))));
+    assert_eq!(texts(&events), [""; 0]);
 }
 
 #[tokio::test]
@@ -398,6 +440,29 @@ async fn refreshed_keys_come_as_states_before_their_token() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_too_large_to_be_read_again_is_left_out_by_name() {
+    let Some(server) = server(&[]) else { return };
+    let mut c = server.connect().unwrap();
+    c.must(&["SET", "big", &"x".repeat(5000)]).unwrap();
+    c.must(&["SET", "small", "1"]).unwrap();
+    let mut source = source(&server, "").rereads_up_to(2000);
+    open(&mut source, None, false).await;
+    settle(&mut source).await;
+    run(&mut c, &["RENAME big moved", "RENAME small tiny"]);
+    let events = settle(&mut source).await;
+    let left = |e: &Event| match e {
+        Event::LeftOut { key, reason, .. } => Some((key.clone(), reason.clone())),
+        _ => None,
+    };
+    let left: Vec<_> = events.iter().filter_map(left).collect();
+    assert!(
+        matches!(&left[..], [(k, why)] if *k == key(0, "moved") && why.contains("too large")),
+        "{left:?}"
+    );
+    assert_eq!(texts(&events), ["state 0:big -", "state 0:small -", "state 0:tiny dump"]);
+}
+
+#[tokio::test]
 async fn a_restart_never_skips_an_open_read() {
     let Some(server) = server(&[]) else { return };
     let mut c = server.connect().unwrap();
@@ -430,12 +495,6 @@ async fn how_far_a_source_is_behind_grows_while_nothing_is_read_and_falls_when_i
     assert_eq!(behind(), None, "it is not open");
     open(&mut source, None, true).await;
     until(&mut source, ended).await;
-    assert!(behind().is_some_and(|behind| behind < 0.1));
-    // More than the queue behind the link and the kernel's buffers take.
-    let value = "x".repeat(1 << 20);
-    for _ in 0..64 {
-        c.must(&["SET", "k", &value]).unwrap();
-    }
     let reaches = async |what: &str, wanted: &dyn Fn(f64) -> bool| {
         let end = std::time::Instant::now() + PATIENCE;
         while !behind().is_some_and(wanted) {
@@ -443,6 +502,13 @@ async fn how_far_a_source_is_behind_grows_while_nothing_is_read_and_falls_when_i
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
+    // The server is asked once a second.
+    reaches("is told", &|behind| behind < 0.1).await;
+    // More than the queue behind the link and the kernel's buffers take.
+    let value = "x".repeat(1 << 20);
+    for _ in 0..64 {
+        c.must(&["SET", "k", &value]).unwrap();
+    }
     reaches("grows", &|behind| behind > 0.5).await;
     println!("behind by {:?}", behind());
     assert_eq!(changes(&settle(&mut source).await).len(), 64);

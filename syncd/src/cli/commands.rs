@@ -148,8 +148,10 @@ fn render(status: &Status, colour: bool) -> String {
                 table.note(progress::snapshot_text(d), Tone::Busy);
             }
             if d.left_out > 0 {
-                let note =
-                    format!("left out: {} keys of types that cannot be carried", thousands(d.left_out));
+                let note = format!(
+                    "left out: {} keys or commands that cannot be carried; the log names them",
+                    thousands(d.left_out)
+                );
                 table.note(note, Tone::Bad);
             }
             if let Some(held) = &d.held {

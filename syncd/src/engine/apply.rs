@@ -546,7 +546,10 @@ impl Reign {
             }
             let Some((_, change)) = self.reader.peek() else { break };
             let full = changes.len().max(wanted.len()).max(self.contested.len()) >= task.items_max;
-            if !in_group && (full || bytes >= task.bytes_max) {
+            // A value appears only once it is known that the pieces before its last one went in.
+            let ends = change.part.is_some_and(|part| part.last)
+                && changes.iter().any(|piece| piece.part.is_some() && piece.key == change.key);
+            if !in_group && (full || ends || bytes >= task.bytes_max) {
                 break;
             }
             let this = task.way(change, self.careful_reads);
@@ -723,8 +726,14 @@ impl Reign {
                 .keep(&task.channel, &task.partition, task.site, change, &refusal.reason)
                 .await?;
             task.stats.dead_letters.fetch_add(1, Ordering::SeqCst);
-            // A state that is refused would only come back.
-            if !matches!(change.op, Op::State | Op::Read) && !change.key.name.is_empty() {
+            // A state that is refused would only come back; one that came in pieces comes back whole. Where
+            // what exists stays, a read must not come back as a state, which replaces.
+            let comes_back = match change.op {
+                Op::State => change.part.is_some_and(|part| part.last),
+                Op::Read => change.part.is_some_and(|part| part.last) && task.origin_wins,
+                _ => true,
+            };
+            if comes_back && !change.key.name.is_empty() {
                 keys.push(change.key.clone());
             }
         }
@@ -836,7 +845,7 @@ impl Reign {
                 answer
             }
             None => {
-                let answer = self.question(task, what_is_held(&change)).await?;
+                let answer = self.whole_store_answer(task, &change).await?;
                 lock(&task.answered)
                     .keep(&task.partition, change.seq, answer)
                     .map_err(|error| unavailable(task, "keep an answer beside the log", error.to_string()))?;
@@ -863,6 +872,29 @@ impl Reign {
             warn!(partition = %task.partition, "dropped: the sites differ until a repair");
         }
         Ok(())
+    }
+
+    /// What an operator says of `change`, which concerns the whole store.
+    async fn whole_store_answer(
+        &mut self,
+        task: &mut ApplyTask,
+        change: &Change,
+    ) -> Result<HeldAnswer, EngineError> {
+        let beyond = task.connector.reaches_beyond(change);
+        loop {
+            let mut what = what_is_held(change);
+            if beyond {
+                what.push_str(
+                    ", which would also reach what the channel does not carry: it can only be dropped",
+                );
+            }
+            match self.question(task, what).await? {
+                HeldAnswer::Apply if beyond => {
+                    warn!(partition = %task.partition, seq = %change.seq, "not applied: it can only be dropped");
+                }
+                answer => return Ok(answer),
+            }
+        }
     }
 
     /// What the target wrote and the origin had not seen is gone with `whole`, a change of the whole store, or is

@@ -13,12 +13,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, trace, warn};
+use tracing::{error, info, trace, warn};
 
 use super::known::{Known, News};
 use super::recent::{Written, key_digest, touches, unsure};
 use super::restart::{RestartPoint, SnapshotPoint, position_record, recover, touched_keys, walk, walk_kept};
-use super::shared::{Ask, DirectionStats, SiteShared, Trouble, lock};
+use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
 use super::{EngineError, backoff, shown};
 use crate::log::{Appended, Log, Offset, PartitionId};
 
@@ -494,9 +494,16 @@ impl Capture {
                     self.forgotten = HashSet::new();
                     self.unsettled = HashSet::new();
                     for (key, reason) in &left_out.1 {
-                        warn!(channel = %task.channel, partition = %task.partition, key = %shown(key), reason, "left out");
+                        warn!(partition = %task.partition, key = %shown(key), reason, "left out");
                     }
+                    *lock(&task.stats.left_out) = left_out.1;
                     self.push_position(task, source, &mut batch);
+                }
+                Event::LeftOut { key, reason, pos } => {
+                    // Counted before the break.
+                    if self.held_below.is_none_or(|held| pos.at > held) {
+                        self.left_out(task, key, reason);
+                    }
                 }
                 Event::Idle { pos } => {
                     self.reached(pos);
@@ -512,6 +519,24 @@ impl Capture {
             self.push_position(task, source, &mut batch);
         }
         self.append(task, batch).await
+    }
+
+    /// Something of the stream cannot be carried.
+    fn left_out(&mut self, task: &CaptureTask, key: Key, reason: String) {
+        match &mut self.point.snapshot {
+            Some(snapshot) => {
+                snapshot.left_out += 1;
+                *lock(&task.stats.snapshot) = Some(snapshot.clone());
+            }
+            None => _ = task.stats.left_out_of_stream.fetch_add(1, Ordering::SeqCst),
+        }
+        let mut named = lock(&task.stats.left_out);
+        // Once each, as a command that nobody knows may come all the time.
+        let news = named.len() < LEFT_OUT_NAMED && !named.iter().any(|(k, r)| *k == key && *r == reason);
+        if news {
+            error!(partition = %task.partition, key = %shown(&key), reason, "left out: it cannot be carried");
+            named.push((key, reason));
+        }
     }
 
     fn change(&mut self, task: &CaptureTask, mut change: Change, batch: &mut Batch) {

@@ -418,7 +418,7 @@ impl Daemon {
                 .filter(|letter| letter.from == self.sites[direction.from.index()])
                 .count() as u64,
             gaps: u64::from(in_snapshot.is_some_and(|snapshot| snapshot.gap)),
-            left_out: snapshot.left_out,
+            left_out: snapshot.left_out + stats.left_out_of_stream.load(Ordering::SeqCst),
             captured_per_second: rates.captured.1,
             applied_per_second: rates.applied.1,
             held,

@@ -251,7 +251,14 @@ pub(crate) struct DirectionStats {
     pub(crate) held: Mutex<Option<String>>,
     pub(crate) capture_error: Mutex<Option<Trouble>>,
     pub(crate) apply_error: Mutex<Option<Trouble>>,
+    /// Those that were named, at most [`LEFT_OUT_NAMED`] of them.
+    pub(crate) left_out: Mutex<Vec<(Key, String)>>,
+    /// Left out of the stream where no snapshot counts it, since the daemon began.
+    pub(crate) left_out_of_stream: AtomicU64,
 }
+
+/// Keys left out that are named, each once.
+pub(crate) const LEFT_OUT_NAMED: usize = 1000;
 
 /// What keeps a task from going on.
 #[derive(Debug, Clone, PartialEq, Eq)]

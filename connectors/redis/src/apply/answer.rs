@@ -3,7 +3,7 @@
 use bytes::{Buf, BytesMut};
 use causeway_core::{Error, Outcome, Refused, Result};
 
-use super::encode::{Expect, Expected};
+use super::encode::{Expect, Expected, Hidden, PIECES_GONE};
 use crate::conn::{server_error, unavailable};
 use crate::resp::Reply;
 
@@ -37,6 +37,18 @@ pub(super) struct Collector {
 impl Collector {
     pub(super) fn new(expected: Expected, action: String, conditional: bool) -> Collector {
         Collector { expected, action, conditional, seen: 0, not_queued: None }
+    }
+
+    /// After the answer: takes values of which a piece was refused into `broken`, and those out that were
+    /// deleted by this transaction.
+    pub(super) fn settle_broken(&self, outcome: &Outcome, broken: &mut Vec<Hidden>) {
+        let Outcome::Committed { refused, .. } = outcome else { return };
+        broken.retain(|hidden| !self.expected.deleted.contains(hidden));
+        for (index, hidden) in &self.expected.pieces {
+            if refused.iter().any(|r| r.index == *index as usize) && !broken.contains(hidden) {
+                broken.push(hidden.clone());
+            }
+        }
     }
 
     /// What is being done, for messages.
@@ -115,8 +127,9 @@ impl Collector {
                     continue;
                 }
                 (Expect::RenamedIfAbsent, None) if *reply == Reply::Int(0) => None,
-                (Expect::Begun, None) if *reply == Reply::Int(0) => {
-                    Some("the pieces before this one are gone; the key has to be read again".to_owned())
+                // -1: the progress is of another piece; 0: there is none.
+                (Expect::Begun, None) if reply.int().is_none_or(|length| length < 1) => {
+                    Some(PIECES_GONE.to_owned())
                 }
                 (_, None) => continue,
                 (_, Some(text)) => Some(shown(text)),

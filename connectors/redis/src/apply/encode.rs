@@ -6,6 +6,7 @@ use causeway_core::{Batch, Change, Op, Part, Refused};
 use super::db_of;
 use super::probe::{known, payload, payload_version};
 use crate::args::Args;
+use crate::filter::Filter;
 use crate::names::Names;
 use crate::rdb;
 use crate::resp::{decimal, encode, encode_array, encode_bulk};
@@ -13,6 +14,8 @@ use crate::resp::{decimal, encode, encode_array, encode_bulk};
 /// How large the commands may be into which a payload is taken apart: small beside what the server buffers
 /// for a client, large beside what a command costs.
 const PIECE_BYTES: usize = 64 << 10;
+/// Why a piece of a value is refused that follows one that is not there.
+pub(super) const PIECES_GONE: &str = "a piece before this one is not there; the key has to be read again";
 
 /// What a command of the transaction should answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub(super) enum Expect {
     RenamedIfAbsent,
     /// RENAME: no such key says that it was expired already.
     RenamedIfThere,
-    /// EXISTS of a hidden key: 0 says that the pieces before this one are gone.
+    /// LINSERT into a value's progress: no length says that the pieces before this one are not all there.
     Begun,
     /// FUNCTION LOAD without REPLACE: an error that says that the library exists is an answer.
     FunctionIfAbsent,
@@ -40,14 +43,50 @@ pub(super) struct Expected {
     pub(super) replies: Vec<(u32, Expect)>,
     /// What could not be made a command.
     pub(super) refused: Vec<Refused>,
+    /// The changes that are pieces of a value, by their index, and which value.
+    pub(super) pieces: Vec<(u32, Hidden)>,
+    /// What is left of these values is deleted on the way.
+    pub(super) deleted: Vec<Hidden>,
+}
+
+/// A value that comes in pieces: where it is built until the last one renames it.
+///
+/// Beside the hidden key stands its progress, a list whose head names the newest piece. Each piece goes in
+/// behind the head that names the one before it, or not at all (LINSERT), so that the head names the last
+/// piece only if all of them went in, in their order, whatever was refused, sent again, or under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hidden {
+    pub(super) db: u32,
+    pub(super) key: Vec<u8>,
+    pub(super) progress: Vec<u8>,
+}
+
+impl Hidden {
+    /// That of a change with a [`Part`].
+    pub(super) fn of(names: &Names, change: &Change) -> Hidden {
+        let db = db_of(&change.key);
+        let key = hidden_key(names, db, &change.key.name);
+        Hidden { db, progress: [key.as_slice(), b":progress"].concat(), key }
+    }
+}
+
+/// How a value's progress names piece `n` of it. A value that was read again for another snapshot has other
+/// names, so that no piece of it is taken for one that follows a piece of the first.
+pub(super) fn piece_name(change: &Change, n: u32) -> Vec<u8> {
+    format!("{}:{}:{n}", change.term.0, change.pos).into_bytes()
 }
 
 /// What the encoding of a batch depends on.
 pub(super) struct Encoder<'a> {
     pub(super) names: &'a Names,
+    pub(super) filter: &'a Filter,
     pub(super) marker: &'a [u8],
     pub(super) databases: &'a [(u32, bool)],
     pub(super) payloads: &'a [(u16, bool)],
+    /// Values of which a piece was refused: what is there of them is deleted first.
+    pub(super) broken: &'a [Hidden],
+    /// Values of which not all pieces before those of this batch went in: they don't appear.
+    pub(super) incomplete: &'a [Hidden],
 }
 
 /// Where the commands of one change go.
@@ -84,10 +123,16 @@ impl Encoder<'_> {
     pub(super) fn batch(&self, batch: &Batch, out: &mut BytesMut) -> Expected {
         encode(out, &[b"MULTI"]);
         let replies = Vec::with_capacity(batch.changes.len() + 2);
-        let expected = Expected { replies, refused: Vec::new() };
+        let expected = Expected { replies, deleted: self.broken.to_vec(), ..Expected::default() };
         let mut out = Out { bytes: out, expected, index: 0 };
         out.own(&[b"SET", &self.names.marker, self.marker]);
         let mut selected = 0;
+        for hidden in self.broken {
+            if std::mem::replace(&mut selected, hidden.db) != hidden.db {
+                out.own(&[b"SELECT", &decimal(hidden.db)]);
+            }
+            out.own(&[b"DEL", &hidden.key, &hidden.progress]);
+        }
         let mut emptied = false;
         for (i, change) in batch.changes.iter().enumerate() {
             // The others are the log's own.
@@ -136,6 +181,9 @@ impl Encoder<'_> {
             (Op::Read | Op::State | Op::Put, None, None) => out.command(&[b"DEL", key], Expect::NoError),
             (Op::Read, Some(value), None) if key.is_empty() => function(value, keep, out)?,
             (Op::Read | Op::State | Op::Put, Some(value), None) => self.payload(change, value, keep, out)?,
+            (Op::Ddl, Some(value), _) if !self.filter.holds_to(db_of(&change.key), value) => {
+                return Err("it would also reach what the channel does not carry".to_owned());
+            }
             (_, Some(value), _) => {
                 // One command: with two, a reply would be taken for that of another change.
                 if append(out, value, None)? != 1 {
@@ -164,7 +212,7 @@ impl Encoder<'_> {
             out.expected.replies.push((out.index, if keep { Expect::IfAbsent } else { Expect::NoError }));
             return Ok(());
         }
-        let hidden = keep.then(|| self.hidden(change));
+        let hidden = keep.then(|| hidden_key(self.names, db_of(&change.key), key));
         let name: &[u8] = hidden.as_deref().unwrap_or(key);
         let mut pieces = Vec::new();
         rdb::rewrite(name, value, PIECE_BYTES, &mut pieces).map_err(|e| e.to_string())?;
@@ -182,7 +230,8 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// A piece of a large value: goes to a hidden key, which the last one renames.
+    /// A piece of a large value: goes to a hidden key, which the last one renames. That one is sent with
+    /// nothing under way, when it is known whether all before it went in.
     fn part(
         &self,
         change: &Change,
@@ -192,16 +241,32 @@ impl Encoder<'_> {
         out: &mut Out<'_>,
     ) -> Result<(), String> {
         let key: &[u8] = &change.key.name;
-        let hidden: &[u8] = &self.hidden(change);
-        if part.n == 0 {
-            out.command(&[b"DEL", hidden], Expect::NoError);
-        } else {
-            out.command(&[b"EXISTS", hidden], Expect::Begun);
+        let whole = Hidden::of(self.names, change);
+        let (hidden, progress): (&[u8], &[u8]) = (&whole.key, &whole.progress);
+        out.expected.pieces.push((out.index, whole.clone()));
+        if part.last && self.incomplete.contains(&whole) {
+            let reason = PIECES_GONE.to_owned();
+            out.expected.refused.push(Refused { index: out.index as usize, reason });
+            out.command(&[b"DEL", hidden, progress], Expect::NoError);
+            return Ok(());
+        }
+        let name = piece_name(change, part.n);
+        match part.n.checked_sub(1) {
+            None => {
+                out.command(&[b"DEL", hidden, progress], Expect::NoError);
+                out.command(&[b"RPUSH", progress, &name], Expect::NoError);
+            }
+            Some(before) => {
+                let before = piece_name(change, before);
+                out.command(&[b"LINSERT", progress, b"BEFORE", &before, &name], Expect::Begun);
+                out.command(&[b"LTRIM", progress, b"0", b"0"], Expect::NoError);
+            }
         }
         append(out, commands, Some(hidden))?;
         if !part.last {
             return Ok(());
         }
+        out.command(&[b"DEL", progress], Expect::NoError);
         if let Some(at) = change.expire_at {
             // Before the renaming: afterwards it could meet a key that was there.
             out.command(&[b"PEXPIREAT", hidden, &decimal(at)], Expect::NoError);
@@ -215,10 +280,6 @@ impl Encoder<'_> {
             out.command(&[b"RENAME", hidden, key], Expect::RenamedIfThere);
         }
         Ok(())
-    }
-
-    fn hidden(&self, change: &Change) -> Vec<u8> {
-        hidden_key(self.names, db_of(&change.key), &change.key.name)
     }
 }
 

@@ -54,7 +54,7 @@ fn what_is_no_command_is_refused() {
         b"*1\r\n:1\r\n",
         b"*1\r\n$-1\r\n",
         b"*1\r\n$1\r\nab\r\n",
-        b"*1048577\r\n",
+        b"*2147483648\r\n",
         b"*1\r\n$536870913\r\n",
         b"*99999999999999999999\r\n",
     ] {
@@ -87,6 +87,20 @@ fn an_announced_array_takes_no_memory_before_it_comes() {
     let mut parser = ReplyParser::default();
     assert_eq!(parser.parse(&mut buf), Ok(None));
     assert!(parser.open[0].1.capacity() <= RESERVE_MAX);
+}
+
+#[test]
+fn a_command_has_as_many_arguments_as_the_server_takes() {
+    let args = vec![&b"x"[..]; 1_100_000];
+    let mut wire = encoded(&args);
+    let bytes = wire.len();
+    let command = parse_command(&mut wire).unwrap().unwrap();
+    assert_eq!((command.len(), command.raw.len()), (args.len(), bytes));
+    // A count alone is waited on, and buys no memory.
+    let mut wire = BytesMut::from(&b"*2147483647\r\n$1\r\nx\r\n"[..]);
+    let mut parser = CommandParser::default();
+    assert_eq!(parser.parse(&mut wire), Ok(None));
+    assert!(matches!(&parser.open, Some((2_147_483_646, Args::Few(1, _)))));
 }
 
 #[test]

@@ -37,6 +37,9 @@ fn shown(events: &[Event]) -> Vec<String> {
         Event::Marker { marker, .. } => format!("marker {}", marker.applied),
         Event::MarkerLost { .. } => "marker lost".to_owned(),
         Event::Token(_) => "token".to_owned(),
+        Event::LeftOut { key, reason, .. } => {
+            format!("left out {}: {reason}", String::from_utf8_lossy(&key.name))
+        }
         other => format!("{other:?}"),
     };
     events.iter().map(show).collect()
@@ -46,7 +49,7 @@ fn shown(events: &[Event]) -> Vec<String> {
 fn close(stream: &mut Stream, sets: Vec<Set>) -> Vec<String> {
     let mut events = Vec::new();
     let found = sets.into_iter().map(|set| {
-        let none = set.keys.iter().map(|_| Some(Found::default())).collect();
+        let none = set.keys.iter().map(|_| Ok(Found::default())).collect();
         (set, none)
     });
     stream.close(found.collect(), false, &mut events);
@@ -191,7 +194,9 @@ fn a_command_that_nobody_knows_is_asked_about_once() {
     assert_eq!(s.take_asked()[0].keys, [(0, Bytes::from_static(b"doc"))]);
     s.learn(b"FT.CREATE".to_vec(), None);
     assert_eq!(s.feed(&command("FT.CREATE i"), &mut events).unwrap(), Step::Done);
-    assert_eq!(s.left_out(), 1);
+    let said =
+        "left out : what FT.CREATE writes: a command that this version doesn't know, nor the server its keys";
+    assert_eq!(shown(&std::mem::take(&mut events)), [said]);
     s.learn(b"M.SET".to_vec(), Some((1, -1, 2)));
     s.feed(&command("M.SET a 1 b 2"), &mut events).unwrap();
     let keys: Vec<_> = s.take_asked().into_iter().flat_map(|set| set.keys).map(|(_, k)| k).collect();
@@ -224,8 +229,24 @@ fn a_refused_key_is_left_out_and_counted() {
     feed(&mut s, &["SUNIONSTORE u a", &token()]);
     let set = s.take_asked().remove(0);
     let mut events = Vec::new();
-    s.close(vec![(set, vec![None])], false, &mut events);
-    assert!(events.is_empty());
-    assert_eq!(s.left_out(), 1);
+    s.close(vec![(set, vec![Err("too large".to_owned())])], false, &mut events);
+    assert_eq!(shown(&events), ["left out u: too large"]);
     assert!(s.is_quiet());
+}
+
+#[test]
+fn the_key_with_the_empty_name_is_left_out_and_told_of_once() {
+    let mut s = stream();
+    let set = |db: u32| {
+        let select = Command::of(&[b"SELECT", db.to_string().as_bytes()]);
+        [select, Command::of(&[b"SET", b"", b"1"]), Command::of(&[b"DEL", b"", b"a"])]
+    };
+    let mut events = Vec::new();
+    for command in [set(0), set(0), set(3)].into_iter().flatten() {
+        s.feed(&command, &mut events).unwrap();
+    }
+    s.feed(&Command::of(&[b"RENAME", b"x", b""]), &mut events).unwrap();
+    let told = format!("left out : {EMPTY_NAME}");
+    assert_eq!(shown(&events), [&told, "delete 0:a", "delete 0:a", &told, "delete 3:a"]);
+    assert_eq!(s.take_asked()[0].keys, [(3, Bytes::from_static(b"x"))]);
 }

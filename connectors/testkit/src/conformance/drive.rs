@@ -98,7 +98,7 @@ fn position(event: &Event) -> Option<Position> {
         | Event::MarkerLost { pos }
         | Event::Idle { pos }
         | Event::SnapshotEnded { pos, .. } => Some(pos.clone()),
-        Event::Token(_) | Event::SnapshotStarted { .. } => None,
+        Event::Token(_) | Event::LeftOut { .. } | Event::SnapshotStarted { .. } => None,
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 
 fn collector(replies: &[(u32, Expect)], conditional: bool) -> Collector {
-    let expected = Expected { replies: replies.to_vec(), refused: Vec::new() };
+    let expected = Expected { replies: replies.to_vec(), ..Expected::default() };
     Collector::new(expected, "apply 1 changes".into(), conditional)
 }
 

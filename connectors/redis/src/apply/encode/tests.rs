@@ -22,9 +22,12 @@ fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize
     let mut out = BytesMut::new();
     let expected = Encoder {
         names: &names,
+        filter: &Filter::default(),
         marker: b"M",
         databases: &[(0, true), (3, true), (9, false)],
         payloads: &[(10, true), (80, false)],
+        broken: &[],
+        incomplete: &[],
     }
     .batch(&batch, &mut out);
     let mut lines = Vec::new();
@@ -83,12 +86,16 @@ fn pieces_go_to_a_hidden_key_whichever_argument_names_it() {
     let hidden = &hidden.replace("causeway:{l.c}:", "~");
     let line = |text: &str| text.replace(" H", &format!(" {hidden}"));
     let (lines, _) = encoded(vec![piece(0, false)], false);
-    assert_eq!(lines[2..5], ["DEL H", "XADD H 1-1 f v", "XGROUP CREATE H g 0"].map(line));
+    let begun = ["DEL H H:progress", "RPUSH H:progress 0:@0:0"];
+    assert_eq!(lines[2..4], begun.map(line));
+    assert_eq!(lines[4..6], ["XADD H 1-1 f v", "XGROUP CREATE H g 0"].map(line));
     let (lines, _) = encoded(vec![piece(1, true)], false);
-    assert_eq!(lines[2], line("EXISTS H"));
-    assert_eq!(lines[5..9], [line("PEXPIREAT H 99"), line("DEL k"), line("RENAME H k"), line("EXEC")]);
+    let follows = ["LINSERT H:progress BEFORE 0:@0:0 0:@0:1", "LTRIM H:progress 0 0"];
+    assert_eq!(lines[2..4], follows.map(line));
+    assert_eq!(lines[6..8], ["DEL H:progress", "PEXPIREAT H 99"].map(line));
+    assert_eq!(lines[8..11], [line("DEL k"), line("RENAME H k"), line("EXEC")]);
     let (lines, _) = encoded(vec![piece(1, true)], true);
-    assert_eq!(lines[5..8], ["PEXPIREAT H 99", "RENAMENX H k", "DEL H"].map(line));
+    assert_eq!(lines[6..10], ["DEL H:progress", "PEXPIREAT H 99", "RENAMENX H k", "DEL H"].map(line));
 }
 
 #[test]
