@@ -434,7 +434,11 @@ impl Reign {
             self.ask(&task.origin, settled, keys);
         }
         for change in whole {
-            self.restore(task, target, &change).await?;
+            // The origin of a dropped one may not have its keys back yet.
+            let given = lock(&task.answered).get(&task.partition, change.seq);
+            if given == Some(HeldAnswer::Apply) {
+                self.restore(task, target, &change).await?;
+            }
         }
         Ok(())
     }
