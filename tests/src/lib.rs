@@ -165,6 +165,13 @@ impl Link {
         }
     }
 
+    /// Answers what is held: `apply` or `drop`.
+    pub fn answer_held(&self, answer: &str) -> Result<()> {
+        let answered = self.syncd(&["resume", "--channel", "push", "--held", answer])?;
+        ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+        Ok(())
+    }
+
     /// Waits until every direction streams and nothing is outstanding, three times in a row.
     pub fn wait_until_drained(&self, at_most: Duration) -> Result<Status> {
         let drained =

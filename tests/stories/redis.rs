@@ -106,8 +106,7 @@ fn a_flush_is_held_until_an_operator_answers() -> Result<()> {
     link.kill()?;
     link.start()?;
     link.wait_until("held again", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
-    let answered = link.syncd(&["resume", "--channel", "push", "--held", "apply"])?;
-    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    link.answer_held("apply")?;
     link.wait_until_drained(DRAIN)?;
     ensure!(link.stores[1].connect()?.must(&["GET", "kept"])?.text().is_none(), "not flushed");
     ensure!(link.stores[1].connect()?.must(&["GET", "after"])?.text().as_deref() == Some("1"), "order lost");
@@ -138,8 +137,7 @@ fn a_dropped_flush_stays_dropped_when_the_target_comes_back_empty() -> Result<()
     let all = keys(&link, 1)?;
     link.stores[0].connect()?.must(&["FLUSHALL"])?;
     link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
-    let answered = link.syncd(&["resume", "--channel", "push", "--held", "drop"])?;
-    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    link.answer_held("drop")?;
     link.wait_until("the copy back", DRAIN, |_| keys(&link, 0).is_ok_and(|keys| keys >= all))?;
     link.wait_until_drained(DRAIN)?;
     link.stores[1].kill9();
@@ -175,8 +173,7 @@ fn a_marker_that_swapdb_brings_back_is_not_believed() -> Result<()> {
             link.start()?;
         }
         link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
-        let answered = link.syncd(&["resume", "--channel", "push", "--held", "apply"])?;
-        ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+        link.answer_held("apply")?;
         link.wait_until_drained(DRAIN)?;
         Ok(())
     };
@@ -240,8 +237,7 @@ fn a_flush_that_is_dropped_is_undone_from_the_other_site() -> Result<()> {
     link.stores[0].connect()?.must(&["FLUSHALL"])?;
     link.stores[0].connect()?.must(&["SET", "both", "new"])?;
     link.wait_until("held", DRAIN, |s| s.channels[0].directions[0].held.is_some())?;
-    let answered = link.syncd(&["resume", "--channel", "push", "--held", "drop"])?;
-    ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+    link.answer_held("drop")?;
     link.wait_until("the copy back", DRAIN, |_| {
         let size = link.stores[0].connect().and_then(|mut c| Ok(c.must(&["DBSIZE"])?.int())).ok().flatten();
         size.is_some_and(|keys| keys > 3_000)
@@ -274,8 +270,7 @@ fn a_flush_never_reaches_what_the_channel_does_not_carry() -> Result<()> {
     link.wait_until("held", DRAIN, held)?;
     for answer in ["apply", "drop"] {
         link.wait_until("held still", DRAIN, held)?;
-        let answered = link.syncd(&["resume", "--channel", "push", "--held", answer])?;
-        ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+        link.answer_held(answer)?;
     }
     link.wait_until("the copy back", DRAIN, |_| {
         let kept =

@@ -93,10 +93,15 @@ impl Begun {
         self.partitions.contains(&partition.to_string())
     }
 
+    /// Stored before it counts: a write that failed is tried again.
     pub(crate) fn note(&mut self, partition: &PartitionId) -> io::Result<()> {
-        if self.partitions.insert(partition.to_string()) {
-            replace(&self.path, &self.partitions)?;
+        if self.contains(partition) {
+            return Ok(());
         }
+        let mut next = self.partitions.clone();
+        next.insert(partition.to_string());
+        replace(&self.path, &next)?;
+        self.partitions = next;
         Ok(())
     }
 }
@@ -124,11 +129,24 @@ fn replace(path: &Path, what: &impl Serialize) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn partition(origin: &str) -> PartitionId {
+        PartitionId { channel: "tags".to_owned(), origin: origin.to_owned(), number: 0 }
+    }
+
+    #[test]
+    fn a_beginning_that_could_not_be_written_is_written_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut begun = Begun::open(&log).unwrap();
+        assert!(begun.note(&partition("dc")).is_err() && !begun.contains(&partition("dc")));
+        std::fs::create_dir(&log).unwrap();
+        begun.note(&partition("dc")).unwrap();
+        assert!(Begun::open(&log).unwrap().contains(&partition("dc")));
+    }
+
     #[test]
     fn an_answer_is_remembered_over_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let partition =
-            |origin: &str| PartitionId { channel: "tags".to_owned(), origin: origin.to_owned(), number: 0 };
         let mut answers = Answers::open(dir.path()).unwrap();
         for seq in 0..1_002 {
             answers.keep(&partition("dc"), Seq(seq), HeldAnswer::Drop).unwrap();
