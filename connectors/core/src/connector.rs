@@ -37,11 +37,14 @@ pub enum Class {
 pub struct Unit {
     /// The key.
     pub key: Key,
-    /// A hash field, a member; `None`: the whole key.
+    /// A hash field, a member, [`Unit::EXPIRE_AT`]; `None`: the whole key.
     pub element: Option<Bytes>,
 }
 
 impl Unit {
+    /// The element that is a key's expire-at.
+    pub const EXPIRE_AT: &[u8] = b"#ttl";
+
     /// Whether a change to one can be seen in the other.
     pub fn overlaps(&self, other: &Unit) -> bool {
         self.key == other.key

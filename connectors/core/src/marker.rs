@@ -29,19 +29,26 @@ pub struct Marker {
     pub from: Seq,
     /// Those of this transaction that the rule for concurrent writes dropped.
     pub dropped: Vec<Seq>,
+    /// Numbers of the redos that this transaction carries out: it evaluates their keys again (DESIGN.md §5).
+    pub redone: Vec<u64>,
 }
 
 const FORMAT: &str = "1";
 
 /// `1 term applied settled hlc basis from done dropped`: numbers in decimal, lists as `a-b,c-d` and `a,b`
-/// with `-` for an empty one.
+/// with `-` for an empty one; then `redone`, only if there are any.
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Marker { term, applied, done, settled, hlc, basis, from, dropped } = self;
+        let Marker { term, applied, done, settled, hlc, basis, from, dropped, redone } = self;
         write!(f, "{FORMAT} {} {applied} {settled} {} {basis} {from} ", term.0, hlc.0)?;
         write_list(f, done.iter().map(|r| format!("{}-{}", r.start, r.end)))?;
         f.write_str(" ")?;
-        write_list(f, dropped.iter().map(Seq::to_string))
+        write_list(f, dropped.iter().map(Seq::to_string))?;
+        if redone.is_empty() {
+            return Ok(());
+        }
+        f.write_str(" ")?;
+        write_list(f, redone.iter().map(u64::to_string))
     }
 }
 
@@ -80,9 +87,10 @@ fn parse(text: &str) -> Option<Marker> {
         Some(start.parse().ok()?..end.parse().ok()?)
     })?;
     let dropped = list(words.next()?, |item| item.parse().ok().map(Seq))?;
+    let redone = words.next().map_or(Some(Vec::new()), |word| list(word, |item| item.parse().ok()))?;
     match words.next() {
         Some(_) => None,
-        None => Some(Marker { term, applied, done, settled, hlc, basis, from, dropped }),
+        None => Some(Marker { term, applied, done, settled, hlc, basis, from, dropped, redone }),
     }
 }
 
@@ -105,17 +113,27 @@ mod tests {
             basis: Seq(41),
             from: Seq(600),
             dropped: vec![Seq(601), Seq(650)],
+            redone: Vec::new(),
         };
         assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650");
+        assert_eq!(marker.to_string().parse(), Ok(marker.clone()));
+        let marker = Marker { redone: vec![7, 9], ..marker };
+        assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650 7,9");
         assert_eq!(marker.to_string().parse(), Ok(marker));
         assert_eq!("1 0 0 0 0 0 0 - -".parse(), Ok(Marker::default()));
     }
 
     #[test]
     fn what_is_no_marker_is_refused() {
-        for text in
-            ["", "1", "2 0 0 0 0 0 0 - -", "1 0 0 0 0 0 x - -", "1 0 0 0 0 0 0 - - -", "1 0 0 0 0 0 0 1 -"]
-        {
+        for text in [
+            "",
+            "1",
+            "2 0 0 0 0 0 0 - -",
+            "1 0 0 0 0 0 x - -",
+            "1 0 0 0 0 0 0 - - x",
+            "1 0 0 0 0 0 0 - - - -",
+            "1 0 0 0 0 0 0 1 -",
+        ] {
             assert_eq!(text.parse::<Marker>(), Err(text.to_owned()));
         }
     }

@@ -5,9 +5,8 @@ use causeway_core::{Change, Class, Key, Op, Space, Unit};
 
 use crate::value::Value;
 
-/// The element of a key's content without its expire-at, and that of the expire-at.
+/// The element of a key's content without its expire-at.
 const CONTENT: &[u8] = b"#value";
-const TTL: &[u8] = b"#ttl";
 
 /// One of the store's operations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +170,9 @@ impl Command {
                 (element(f), Class::Absolute)
             }
             Command::HIncrBy(_, f, _) => (element(f), Class::Commuting),
-            Command::ExpireAt(..) | Command::Persist(_) => (Some(Bytes::from_static(TTL)), Class::Absolute),
+            Command::ExpireAt(..) | Command::Persist(_) => {
+                (Some(Bytes::from_static(Unit::EXPIRE_AT)), Class::Absolute)
+            }
             Command::Del(_) => (None, Class::Observed),
             Command::FlushAll => (None, Class::Absolute),
         }

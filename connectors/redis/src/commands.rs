@@ -19,7 +19,7 @@ use crate::resp::{self, Command};
 /// The element of a key's value as a whole, its expire-at not included: a string, a list, a stream.
 pub const CONTENT: &[u8] = b"#value";
 /// The element of a key's expire-at.
-pub const TTL: &[u8] = b"#ttl";
+pub const TTL: &[u8] = Unit::EXPIRE_AT;
 
 /// What a command of the stream writes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use syncd::sim::{self, Options};
+use syncd::sim::{self, Options, Part};
 
 /// The engine between two stores in memory, with everything that can break breaking.
 #[derive(Debug, Parser)]
@@ -32,6 +32,13 @@ struct Args {
     /// Both sites write the same keys.
     #[arg(long)]
     collide: bool,
+    /// Where they do, streams are lost, too, and snapshots repeated.
+    #[arg(long, requires = "collide")]
+    gaps: bool,
+    /// Switch off this part of the rule for concurrent writes; `all`: one after the other, each until a seed
+    /// fails.
+    #[arg(long, requires = "collide")]
+    off: Option<String>,
     /// Retention takes settled records from the logs.
     #[arg(long)]
     trim: bool,
@@ -45,7 +52,18 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let options = Options { collide: args.collide, trim: args.trim };
+    let off = match args.off.as_deref() {
+        None => None,
+        Some("all") => return each_off(&args),
+        Some(name) => match Part::ALL.into_iter().find(|part| format!("{part:?}") == name) {
+            Some(part) => Some(part),
+            None => {
+                eprintln!("--off: one of {:?} or all", Part::ALL);
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let options = Options { collide: args.collide, gaps: args.gaps, off, trim: args.trim };
     if args.trace {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
@@ -93,4 +111,39 @@ fn main() -> ExitCode {
     }
     println!("failed: {failed:?}");
     ExitCode::FAILURE
+}
+
+/// Shows that each part of the rule is needed: how many of the seeds fail without it.
+fn each_off(args: &Args) -> ExitCode {
+    let mut found = true;
+    for part in Part::ALL {
+        let options = Options { collide: true, gaps: args.gaps, off: Some(part), trim: args.trim };
+        let next = AtomicU64::new(args.from);
+        let failed = Mutex::new(Vec::new());
+        let work = || {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= args.from + args.seeds {
+                    return;
+                }
+                if !sim::run(seed, options).failures.is_empty()
+                    && let Ok(mut failed) = failed.lock()
+                {
+                    failed.push(seed);
+                }
+            }
+        };
+        let threads = args.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
+        std::thread::scope(|scope| (0..threads.unwrap_or(1)).for_each(|_| _ = scope.spawn(work)));
+        let failed = failed.into_inner().unwrap_or_default();
+        found &= !failed.is_empty();
+        let first = failed.iter().min().map_or("-".to_owned(), |seed| (seed - args.from + 1).to_string());
+        println!(
+            "{:<14} {:>6} of {} seeds fail, the first is number {first}",
+            format!("{part:?}"),
+            failed.len(),
+            args.seeds
+        );
+    }
+    if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

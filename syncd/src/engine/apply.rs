@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use causeway_core::{
-    Batch, Change, Class, Connector, Hlc, Key, Marker, Op, Outcome, Refused, Seq, Site, Target, Term,
+    Batch, Change, Connector, Hlc, Key, Marker, Op, Outcome, Refused, Seq, Site, Target, Term,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -21,10 +21,12 @@ use tracing::{debug, error, info, trace, warn};
 use super::careful::{unavailable, watch as watch_keys};
 use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
+use super::decide::{Pair, forgettable};
 use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
-use super::recent::Own;
+use super::recent::key_digest;
+use super::redos::{SentUnits, Theirs};
 use super::restart::{recover, restart_point, touched_keys, walk};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{EngineError, backoff, shown};
@@ -130,6 +132,9 @@ impl Entry {
 #[derive(Debug)]
 struct Sent {
     changes: Vec<Change>,
+    /// What was sent for them, where that is something else.
+    decided: Option<Vec<Change>>,
+    pairs: Vec<Pair>,
     fill: bool,
     from: Seq,
     to: Seq,
@@ -257,7 +262,7 @@ impl ApplyTask {
         match change.op {
             Op::Fence | Op::Position | Op::Refresh => Way::Note,
             Op::Ddl => Way::Held,
-            // An expiry at the peer must not delete what was written here meanwhile, known or not known yet.
+            // It must not take away what was written here meanwhile, not even for a moment.
             Op::Delete if both => Way::Careful,
             Op::Put | Op::Delete | Op::Command => Way::Plain,
             Op::State | Op::Read if change.key.name.is_empty() => Way::Plain,
@@ -272,12 +277,6 @@ impl ApplyTask {
                 if careful { Way::Careful } else { Way::Fill }
             }
         }
-    }
-
-    /// The target's last write to the key, if the origin had not seen it and we did not delete the key after.
-    pub(crate) fn written_since(&self, change: &Change) -> Option<Own> {
-        let live = lock(&self.shared.recent).live(&change.key, change.seen);
-        live.into_iter().rfind(|own| !own.reread).filter(|own| own.class != Class::Observed)
     }
 
     /// Whether more of ours is needed to decide `change` than is remembered: the origin came back older.
@@ -299,12 +298,12 @@ type Refreshing = futures_util::future::BoxFuture<'static, Answered>;
 pub(crate) struct Reign {
     /// As sent last.
     pub(crate) marker: Marker,
-    reader: Reader,
+    pub(crate) reader: Reader,
     under_way: VecDeque<Sent>,
     /// Answered, and so settled but for what is asked for again.
     answered: Seq,
     /// The `low` of the last record taken from the log.
-    low: Seq,
+    pub(crate) low: Seq,
     refreshing: FuturesUnordered<Refreshing>,
     /// Nothing at or above these counts as settled.
     pins: Vec<Seq>,
@@ -370,6 +369,11 @@ impl Reign {
             own_log: task.own_log(),
             draining: false,
         };
+        lock(&task.shared.on_the_way).give_up();
+        lock(&task.shared.redos).send_again();
+        if !lock(&task.shared.redos).is_empty() {
+            task.shared.redo_waits.raise();
+        }
         reign.doubtful(task, target, settled, applied).await?;
         Ok(reign)
     }
@@ -396,8 +400,7 @@ impl Reign {
             if change.seq >= settled && change.op == Op::Ddl {
                 whole.push(change);
             } else if change.seq < settled || !named {
-            } else if change.op == Op::Refresh || (change.op == Op::Delete && task.own.is_some()) {
-                // A delete may have been dropped here: our own capture says what the key holds.
+            } else if change.op == Op::Refresh {
                 wanted.push(change.key);
             } else if !change.op.is_data() {
             } else if change.op == Op::Read && change.part.is_none() {
@@ -423,8 +426,18 @@ impl Reign {
                 keys.extend(reads.into_iter().map(|read| read.key));
             } else {
                 let (at, end) = (Instant::now(), self.reader.offset());
-                let sent =
-                    Sent { changes: reads, fill: true, from: settled, to: applied, at, end, low: self.low };
+                let (decided, pairs, low) = (None, Vec::new(), self.low);
+                let sent = Sent {
+                    changes: reads,
+                    decided,
+                    pairs,
+                    fill: true,
+                    from: settled,
+                    to: applied,
+                    at,
+                    end,
+                    low,
+                };
                 self.answered = settled;
                 self.rejected.push_back(sent);
                 self.draining = true;
@@ -501,6 +514,9 @@ impl Reign {
                     return Err(EngineError::CaptureWaits);
                 }
                 self.mend(task, target).await?;
+                if task.redo_waits() {
+                    self.redo(task, target).await?;
+                }
                 self.draining = false;
                 if task.shared.marker_lost.take() {
                     self.send(task, target, Vec::new(), false, self.marker.applied).await?;
@@ -510,6 +526,7 @@ impl Reign {
             if waits != std::mem::replace(&mut waited, waits) {
                 debug!(partition = %task.partition, waits, "the target's own capture is behind");
             }
+            self.draining |= task.redo_waits();
             let open = !self.draining && !paused && !stopping && !waits && !task.shared.gate.wanted();
             tokio::select! {
                 biased;
@@ -526,6 +543,7 @@ impl Reign {
                 }
                 () = task.shared.gate.until_wanted(), if self.under_way.is_empty() => {}
                 () = task.shared.marker_lost.wait(), if self.under_way.is_empty() => {}
+                () = task.shared.redo_waits.wait(), if !paused && (self.under_way.is_empty() || !self.draining) => {}
                 () = tokio::time::sleep(CAUGHT_UP_WAIT), if waits => {}
                 _ = task.paused.changed() => {}
                 () = stop.cancelled(), if !stopping => {}
@@ -652,7 +670,10 @@ impl Reign {
         to: Seq,
     ) -> Result<(), EngineError> {
         let from = self.marker.applied.min(to);
-        let marker = self.marker_for(task, &changes, to);
+        let plan = self.plan(task, &changes, fill).await?;
+        let mut marker = self.marker_for(task, &changes, to);
+        (marker.basis, marker.dropped) = (plan.basis, plan.dropped);
+        self.on_the_way(task, &marker, self.low, plan.units);
         let oldest = changes.first().map_or(0, |change| change.time);
         if self.under_way.is_empty() {
             task.stats.oldest_unapplied.store(oldest, Ordering::SeqCst);
@@ -661,10 +682,20 @@ impl Reign {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
         }
-        target.send(Batch { marker, changes: changes.clone(), watched: false, keep_existing: fill }).await?;
-        let (end, low) = (self.reader.offset(), self.low);
-        self.under_way.push_back(Sent { changes, fill, from, to, at: Instant::now(), end, low });
+        let (decided, pairs) = (plan.decided, plan.pairs);
+        let sent = decided.clone().unwrap_or_else(|| changes.clone());
+        target.send(Batch { marker, changes: sent, watched: false, keep_existing: fill }).await?;
+        let (at, end, low) = (Instant::now(), self.reader.offset(), self.low);
+        self.under_way.push_back(Sent { changes, decided, pairs, fill, from, to, at, end, low });
         Ok(())
+    }
+
+    /// Tells the target's own capture what a transaction touches, before it can see it pass.
+    pub(crate) fn on_the_way(&self, task: &ApplyTask, marker: &Marker, low: Seq, units: Vec<Theirs>) {
+        if task.own.is_some() {
+            let sent = SentUnits { marker: marker.clone(), low, units, is_given_up: false };
+            lock(&task.shared.on_the_way).send(sent);
+        }
     }
 
     async fn outcome(&mut self, task: &ApplyTask, outcome: Outcome) -> Result<(), EngineError> {
@@ -674,7 +705,8 @@ impl Reign {
             Outcome::Committed { refused, existing } => {
                 task.has_begun()?;
                 self.overtaken |= !self.rejected.is_empty();
-                self.refused(task, &sent.changes, refused).await?;
+                self.refused(task, sent.decided.as_deref().unwrap_or(&sent.changes), refused).await?;
+                self.note(task, &sent.pairs).await;
                 let held: Vec<Change> =
                     existing.iter().filter_map(|i| sent.changes.get(*i).cloned()).collect();
                 if task.origin_wins {
@@ -708,8 +740,11 @@ impl Reign {
     fn settle(&mut self, task: &ApplyTask, to: Seq, end: Offset, low: Seq) {
         self.answered = self.answered.max(to);
         if self.pins.is_empty() {
-            lock(&task.shared.recent).forget_below(low);
-            task.stats.settled_offset.store(end.0, Ordering::SeqCst);
+            forgettable(task, low);
+            // What is evaluated again is read from the log.
+            if lock(&task.shared.redos).is_empty() {
+                task.stats.settled_offset.store(end.0, Ordering::SeqCst);
+            }
         }
         task.stats.applied_to(self.answered);
     }
@@ -724,6 +759,7 @@ impl Reign {
         let mut keys = Vec::new();
         for refusal in refused {
             let Some(change) = changes.get(refusal.index) else { continue };
+            lock(&task.shared.on_the_way).is_done(key_digest(&change.key), change.seq);
             warn!(partition = %task.partition, seq = %change.seq, op = change.op.as_str(),
                 reason = refusal.reason, "change refused, kept as a dead letter");
             task.dead_letters
@@ -792,10 +828,13 @@ impl Reign {
                     () = task.stop.cancelled() => return Err(EngineError::Stopped),
                 }
             }
-            let marker = self.marker_for(task, &sent.changes, sent.to);
-            let batch =
-                Batch { marker, changes: sent.changes.clone(), watched: false, keep_existing: sent.fill };
-            target.send(batch).await?;
+            let plan = self.plan(task, &sent.changes, sent.fill).await?;
+            let mut marker = self.marker_for(task, &sent.changes, sent.to);
+            (marker.basis, marker.dropped) = (plan.basis, plan.dropped);
+            self.on_the_way(task, &marker, sent.low, plan.units);
+            let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
+            let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.clone());
+            target.send(Batch { marker, changes, watched: false, keep_existing: sent.fill }).await?;
             match target.outcome().await? {
                 Outcome::Rejected { transient: true, reason } => {
                     *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
@@ -998,9 +1037,10 @@ fn halves(mut sent: Sent) -> Result<(Sent, Sent), Sent> {
     let Some(cut) = group_boundary(&sent.changes) else { return Err(sent) };
     let rest = sent.changes.split_off(cut);
     let boundary = rest.first().map_or(sent.to, |change| change.seq);
-    let first = Sent { changes: std::mem::take(&mut sent.changes), to: boundary, ..sent };
-    let second = Sent { changes: rest, from: boundary, ..sent };
-    Ok((first, second))
+    let Sent { changes, fill, from, to, at, end, low, .. } = sent;
+    let half =
+        |changes, from, to| Sent { changes, decided: None, pairs: Vec::new(), fill, from, to, at, end, low };
+    Ok((half(changes, from, boundary), half(rest, boundary, to)))
 }
 
 /// The store has no marker, or one from before. Where the site's own stream is unbroken, the log knows what was

@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 
 use super::known::{Known, News};
+use super::races::{Refresh, Ships};
 use super::recent::{Written, key_digest, touches, unsure};
 use super::restart::{RestartPoint, SnapshotPoint, position_record, recover, touched_keys, walk, walk_kept};
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
+use super::switch::{Part, is_off};
 use super::{EngineError, backoff, shown};
 use crate::log::{Appended, Log, Offset, PartitionId};
 
@@ -51,6 +53,9 @@ const POSITION_EVERY: Duration = Duration::from_secs(1);
 
 /// And at least once in so many bytes: retention never goes beyond the newest one, also in a full log.
 const POSITION_EVERY_BYTES: usize = 8 << 20;
+
+/// A term has numbers for so many redos: of a term all are smaller than of the next one.
+const REDOS_BITS: u32 = 24;
 
 /// Tells milliseconds since 1970.
 pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -113,6 +118,7 @@ async fn carry(
     }
     let mut events = std::mem::take(&mut capture.early);
     capture.take(task, source, &mut events).await?;
+    capture.ship(task, source).await?;
     let mut position_due = tokio::time::interval(POSITION_EVERY);
     position_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -120,11 +126,7 @@ async fn carry(
             biased;
             Some((appended, batch)) = capture.under_way.next() => capture.durable(task, source, appended?, batch),
             Some(ask) = task.asks.recv() => match ask {
-                Ask::Refresh { keys, done } => {
-                    let asked = Refresh { keys: keys.iter().cloned().collect(), done };
-                    let token = source.refresh(keys).await?;
-                    capture.refreshes.insert(token, asked);
-                }
+                Ask::Refresh { keys, done } => capture.refresh_keys(source, keys, Some(done)).await?,
                 Ask::Snapshot { gap } => {
                     capture.snapshot_asked = Some(gap);
                     return Ok(End::SnapshotAsked);
@@ -134,6 +136,7 @@ async fn carry(
             read = source.next(&mut events, EVENTS_BYTES), if capture.under_way.len() < APPENDS_MAX => {
                 read?;
                 capture.take(task, source, &mut events).await?;
+                capture.ship(task, source).await?;
             }
             () = stop.cancelled() => return Ok(End::Stopped),
         }
@@ -153,28 +156,27 @@ struct Batch {
     is_position: bool,
 }
 
-/// Keys of which the peer asked for a state.
-struct Refresh {
-    keys: HashSet<Key>,
-    done: oneshot::Sender<()>,
-}
-
 type UnderWay = futures_util::future::BoxFuture<'static, (crate::log::Result<Offset>, Batch)>;
 
-struct Capture {
+pub(super) struct Capture {
     term: Term,
-    clock: HlcClock,
+    pub(super) clock: HlcClock,
     next_seq: Seq,
-    low: Seq,
-    point: RestartPoint,
+    pub(super) low: Seq,
+    pub(super) point: RestartPoint,
     resume_at: Option<Position>,
-    last: Position,
+    pub(super) last: Position,
+    /// The event before this one stands here, whether or not the log holds it already.
+    pub(super) passed: Position,
+    /// Races of markers up to here are known.
+    pub(super) checked_to: Option<Position>,
     /// What the source brings again up to here is in the log.
     held_below: Option<u64>,
     /// A group whose last change has not come yet: it is appended whole.
     open_group: Vec<Change>,
     under_way: FuturesOrdered<UnderWay>,
-    refreshes: HashMap<Token, Refresh>,
+    pub(super) refreshes: HashMap<Token, Refresh>,
+    pub(super) ships: Ships,
     written: Written,
     /// Keys that the store may have forgotten our writes to: the peer is asked for them.
     forgotten: HashSet<u128>,
@@ -219,8 +221,10 @@ impl Capture {
                 written.note(change.hlc, &touches(&change, task.connector.as_ref()));
             })
             .await?;
-            remember(task, remembered_from, place).await?;
+            let history = found.last.as_ref().or(found.resume_at.as_ref()).map(|last| last.history.clone());
+            remember(task, remembered_from, place, &history.unwrap_or_default()).await?;
             lock(&task.shared.recent).reach(found.next_seq);
+            lock(&task.shared.redos).begin(term.0 << REDOS_BITS);
         }
         task.shared.low.store(found.low.0, Ordering::SeqCst);
         task.shared.settled.store(found.point.settled, Ordering::SeqCst);
@@ -234,12 +238,15 @@ impl Capture {
             next_seq: found.next_seq,
             low: found.low,
             last: found.last.or_else(|| found.resume_at.clone()).unwrap_or_default(),
+            passed: Position::default(),
+            checked_to: None,
             resume_at: found.resume_at,
             point: found.point,
             held_below: None,
             open_group: Vec::new(),
             under_way: FuturesOrdered::new(),
             refreshes: HashMap::new(),
+            ships: Ships::default(),
             written,
             forgotten: HashSet::new(),
             unsettled: HashSet::new(),
@@ -256,6 +263,7 @@ impl Capture {
         task.stats.capture_connected.store(false, Ordering::SeqCst);
         // Those who wait will see that their answer is lost and ask again.
         self.refreshes.clear();
+        self.ships.ask_again();
         self.open_group.clear();
         self.early.clear();
         self.unsettled.clear();
@@ -282,7 +290,10 @@ impl Capture {
                     reason: "the server that took over never got so far".to_owned(),
                 }));
             }
-            Opened::Resumed => self.held_below = Some(self.last.at),
+            Opened::Resumed => {
+                self.held_below = Some(self.last.at);
+                self.passed = from.clone().unwrap_or_default();
+            }
             Opened::Anew { lost } => {
                 self.held_below = None;
                 let first = self.next_seq.0;
@@ -299,6 +310,8 @@ impl Capture {
                     self.ask_for_forgotten(task, source, applied).await?;
                 }
                 self.low = applied;
+                self.checked_to = None;
+                self.forget_races(task);
                 self.point.settled = marker.settled.0;
                 let gap = lost.is_some()
                     || self.snapshot_asked == Some(true)
@@ -463,13 +476,16 @@ impl Capture {
                 Event::Marker { marker, pos } => {
                     self.low = self.low.max(marker.applied);
                     self.point.settled = self.point.settled.max(marker.settled.0);
-                    self.clock.observe(marker.hlc);
-                    self.reached(pos);
+                    if !is_off(Part::Clock) {
+                        self.clock.observe(marker.hlc);
+                    }
                     task.shared.low.store(self.low.0, Ordering::SeqCst);
                     task.shared.settled.store(self.point.settled, Ordering::SeqCst);
+                    self.check_races(task, &marker, &pos).await?;
+                    self.reached(pos);
                 }
                 Event::Token(token) => match self.refreshes.remove(&token) {
-                    Some(asked) => batch.answers.push(asked.done),
+                    Some(asked) => batch.answers.extend(asked.answer()),
                     None => batch.tokens.push(token),
                 },
                 Event::MarkerLost { pos } => {
@@ -477,6 +493,7 @@ impl Capture {
                     task.shared.marker_lost.raise();
                 }
                 Event::SnapshotStarted { total, pos } => {
+                    self.passed = pos.clone();
                     self.last = pos;
                     if let Some(snapshot) = &mut self.point.snapshot {
                         snapshot.total = total;
@@ -485,6 +502,7 @@ impl Capture {
                 }
                 Event::SnapshotEnded { pos, left_out } => {
                     self.deleted_in_gap(task, &pos, &left_out, &mut batch).await?;
+                    self.passed = pos.clone();
                     self.last = pos;
                     let end = self.next_seq.0;
                     if let Some(snapshot) = &mut self.point.snapshot {
@@ -557,6 +575,11 @@ impl Capture {
             }
             if let Some(snapshot) = self.point.snapshot.as_ref().filter(|snapshot| snapshot.sweep) {
                 let known = self.known.note_row(&change.key);
+                if self.is_contested(task, &change.key) {
+                    // It may hold what it should not: it is told once it doesn't.
+                    self.ships.open(&change.key, &self.passed);
+                    return;
+                }
                 // A repeated snapshot replaces what an earlier one brought.
                 if !snapshot.initial || task.peer.is_none() || known {
                     change.op = Op::State;
@@ -565,7 +588,9 @@ impl Capture {
             self.stamp(task, change, batch);
         } else {
             let pos = change.pos.clone();
-            self.stamp(task, change, batch);
+            if change.op != Op::State || self.may_tell(task, &change) {
+                self.stamp(task, change, batch);
+            }
             self.reached(pos);
         }
     }
@@ -580,12 +605,13 @@ impl Capture {
 
     /// The stream has come to `pos`; what it repeats after a break is behind us already.
     fn reached(&mut self, pos: Position) {
+        self.passed = pos.clone();
         if self.held_below.is_none_or(|held| pos.at > held) {
             self.last = pos;
         }
     }
 
-    fn in_snapshot(&self) -> bool {
+    pub(super) fn in_snapshot(&self) -> bool {
         self.point.snapshot.as_ref().is_some_and(|snapshot| snapshot.end.is_none())
     }
 
@@ -597,11 +623,10 @@ impl Capture {
         change.term = self.term;
         change.seq = self.next_seq;
         self.next_seq = self.next_seq.next();
-        change.seen = self.low;
-        change.low = self.low;
+        (change.seen, change.low) = self.seen(task, &change.key);
+        let is_asked_for = change.op == Op::State && self.is_asked_for(&change.key);
         // What is read again and not written just now: nobody knows when it was written last.
-        change.uncertain = change.op == Op::State
-            && (self.in_snapshot() || self.refreshes.values().any(|asked| asked.keys.contains(&change.key)));
+        change.uncertain = change.op == Op::State && (self.in_snapshot() || is_asked_for);
         let news = match change.uncertain {
             true => self.known.judge(&change, task.connector.as_ref()),
             false => News::New,
@@ -609,6 +634,9 @@ impl Capture {
         // At least as new as our last write to it that is known; what was done in a gap, as the gap's end.
         change.hlc = match (change.op, news) {
             (Op::Read, _) => Hlc(0),
+            _ if is_asked_for && !self.in_snapshot() && task.peer.is_some() => {
+                self.whole_version(task, &change.key)
+            }
             (_, News::Known) => self.written.last(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
             (_, News::New) if change.uncertain => unsure(self.clock.stamp((task.clock)())),
@@ -628,10 +656,10 @@ impl Capture {
 
     fn push_position(&mut self, task: &CaptureTask, source: &mut dyn Source, batch: &mut Batch) {
         if task.peer.is_some() {
-            self.point.remembered_from = lock(&task.shared.recent).floor().0;
+            self.point.remembered_from = lock(&task.shared.recent).oldest().0;
         }
         self.point.last = self.last.to_string();
-        let resume_at = source.restart_point(&self.last);
+        let resume_at = source.restart_point(&self.nothing_open_before(task));
         self.resume_at = Some(resume_at.clone());
         let mut record = position_record(&self.point, resume_at, (task.clock)());
         record.term = self.term;
@@ -703,15 +731,24 @@ impl Capture {
 }
 
 /// Reads again what the peer may not have seen of our own changes.
-async fn remember(task: &CaptureTask, from: Seq, end: Offset) -> Result<(), EngineError> {
+async fn remember(
+    task: &CaptureTask,
+    from: Seq,
+    end: Offset,
+    history: &bytes::Bytes,
+) -> Result<(), EngineError> {
     let start = task.log.locate(&task.partition, from).await?;
     let mut terms = super::restart::Terms::default();
     walk(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
-            lock(&task.shared.recent).note(&touches(&change, task.connector.as_ref()));
+            let mut touched = touches(&change, task.connector.as_ref());
+            if change.pos.history != *history {
+                touched.iter_mut().for_each(|(_, own)| own.at = 0);
+            }
+            lock(&task.shared.recent).note(&touched);
         }
     })
     .await?;
-    lock(&task.shared.recent).forget_below(from);
+    lock(&task.shared.recent).forget_below(from, |_| false);
     Ok(())
 }

@@ -4,24 +4,18 @@
 //! every local change made before the watch is known, and one made after it makes the commit fail. What
 //! the site changed and the peer had not seen is applied again on top, from the own log.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use causeway_core::{
-    Batch, Change, Class, Error as StoreError, Key, Marker, Op, Outcome, Refused, Seq, Site, Target,
-};
-use tracing::{debug, trace};
+use causeway_core::{Batch, Change, Error as StoreError, Key, Marker, Op, Outcome, Refused, Seq, Target};
+use tracing::debug;
 
+use super::EngineError;
 use super::apply::{ApplyTask, Reign, group_boundary};
-use super::conflicts::Conflict;
-use super::own_log::OwnLog;
-use super::recent::{Own, is_reread, touches};
+use super::recent::touches;
 use super::restart::walk;
 use super::shared::lock;
-use super::{EngineError, shown};
-use crate::status::Resolution;
 
 /// After so many tries the batch is halved.
 const TOUCHED_MAX: u32 = 2;
@@ -68,22 +62,17 @@ impl Reign {
         if changes.is_empty() {
             return self.mark(task, target, to, count).await;
         }
-        let mut ours = OwnChanges::default();
         let mut touched = 0;
         loop {
-            // Most of what we need is read before the watch begins, so that it lasts as short as it can.
-            ours.read(task, &mut self.own_log, &changes).await?;
+            // Most of what we need of our own log is read before the watch begins, so that it lasts as short as
+            // it can.
+            self.plan(task, &changes, false).await?;
             watch(task, target, &keys).await?;
-            ours.read(task, &mut self.own_log, &changes).await?;
-            let Decision { decided, dropped, pairs } = decide(task, &changes, &ours);
-            for change in &changes {
-                trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
-                    seq = %change.seq, live = ?ours.live(change).iter().map(|(own, _)| own.seq.0).collect::<Vec<_>>(),
-                    dropped = dropped.iter().any(|dropped| dropped.seq == change.seq), "decided");
-            }
+            let plan = self.plan(task, &changes, false).await?;
+            let decided = plan.decided.unwrap_or_else(|| changes.clone());
             let mut marker = self.marker_for(task, &changes, to);
-            marker.from = before.applied;
-            marker.dropped = dropped.iter().map(|change| change.seq).collect();
+            (marker.from, marker.basis, marker.dropped) = (before.applied, plan.basis, plan.dropped);
+            self.on_the_way(task, &marker, self.low, plan.units);
             let keep_existing = !task.origin_wins;
             let batch = Batch { marker, changes: decided.clone(), watched: true, keep_existing };
             target.send(batch).await?;
@@ -101,11 +90,7 @@ impl Reign {
                 }
                 Outcome::Committed { refused, .. } => {
                     self.refused(task, &decided, refused).await?;
-                    let kept = dropped.iter().filter(|change| change.op == Op::Delete);
-                    let kept: Vec<Key> = kept.map(|change| change.key.clone()).collect();
-                    // The peer has them no more: our own capture sends it what they hold.
-                    self.ask_own(task, before.applied, kept);
-                    self.note(task, &pairs, &ours).await;
+                    self.note(task, &plan.pairs).await;
                     break;
                 }
                 Outcome::Rejected { transient: true, reason } => {
@@ -126,31 +111,6 @@ impl Reign {
         }
         task.stats.applied.fetch_add(count, Ordering::SeqCst);
         Ok(())
-    }
-
-    /// Notes what was decided in the conflict log.
-    async fn note(&mut self, task: &ApplyTask, pairs: &[Pair<'_>], ours: &OwnChanges) {
-        // What makes a delete be dropped is read for this only. A log that fails is told by who needs it.
-        let unread: BTreeSet<Seq> =
-            pairs.iter().filter(|pair| !replaces(pair.theirs)).map(|pair| pair.ours).collect();
-        let read = match &mut self.own_log {
-            Some(own_log) if !unread.is_empty() => own_log.fetch(&unread).await.unwrap_or_default(),
-            _ => HashMap::new(),
-        };
-        for pair in pairs {
-            let live = ours.live(pair.theirs).iter().find(|(own, _)| own.seq == pair.ours);
-            let Some(own) = live.map(|(_, change)| change).or_else(|| read.get(&pair.ours)) else {
-                task.conflicts.note_unread(pair.resolution);
-                continue;
-            };
-            let element = element(task, own, &pair.theirs.key);
-            task.conflicts.note(&Conflict {
-                theirs: pair.theirs,
-                ours: own,
-                element: element.as_deref(),
-                resolution: pair.resolution,
-            });
-        }
     }
 
     /// Brings in the two halves of a batch that did not go in as a whole.
@@ -217,153 +177,10 @@ async fn differing(
     Ok(changes.into_iter().zip(held).filter(differs).map(|(change, _)| change).collect())
 }
 
-/// What becomes of a batch.
-#[derive(Default)]
-struct Decision<'a> {
-    /// What is to be written, in order.
-    decided: Vec<Change>,
-    dropped: Vec<&'a Change>,
-    /// For the conflict log.
-    pairs: Vec<Pair<'a>>,
-}
-
-/// A change of the peer and the seq of one of ours, neither of which had seen the other.
-struct Pair<'a> {
-    theirs: &'a Change,
-    ours: Seq,
-    resolution: Resolution,
-}
-
-/// The whole of a key that we set or deleted since stands; what we did to a part of it is done again on top.
-///
-/// A delete loses to what we did to the key since: the peer may only have let it expire.
-fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> Decision<'a> {
-    let mut decision = Decision::default();
-    let Decision { decided, dropped, pairs } = &mut decision;
-    for change in changes {
-        // What only says again what the logs know is no write.
-        let mut pair = |ours: Seq, resolution| {
-            pairs.extend((!is_reread(change)).then_some(Pair { theirs: change, ours, resolution }));
-        };
-        if change.op == Op::Delete
-            && task.own.is_some()
-            && let Some(own) = task.written_since(change)
-        {
-            pair(own.seq, Resolution::Kept);
-            dropped.push(change);
-            continue;
-        }
-        let live = if replaces(change) { ours.live(change) } else { &[] };
-        let authority = task.site == Site::First;
-        let standing = live.iter().rfind(|(own, _)| stands(own, change, authority));
-        if let Some((own, _)) = standing {
-            pair(own.seq, Resolution::Kept);
-        }
-        // A value in parts has to be finished in any case, and all of ours is done again over it.
-        if standing.is_some() && change.part.is_none() {
-            dropped.push(change);
-            continue;
-        }
-        // Ours is done again on top of it, and must not be done on top of itself.
-        let op = if change.op == Op::Read && !live.is_empty() { Op::State } else { change.op };
-        decided.push(Change { op, ..change.clone() });
-        // A state or a delete of ours has lost if it doesn't stand, and with a delete what it took.
-        let lost = |own: &Own| own.whole && own.class == Class::Observed && !stands(own, change, authority);
-        let lost = live.iter().rposition(|(own, _)| lost(own)).map_or(0, |at| at + 1);
-        let again = live.iter().skip(lost).map(|(_, again)| again);
-        decided.extend(again.filter(|again| again.op != Op::State).cloned());
-        // Nothing is lost of a row of the snapshot that goes below what we did.
-        if standing.is_none() && change.op == Op::State {
-            overwritten_and_merged(task, live, lost).into_iter().for_each(|(own, as_)| pair(own, as_));
-        }
-    }
-    decision
-}
-
-/// Of our changes `live`, where none stands and those before `lost` are overwritten: the newest one that is,
-/// and the newest one of each element that was done again.
-fn overwritten_and_merged(task: &ApplyTask, live: &[(Own, Change)], lost: usize) -> Vec<(Seq, Resolution)> {
-    let (mut overwritten, mut merged) = (None, BTreeMap::new());
-    for (i, (own, change)) in live.iter().enumerate().filter(|(_, (own, _))| !own.reread) {
-        if i < lost || change.op == Op::State {
-            overwritten = Some(own.seq);
-        } else {
-            merged.insert(element(task, change, &change.key), own.seq);
-        }
-    }
-    let merged = merged.into_values().map(|own| (own, Resolution::Merged));
-    overwritten.map(|own| (own, Resolution::Replaced)).into_iter().chain(merged).collect()
-}
-
-/// The one element of `key` that `change` touches; `None` if it is the whole key, or several.
-fn element(task: &ApplyTask, change: &Change, key: &Key) -> Option<Bytes> {
-    let units = task.connector.units(change);
-    let mut elements = units.into_iter().filter(|(unit, _)| unit.key == *key).map(|(unit, _)| unit.element);
-    match (elements.next(), elements.next()) {
-        (Some(element), None) => element,
-        _ => None,
-    }
-}
-
 /// Whether the change sets the whole key, so that what we did to it has to be done again.
 fn replaces(change: &Change) -> bool {
     let whole = change.part.is_none_or(|part| part.last);
     matches!(change.op, Op::State | Op::Read) && !change.key.name.is_empty() && whole
-}
-
-/// What we did to the keys of a batch and the peer had not seen, read from the own log: each change once,
-/// however often the batch is decided.
-#[derive(Default)]
-struct OwnChanges {
-    live: HashMap<Seq, Vec<(Own, Change)>>,
-}
-
-impl OwnChanges {
-    /// Reads what is live for `changes` and was not read yet.
-    async fn read(
-        &mut self,
-        task: &ApplyTask,
-        own_log: &mut Option<OwnLog>,
-        changes: &[Change],
-    ) -> Result<(), EngineError> {
-        let Some(own_log) = own_log else { return Ok(()) };
-        let mut live: Vec<(Seq, Own)> = Vec::new();
-        for change in changes.iter().filter(|change| replaces(change)) {
-            let known =
-                self.live.get(&change.seq).and_then(|live| live.last()).map(|(own, _)| own.seq.next());
-            let from = known.unwrap_or(change.seen);
-            let ours = lock(&task.shared.recent).live(&change.key, from);
-            live.extend(ours.into_iter().map(|own| (change.seq, own)));
-        }
-        let found = own_log.fetch(&live.iter().map(|(_, own)| own.seq).collect()).await?;
-        for (of, own) in live {
-            let again = found.get(&own.seq).map(|change| (own, change.clone()));
-            self.live.entry(of).or_default().extend(again);
-        }
-        Ok(())
-    }
-
-    fn live(&self, change: &Change) -> &[(Own, Change)] {
-        self.live.get(&change.seq).map_or(&[], Vec::as_slice)
-    }
-}
-
-/// Whether our `own` stands against the peer's concurrent `change`, which replaces the key. Of two states, as
-/// two gaps at once bring them, the one that was written for certain; else the one of the site that changed
-/// the key last by what its log says.
-fn stands(own: &Own, change: &Change, authority: bool) -> bool {
-    match own.state {
-        Some(version) if change.op == Op::State => {
-            let theirs = (!change.uncertain, change.hlc);
-            version > theirs || (version == theirs && authority)
-        }
-        _ => match own.class {
-            Class::Absolute => own.whole,
-            // The peer drops it, too: it may only be an expiry.
-            Class::Observed => own.whole && (change.op != Op::State || is_reread(change)),
-            _ => false,
-        },
-    }
 }
 
 /// A peer that came back older than it was has seen less of ours than it had: what we forgot since is read

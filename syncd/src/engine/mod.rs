@@ -11,15 +11,21 @@ mod careful;
 mod conflicts;
 mod daemon;
 mod dead_letters;
+mod decide;
 mod known;
 mod metrics;
 mod own_log;
 mod pauses;
+mod races;
 mod reader;
 mod recent;
+mod redo;
+mod redos;
 mod restart;
+mod rule;
 mod shared;
 mod sweep;
+pub(crate) mod switch;
 
 use std::time::Duration;
 

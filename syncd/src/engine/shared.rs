@@ -10,6 +10,7 @@ use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::recent::Recent;
+use super::redos::{OnTheWay, Redos};
 use super::restart::SnapshotPoint;
 
 /// Locks whatever happened to another holder: what is inside is always whole between two statements.
@@ -20,8 +21,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Between the capture and the applier of one site.
 #[derive(Debug)]
 pub(crate) struct SiteShared {
-    /// Own changes that the peer may not have seen.
+    /// Own changes that the peer may not have seen. Locked before the two below.
     pub(crate) recent: Mutex<Recent>,
+    /// The peer's changes on their way into the store.
+    pub(crate) on_the_way: Mutex<OnTheWay>,
+    pub(crate) redos: Mutex<Redos>,
+    /// There is a redo to be sent.
+    pub(crate) redo_waits: Flag,
+    /// What the applier no longer needs to know of our own changes lies below.
+    pub(crate) forgettable: AtomicU64,
     pub(crate) gate: Gate,
     pub(crate) tokens: Tokens,
     /// The site's own `FLUSHALL` took the marker with it: the applier writes it again.
@@ -52,6 +60,10 @@ impl SiteShared {
     pub(crate) fn new(ask: mpsc::Sender<Ask>) -> Self {
         SiteShared {
             recent: Mutex::default(),
+            on_the_way: Mutex::default(),
+            redos: Mutex::default(),
+            redo_waits: Flag::default(),
+            forgettable: AtomicU64::new(0),
             gate: Gate::default(),
             tokens: Tokens::default(),
             marker_lost: Flag::default(),
@@ -240,6 +252,8 @@ pub(crate) struct DirectionStats {
     pub(crate) data_end: AtomicU64,
     /// Every seq below is applied.
     pub(crate) applied_below: AtomicU64,
+    /// Keys of the origin that have to be evaluated again or shipped because of concurrent writes.
+    pub(crate) contested: AtomicU64,
     /// `time` of the oldest change that is read but not applied, 0 if none.
     pub(crate) oldest_unapplied: AtomicU64,
     /// Where the newest restart point stands in the log: retention stops there.
@@ -270,11 +284,11 @@ pub(crate) struct Trouble {
 }
 
 impl DirectionStats {
-    /// Changes in the log that are not applied.
+    /// Changes in the log that are not applied, and keys of the origin that are still contested.
     pub(crate) fn lag_changes(&self) -> u64 {
         let (end, applied) =
             (self.data_end.load(Ordering::SeqCst), self.applied_below.load(Ordering::SeqCst));
-        end.saturating_sub(applied)
+        end.saturating_sub(applied) + self.contested.load(Ordering::SeqCst)
     }
 
     /// Notes that everything below `applied` is applied.

@@ -17,11 +17,18 @@ mod world;
 use plan::Plan;
 use world::Trace;
 
+pub use crate::engine::switch::Part;
+use crate::engine::switch::switch_off;
+
 /// What kind of runs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// Both sites write the same keys; else each has its own.
     pub collide: bool,
+    /// Where they do, streams are lost, too, and snapshots repeated.
+    pub gaps: bool,
+    /// This part of the rule for concurrent writes is switched off.
+    pub off: Option<Part>,
     /// Retention takes records that are settled. Where a site then has a gap, the logs no longer tell what
     /// its keys held, and a write or a delete in the gap may lose against an older one of the peer's.
     pub trim: bool,
@@ -38,6 +45,7 @@ pub struct Verdict {
 
 /// Runs `seed`.
 pub fn run(seed: u64, options: Options) -> Verdict {
+    switch_off(options.off);
     let run = driver::run(&Plan::draw(seed, options), None, false);
     Verdict { failures: run.failures, late: run.late }
 }
@@ -50,6 +58,7 @@ pub fn digest(seed: u64, options: Options) -> u64 {
 /// Runs `seed` again and prints what happens: of the keys that differ in the end, or of `keys`. With
 /// `shrink`, first looks for a smaller plan that fails, too.
 pub fn trace(seed: u64, options: Options, shrink: bool, keys: Vec<String>) -> Verdict {
+    switch_off(options.off);
     let mut plan = Plan::draw(seed, options);
     let mut found = driver::run(&plan, None, false);
     if shrink && !found.failures.is_empty() {

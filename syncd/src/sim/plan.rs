@@ -95,9 +95,12 @@ fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
 }
 
 impl Plan {
-    pub(super) fn draw(seed: u64, Options { collide, trim }: Options) -> Plan {
+    pub(super) fn draw(seed: u64, Options { collide, gaps, trim, .. }: Options) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
+        // One that breaks and is repeated tells of writes by what the keys hold, as after a gap.
+        let gapless = collide && !gaps;
         let snapshot = random.pick(&[Snapshot::Both, Snapshot::Both, Snapshot::First, Snapshot::None]);
+        let snapshot = if gapless { Snapshot::None } else { snapshot };
         let mut before = Vec::new();
         if snapshot != Snapshot::None {
             for i in 0..random.below(12) {
@@ -125,7 +128,11 @@ impl Plan {
         steps.sort_unstable();
         let mut steps: Vec<(u64, Do)> =
             steps.into_iter().map(|at| (at, writer.write(&mut random, at))).collect();
-        let weights = [(); 10].map(|()| random.pick(&[0, 0, 1, 2, 5]));
+        let mut weights = [(); 10].map(|()| random.pick(&[0, 0, 1, 2, 5]));
+        if gapless {
+            // A store that loses its history, and a repeated snapshot.
+            (weights[2], weights[7]) = (0, 0);
+        }
         if weights.iter().sum::<u64>() > 0 {
             for _ in 0..random.scaled(1, 30) - 1 {
                 steps.push((random.below(span), fault(&mut random, &weights)));
@@ -141,6 +148,7 @@ impl Plan {
             [(); 2].map(|()| [(); 2].map(|()| if skewed { random.below(4_000) as i64 - 2_000 } else { 0 }));
         let backlog_max = if random.chance(150) { Some(1 + random.below(40) as usize) } else { None };
         let items_max = random.pick(&[1, 3, 8, 64, 512]);
+        let backlog_max = backlog_max.filter(|_| !gapless);
         let row_max = if random.chance(250) { random.scaled(1, 1_000) } else { 0 };
         Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, row_max, collide, trim }
     }
@@ -197,7 +205,7 @@ impl Writer {
         for _ in 0..count {
             self.n += 1;
             match self.collide {
-                true => commands.push(self.colliding(random)),
+                true => commands.extend(self.colliding(random, BEGIN + at)),
                 false => commands.extend(self.own(random, site.index() as u64, BEGIN + at)),
             }
         }
@@ -248,11 +256,12 @@ impl Writer {
         }
     }
 
-    /// On keys that both sites write: kinds r, h, a, g, l and q.
-    fn colliding(&self, random: &mut Random) -> String {
+    /// On keys that both sites write: kinds r, h, a, g, l, q and s, and with an expire-at e, f and i.
+    fn colliding(&self, random: &mut Random, now: u64) -> Vec<String> {
         let (key, n) = (random.below(self.keys), self.n);
         let (field, by) = (random.below(3), 1 + random.below(9));
-        match random.below(6) {
+        let soon = now + random.scaled(1, 4_000);
+        let one = match random.below(10) {
             0 => match random.below(4) {
                 0 => format!("DEL r{key}"),
                 _ => format!("SET r{key} {n}"),
@@ -277,7 +286,27 @@ impl Writer {
                 0 => format!("DEL l{key}"),
                 _ => format!("RPUSH l{key} {n}"),
             },
-            _ => format!("RPUSH q{key} {n}"),
-        }
+            5 => format!("RPUSH q{key} {n}"),
+            6 => match random.below(3) {
+                0 => format!("SREM s{key} m{field}"),
+                _ => format!("SADD s{key} m{field}"),
+            },
+            // Values that are replaced, sessions and rate limiters.
+            7 => match random.below(5) {
+                0 => format!("DEL e{key}"),
+                1 => format!("SET e{key} {}", n * 1_000),
+                2 => format!("INCRBY e{key} {by}"),
+                _ => {
+                    return vec![format!("SET e{key} {}", n * 1_000), format!("PEXPIREAT e{key} {soon}")];
+                }
+            },
+            8 => match random.below(6) {
+                0 => format!("DEL f{key}"),
+                1 => format!("HDEL f{key} f{field}"),
+                _ => return vec![format!("HSET f{key} f{field} {n}"), format!("PEXPIREAT f{key} {soon}")],
+            },
+            _ => return vec![format!("INCRBY i{key} {by}"), format!("PEXPIREAT i{key} {soon}")],
+        };
+        vec![one]
     }
 }

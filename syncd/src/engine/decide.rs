@@ -1,0 +1,304 @@
+//! What becomes of a batch of the peer's changes, by the rule for concurrent writes (`rule.rs`), with what the
+//! site's own log holds of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use causeway_core::{Change, Key, Op, Seq, Site};
+use tracing::trace;
+
+use super::apply::{ApplyTask, Reign};
+use super::conflicts::Conflict;
+use super::recent::{Touch, is_reread, touched_units};
+use super::redos::Theirs;
+use super::rule::{self, Record, Verdict};
+use super::shared::lock;
+use super::{EngineError, shown};
+use crate::status::Resolution;
+
+/// A change of the peer and the seq of one of ours, neither of which had seen the other.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    pub(crate) theirs: Change,
+    pub(crate) ours: Seq,
+    pub(crate) resolution: Resolution,
+}
+
+/// What is to be sent for a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Our own changes below were known.
+    pub(crate) basis: Seq,
+    /// In order, with ours that are done again; `None`: the batch as it is.
+    pub(crate) decided: Option<Vec<Change>>,
+    pub(crate) dropped: Vec<Seq>,
+    /// For the conflict log.
+    pub(crate) pairs: Vec<Pair>,
+    /// What the batch touches, for the race check.
+    pub(crate) units: Vec<Theirs>,
+}
+
+/// A change that meets some of ours.
+struct Met {
+    index: usize,
+    digest: u128,
+    touched: Vec<Touch>,
+    ours: Vec<Touch>,
+    verdict: Verdict,
+    /// What is done again on top of it.
+    again: Vec<Again>,
+}
+
+/// A change that is done again.
+enum Again {
+    Ours(Seq),
+    Theirs(Box<Change>),
+}
+
+impl Met {
+    fn new(
+        index: usize,
+        digest: u128,
+        change: &Change,
+        touched: Vec<Touch>,
+        ours: &[Touch],
+        verdict: Verdict,
+    ) -> Met {
+        let again = match &verdict {
+            Verdict::Under(again) => again.clone(),
+            // A value in pieces has to be finished in any case, and all of ours is done again over it.
+            Verdict::Drop(_) if change.part.is_some() => ours.iter().map(|own| own.seq).collect(),
+            _ => Vec::new(),
+        };
+        let mut again: Vec<Seq> = again;
+        again.dedup();
+        let again = again.into_iter().map(Again::Ours).collect();
+        Met { index, digest, touched, ours: ours.to_vec(), verdict, again }
+    }
+
+    /// Whether it is a state that was read again and does not hold all of ours.
+    fn is_over_state(&self) -> bool {
+        let is_state =
+            self.touched.first().is_some_and(|touch| touch.is_state && (touch.reread || touch.is_guess));
+        is_state && matches!(self.verdict, Verdict::Under(_))
+    }
+
+    fn ours_again(&self) -> impl Iterator<Item = Seq> {
+        self.again.iter().filter_map(|again| match again {
+            Again::Ours(seq) => Some(*seq),
+            Again::Theirs(_) => None,
+        })
+    }
+}
+
+impl Reign {
+    /// Decides on `changes`, as much as is known now. With `fill` nothing is in question: what exists stays.
+    pub(crate) async fn plan(
+        &mut self,
+        task: &ApplyTask,
+        changes: &[Change],
+        fill: bool,
+    ) -> Result<Plan, EngineError> {
+        if task.own.is_none() {
+            return Ok(Plan { basis: lock(&task.shared.recent).end(), ..Plan::default() });
+        }
+        let (mut plan, met) = look(task, changes, fill);
+        if !met.is_empty() {
+            let met = over_states(task, met).await?;
+            self.work_out(task, changes, met, &mut plan).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Builds what is to be sent where some changes meet some of ours.
+    async fn work_out(
+        &mut self,
+        task: &ApplyTask,
+        changes: &[Change],
+        met: Vec<Met>,
+        plan: &mut Plan,
+    ) -> Result<(), EngineError> {
+        let wanted: BTreeSet<Seq> = met.iter().flat_map(Met::ours_again).collect();
+        let own = match &mut self.own_log {
+            Some(own_log) => own_log.fetch(&wanted).await?,
+            None => HashMap::new(),
+        };
+        let mut decided = Vec::with_capacity(changes.len() + wanted.len());
+        let mut met = met.into_iter().peekable();
+        for (index, change) in changes.iter().enumerate() {
+            let Some(here) = met.next_if(|met| met.index == index) else {
+                decided.push(change.clone());
+                continue;
+            };
+            trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
+                seq = %change.seq, verdict = ?here.verdict, "decided");
+            plan.pairs.extend(pairs(task, change, &here, &own));
+            if let Verdict::Drop(_) = here.verdict {
+                plan.dropped.push(change.seq);
+                if change.part.is_none() {
+                    continue;
+                }
+            }
+            // Ours is done again on top of it, and must not be done on top of itself.
+            let op = if change.op == Op::Read { Op::State } else { change.op };
+            decided.push(Change { op, ..change.clone() });
+            let in_pieces = |seq: &Seq| own.get(seq).is_some_and(|own| own.part.is_some());
+            if let Some(pieces) = here.ours_again().find(in_pieces) {
+                plan.basis = plan.basis.min(pieces);
+                continue;
+            }
+            decided.extend(here.again.iter().filter_map(|again| match again {
+                Again::Ours(seq) => own.get(seq).cloned(),
+                Again::Theirs(change) => Some(Change::clone(change)),
+            }));
+            let theirs = plan.units.iter_mut().filter(|theirs| theirs.touch.seq == change.seq);
+            theirs.for_each(|theirs| theirs.on_top = true);
+        }
+        plan.decided = Some(decided);
+        Ok(())
+    }
+
+    /// Notes what was decided in the conflict log.
+    pub(crate) async fn note(&mut self, task: &ApplyTask, pairs: &[Pair]) {
+        let wanted: BTreeSet<Seq> = pairs.iter().map(|pair| pair.ours).collect();
+        // A log that fails is told by who needs it.
+        let own = match &mut self.own_log {
+            Some(own_log) if !wanted.is_empty() => own_log.fetch(&wanted).await.unwrap_or_default(),
+            _ => HashMap::new(),
+        };
+        for Pair { theirs, ours, resolution } in pairs {
+            let Some(ours) = own.get(ours) else {
+                task.conflicts.note_unread(*resolution);
+                continue;
+            };
+            let element = element(task, ours, &theirs.key);
+            let element = element.as_deref();
+            task.conflicts.note(&Conflict { theirs, ours, element, resolution: *resolution });
+        }
+    }
+}
+
+/// What is done again on top of a state that was read again: by the records of both sites, as it holds newer writes
+/// of single elements than some of ours that it does not hold.
+async fn over_states(task: &ApplyTask, mut met: Vec<Met>) -> Result<Vec<Met>, EngineError> {
+    let mut wanted: HashMap<u128, Seq> = HashMap::new();
+    let mut end = Seq(0);
+    for here in met.iter().filter(|met| met.is_over_state()) {
+        let oldest = here.ours.iter().map(|own| own.seen).min().unwrap_or_default();
+        let from = wanted.entry(here.digest).or_insert(oldest);
+        *from = oldest.min(*from);
+        end = end.max(here.touched.first().map_or(end, |touch| touch.seq));
+    }
+    if wanted.is_empty() {
+        return Ok(met);
+    }
+    let mut theirs: HashMap<u128, Vec<Record>> = HashMap::new();
+    for change in super::redo::theirs(task, &wanted, end).await? {
+        if let Some((digest, record)) = Record::of_theirs(change, task.connector.as_ref()) {
+            theirs.entry(digest).or_default().push(record);
+        }
+    }
+    for here in met.iter_mut().filter(|met| met.is_over_state()) {
+        let below = here.touched.first().map_or(Seq(0), |touch| touch.seq);
+        let theirs = theirs.get(&here.digest).into_iter().flatten();
+        let mut records = vec![Record { own: false, touched: here.touched.clone(), changes: Vec::new() }];
+        records.extend(theirs.filter(|record| record.seq() < below).cloned());
+        for own in &here.ours {
+            match records.last_mut().filter(|last| last.own && last.seq() == own.seq) {
+                Some(last) => last.touched.push(*own),
+                None => records.push(Record { own: true, touched: vec![*own], changes: Vec::new() }),
+            }
+        }
+        let whole = BTreeSet::from([None]);
+        let content = rule::evaluate(&records, &whole, task.site == Site::First);
+        let Some(content) = content.filter(|content| content.then.first() == Some(&0)) else { continue };
+        let again = content.then.iter().skip(1).filter_map(|index| records.get(*index));
+        here.again = again
+            .map(|record| match record.changes.last() {
+                Some(change) => Again::Theirs(Box::new(change.clone())),
+                None => Again::Ours(record.seq()),
+            })
+            .collect();
+    }
+    Ok(met)
+}
+
+/// Looks at what was changed here and the peer had not seen. One look for the whole batch: its basis holds for
+/// each change.
+fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> (Plan, Vec<Met>) {
+    let connector = task.connector.as_ref();
+    let all: Vec<Vec<(u128, Touch)>> =
+        changes.iter().map(|change| touched_units(change, connector)).collect();
+    let (mut plan, mut met) = (Plan::default(), Vec::new());
+    let recent = lock(&task.shared.recent);
+    plan.basis = recent.end();
+    for (index, (change, touched)) in changes.iter().zip(all).enumerate() {
+        let Some(&(digest, first)) = touched.first() else { continue };
+        if change.key.name.is_empty() {
+            continue;
+        }
+        let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch);
+        let theirs = |touch| Theirs { digest, key: change.key.clone(), touch, on_top: false };
+        let ours = if fill { &[] } else { recent.unseen(digest, first.seen) };
+        if ours.is_empty() {
+            plan.units.extend(touched.map(theirs));
+            continue;
+        }
+        let touched: Vec<Touch> = touched.collect();
+        plan.units.extend(touched.iter().copied().map(theirs));
+        let verdict = rule::decide(&touched, ours, task.site == Site::First);
+        if let Verdict::Unknown(from) = verdict {
+            plan.basis = plan.basis.min(from);
+        }
+        met.push(Met::new(index, digest, change, touched, ours, verdict));
+    }
+    (plan, met)
+}
+
+/// What the conflict log hears of one change: the newest of ours that was overwritten, and the newest of each
+/// element that was done again. What only says again what the logs know is no write.
+fn pairs(task: &ApplyTask, change: &Change, met: &Met, own: &HashMap<Seq, Change>) -> Vec<Pair> {
+    if is_reread(change) || change.op == Op::Read {
+        return Vec::new();
+    }
+    let pair = |ours, resolution| Pair { theirs: change.clone(), ours, resolution };
+    let again = match &met.verdict {
+        Verdict::Drop(ours) => return vec![pair(*ours, Resolution::Kept)],
+        Verdict::Under(again) if change.op == Op::Delete => {
+            return again.last().map(|ours| pair(*ours, Resolution::Kept)).into_iter().collect();
+        }
+        Verdict::Under(again) => again.as_slice(),
+        // The redo notes what becomes of these.
+        Verdict::Unknown(_) => return Vec::new(),
+        Verdict::Apply => &[],
+    };
+    let meets = |own: &&Touch| !own.reread && met.touched.iter().any(|touch| rule::is_conflict(touch, own));
+    let overwritten = met.ours.iter().filter(|own| !again.contains(&own.seq)).rfind(meets);
+    let mut pairs = Vec::new();
+    if let Some(own) = overwritten {
+        let is_lost = met.touched.iter().any(|touch| rule::is_overwritten(touch, own));
+        pairs.push(pair(own.seq, if is_lost { Resolution::Replaced } else { Resolution::Merged }));
+    }
+    let mut merged = BTreeMap::new();
+    for change in again.iter().filter_map(|seq| own.get(seq)) {
+        merged.insert(element(task, change, &change.key), change.seq);
+    }
+    pairs.extend(merged.into_values().map(|ours| pair(ours, Resolution::Merged)));
+    pairs
+}
+
+/// The one element of `key` that `change` touches; `None` if it is the whole key, or several.
+pub(crate) fn element(task: &ApplyTask, change: &Change, key: &Key) -> Option<Bytes> {
+    let units = task.connector.units(change);
+    let mut elements = units.into_iter().filter(|(unit, _)| unit.key == *key).map(|(unit, _)| unit.element);
+    match (elements.next(), elements.next()) {
+        (Some(element), None) => element,
+        _ => None,
+    }
+}
+
+/// Our changes below are forgotten, as far as the applier is concerned, once capture has passed them.
+pub(crate) fn forgettable(task: &ApplyTask, low: Seq) {
+    task.shared.forgettable.fetch_max(low.0, Ordering::SeqCst);
+}

@@ -1,0 +1,304 @@
+//! Capture's part of the rule for concurrent writes: where a transaction of the peer's changes passes in the
+//! store's own stream, it is known which of the site's own writes stand before it that the decision did not know.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::atomic::Ordering;
+
+use causeway_core::{Change, Hlc, Key, Marker, Op, Position, Seq, Site, Source, Token};
+use tokio::sync::oneshot;
+use tracing::debug;
+
+use super::capture::{Capture, CaptureTask};
+use super::recent::{Recent, Touch, key_digest, touched_units};
+use super::redos::{Redo, Redos, Theirs};
+use super::restart::{Terms, walk_kept};
+use super::rule::{self, Applied, Race};
+use super::shared::lock;
+use super::switch::{Part, is_off};
+use super::{EngineError, shown};
+
+/// Keys of which a state was asked for.
+pub(super) struct Refresh {
+    pub(super) keys: HashSet<Key>,
+    /// Who waits; nobody for the keys that are shipped.
+    done: Option<oneshot::Sender<()>>,
+    /// A key could not be told: whoever waits asks again.
+    missed: bool,
+}
+
+impl Refresh {
+    /// To be told once the states are durable.
+    pub(super) fn answer(self) -> Option<oneshot::Sender<()>> {
+        self.done.filter(|_| !self.missed)
+    }
+}
+
+/// Keys whose state is to be told to the peer.
+#[derive(Debug, Default)]
+pub(super) struct Ships {
+    open: BTreeMap<u128, Ship>,
+}
+
+#[derive(Debug)]
+struct Ship {
+    key: Key,
+    /// From where the stream has to be read again to find out about it.
+    place: Position,
+    asked: Option<Token>,
+}
+
+impl Ships {
+    pub(super) fn open(&mut self, key: &Key, place: &Position) {
+        let ship = || Ship { key: key.clone(), place: place.clone(), asked: None };
+        // What was read already may lack what came since.
+        self.open.entry(key_digest(key)).or_insert_with(ship).asked = None;
+    }
+
+    /// What was asked for is not answered any more.
+    pub(super) fn ask_again(&mut self) {
+        self.open.values_mut().for_each(|ship| ship.asked = None);
+    }
+}
+
+/// Keys asked for at once.
+const SHIPS_MAX: usize = 256;
+
+impl Capture {
+    /// A transaction of ours has passed: opens what its races with own changes ask for, closes what it evaluated
+    /// again, and forgets what nobody needs any more.
+    pub(super) async fn check_races(
+        &mut self,
+        task: &CaptureTask,
+        marker: &Marker,
+        pos: &Position,
+    ) -> Result<(), EngineError> {
+        if task.peer.is_none() {
+            return Ok(());
+        }
+        let sent = lock(&task.shared.on_the_way).pass(marker);
+        if self.checked_to.as_ref().is_some_and(|to| to.history == pos.history && to.at >= pos.at) {
+            return Ok(());
+        }
+        self.checked_to = Some(pos.clone());
+        let (units, low) = match sent {
+            Some(sent) => (sent.units, Some(sent.low)),
+            None => units_of(task, marker).await?,
+        };
+        let recent = &mut *lock(&task.shared.recent);
+        let redos = &mut *lock(&task.shared.redos);
+        for theirs in &units {
+            self.race(task, recent, redos, (marker, pos), theirs);
+        }
+        for id in &marker.redone {
+            self.close(recent, redos, *id, (marker.basis, pos.at));
+        }
+        let forgettable = Seq(task.shared.forgettable.load(Ordering::SeqCst));
+        if let Some(low) = low {
+            recent.forget_below(low.min(forgettable), |digest| redos.is_open(digest));
+        }
+        if redos.has_waiting() {
+            task.shared.redo_waits.raise();
+        }
+        task.stats.contested.store((redos.len() + self.ships.open.len()) as u64, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The stream begins anew: what was written where it was lost stands in no log, so that nothing can be
+    /// evaluated from them. The snapshot tells what the keys hold.
+    pub(super) fn forget_races(&mut self, task: &CaptureTask) {
+        self.ships = Ships::default();
+        let recent = &mut *lock(&task.shared.recent);
+        recent.stream_is_new();
+        lock(&task.shared.redos).clear().into_iter().for_each(|digest| recent.release(digest));
+    }
+
+    fn race(
+        &mut self,
+        task: &CaptureTask,
+        recent: &Recent,
+        redos: &mut Redos,
+        (marker, pos): (&Marker, &Position),
+        theirs: &Theirs,
+    ) {
+        let ours = recent.all(theirs.digest);
+        if ours.is_empty() {
+            return;
+        }
+        let touch = theirs.touch;
+        let applied = Applied {
+            touch,
+            dropped: marker.dropped.contains(&touch.seq),
+            on_top: theirs.on_top,
+            at: pos.at,
+            basis: if is_off(Part::Basis) { Seq(u64::MAX) } else { marker.basis },
+        };
+        for race in rule::races(&applied, ours, task.site == Site::First) {
+            debug!(partition = %task.partition, key = %shown(&theirs.key), theirs = %touch.seq, ?race, "race");
+            match race {
+                Race::Redo { .. } if is_off(Part::Redo) => {}
+                Race::Redo { element, ours } => redos.open(Redo {
+                    key: theirs.key.clone(),
+                    elements: BTreeSet::from([element]),
+                    theirs_from: touch.seq.min(ours.seen),
+                    pairs: vec![(touch.seq, ours.seq)],
+                    place: self.passed.clone(),
+                    is_sent: false,
+                }),
+                Race::Ship if is_off(Part::Ship) => {}
+                Race::Ship => self.ships.open(&theirs.key, &self.passed),
+            }
+        }
+    }
+
+    /// A redo has passed: what we wrote before it and it did not know was overwritten.
+    fn close(&mut self, recent: &mut Recent, redos: &mut Redos, id: u64, (basis, at): (Seq, u64)) {
+        let Some(mut redo) = redos.close(id) else { return };
+        let digest = key_digest(&redo.key);
+        let is_unknown = |own: &&Touch| own.seq >= basis && own.at < at;
+        let unknown: Vec<Touch> = recent.all(digest).iter().filter(is_unknown).copied().collect();
+        if let Some(oldest) = unknown.iter().map(|own| own.seen).min()
+            && !is_off(Part::RedoRace)
+        {
+            redo.elements.extend(unknown.iter().map(|own| own.element));
+            redo.theirs_from = redo.theirs_from.min(oldest);
+            redo.is_sent = false;
+            redos.open(redo);
+        } else if !redos.is_open(digest) {
+            recent.release(digest);
+        }
+    }
+
+    /// Asks the source for states; `done` is told once they are durable.
+    pub(super) async fn refresh_keys(
+        &mut self,
+        source: &mut dyn Source,
+        keys: Vec<Key>,
+        done: Option<oneshot::Sender<()>>,
+    ) -> Result<(), EngineError> {
+        let asked = Refresh { keys: keys.iter().cloned().collect(), done, missed: false };
+        let token = source.refresh(keys).await?;
+        self.refreshes.insert(token, asked);
+        Ok(())
+    }
+
+    /// Asks for the states of what is to be shipped and nothing is wrong with.
+    pub(super) async fn ship(
+        &mut self,
+        task: &CaptureTask,
+        source: &mut dyn Source,
+    ) -> Result<(), EngineError> {
+        if self.ships.open.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<Key> = {
+            let redos = lock(&task.shared.redos);
+            let waits = |digest: &u128| redos.is_open(*digest) && !is_off(Part::ShipWaits);
+            let ready =
+                self.ships.open.iter().filter(|(digest, ship)| ship.asked.is_none() && !waits(digest));
+            ready.map(|(_, ship)| ship.key.clone()).take(SHIPS_MAX).collect()
+        };
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let asked = Refresh { keys: keys.iter().cloned().collect(), done: None, missed: false };
+        let token = source.refresh(keys).await?;
+        for key in &asked.keys {
+            if let Some(ship) = self.ships.open.get_mut(&key_digest(key)) {
+                ship.asked = Some(token);
+            }
+        }
+        self.refreshes.insert(token, asked);
+        Ok(())
+    }
+
+    /// How much of the peer's log a key has seen at this place, and all keys.
+    pub(super) fn seen(&self, task: &CaptureTask, key: &Key) -> (Seq, Seq) {
+        if is_off(Part::Seen) {
+            return (self.low.min(Seq(self.point.settled)), self.low);
+        }
+        match task.peer {
+            Some(_) => lock(&task.shared.on_the_way).seen(key_digest(key), self.low),
+            None => (self.low, self.low),
+        }
+    }
+
+    /// Whether a key has to be evaluated again.
+    pub(super) fn is_contested(&self, task: &CaptureTask, key: &Key) -> bool {
+        task.peer.is_some() && lock(&task.shared.redos).is_open(key_digest(key)) && !is_off(Part::ShipWaits)
+    }
+
+    /// Whether a state of the key was asked for.
+    pub(super) fn is_asked_for(&self, key: &Key) -> bool {
+        self.refreshes.values().any(|asked| asked.keys.contains(key))
+    }
+
+    /// Whether `state` says what the key holds: not where it has to be evaluated again. Then it is asked for
+    /// later.
+    pub(super) fn may_tell(&mut self, task: &CaptureTask, state: &Change) -> bool {
+        let contested = self.is_contested(task, &state.key);
+        for asked in self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key)) {
+            if contested {
+                asked.missed = true;
+            }
+        }
+        if !self.is_asked_for(&state.key) {
+            return true;
+        }
+        let digest = key_digest(&state.key);
+        if contested {
+            self.ships.open.entry(digest).and_modify(|ship| ship.asked = None);
+        } else if state.part.is_none_or(|part| part.last)
+            && self.ships.open.get(&digest).is_some_and(|ship| ship.asked.is_some())
+        {
+            self.ships.open.remove(&digest);
+        }
+        !contested
+    }
+
+    /// The version of a state that is read again: of our newest write of the whole key that still stands.
+    pub(super) fn whole_version(&self, task: &CaptureTask, key: &Key) -> Hlc {
+        if is_off(Part::StateVersion) {
+            return self.clock.last();
+        }
+        rule::whole_version(lock(&task.shared.recent).all(key_digest(key)))
+    }
+
+    /// How far a restart may read on.
+    pub(super) fn nothing_open_before(&self, task: &CaptureTask) -> Position {
+        if is_off(Part::RestartPoint) {
+            return self.last.clone();
+        }
+        let redos = lock(&task.shared.redos);
+        // What is read again may still open something.
+        let places =
+            redos.places().chain(self.ships.open.values().map(|ship| &ship.place)).chain([&self.passed]);
+        let places = places.filter(|place| place.history == self.last.history && place.at < self.last.at);
+        places.min_by_key(|place| place.at).unwrap_or(&self.last).clone()
+    }
+}
+
+/// What a transaction touched that this process did not send, from the peer's log.
+async fn units_of(task: &CaptureTask, marker: &Marker) -> Result<(Vec<Theirs>, Option<Seq>), EngineError> {
+    let (mut units, mut low) = (Vec::new(), None);
+    let Some(peer) = task.peer.as_ref().filter(|_| marker.from < marker.applied) else {
+        return Ok((units, low));
+    };
+    let start = task.log.locate(peer, marker.from).await?;
+    let end = task.log.locate(peer, marker.applied).await?;
+    let mut terms = Terms::default();
+    walk_kept(task.log.as_ref(), peer, start, end, |_, change| {
+        if !terms.admits(&change)
+            || change.seq < marker.from
+            || change.seq >= marker.applied
+            || change.op == Op::Fence
+        {
+            return;
+        }
+        low = Some(change.low);
+        for (digest, touch) in touched_units(&change, task.connector.as_ref()) {
+            units.push(Theirs { digest, key: change.key.clone(), touch, on_top: true });
+        }
+    })
+    .await?;
+    Ok((units, low))
+}

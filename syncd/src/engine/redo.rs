@@ -1,0 +1,244 @@
+//! Evaluates keys again that a race left with something wrong: from the records of both logs, in one transaction
+//! whose marker says so.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use causeway_core::{Batch, Change, Op, Outcome, Position, Refused, Seq, Site, Target};
+use tracing::{debug, warn};
+
+use super::apply::{ApplyTask, Reign};
+use super::careful::unavailable;
+use super::decide::Pair;
+use super::recent::{Touch, key_digest};
+use super::redos::Redo;
+use super::restart::{Terms, walk};
+use super::rule::{self, Content, Record};
+use super::shared::lock;
+use super::{EngineError, shown};
+use crate::log::{Offset, PartitionId};
+use crate::status::Resolution;
+
+/// Keys of one transaction.
+const KEYS_MAX: usize = 64;
+/// How far the log is read back at first for the beginning of a value that came in pieces.
+const PIECES_WINDOW: u64 = 1024;
+
+type Numbered = (u64, Redo);
+
+impl Reign {
+    /// Evaluates the keys that wait for it. Nothing is under way, neither before nor after.
+    pub(crate) async fn redo(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+    ) -> Result<(), EngineError> {
+        task.shared.redo_waits.take();
+        loop {
+            let redos = lock(&task.shared.redos).take(KEYS_MAX);
+            if redos.is_empty() {
+                return Ok(());
+            }
+            self.redo_these(task, target, redos).await?;
+        }
+    }
+
+    async fn redo_these(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        redos: Vec<Numbered>,
+    ) -> Result<(), EngineError> {
+        let (basis, records) = self.records(task, &redos).await?;
+        let mut changes = Vec::new();
+        let mut pairs = Vec::new();
+        for (id, redo) in &redos {
+            let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
+            let content = rule::evaluate(records, &redo.elements, task.site == Site::First);
+            debug!(partition = %task.partition, id, key = %shown(&redo.key), ?content, "evaluated again");
+            let Some(content) = content else { continue };
+            pairs.extend(met(redo, records, &content));
+            changes.extend(written(redo, records, &content));
+        }
+        let mut marker = self.marker_for(task, &[], self.marker.applied);
+        (marker.basis, marker.redone) = (basis, redos.iter().map(|(id, _)| *id).collect());
+        let batch = Batch { marker, changes: changes.clone(), watched: false, keep_existing: false };
+        target.send(batch).await?;
+        match target.outcome().await? {
+            Outcome::Committed { refused, .. } => {
+                self.refused(task, &changes, refused).await?;
+                self.note(task, &pairs).await;
+                Ok(())
+            }
+            Outcome::Rejected { transient: false, reason } => {
+                self.give_up(task, target, redos, changes, reason).await
+            }
+            Outcome::Rejected { reason, .. } => {
+                lock(&task.shared.redos).send_again();
+                task.shared.redo_waits.raise();
+                Err(unavailable(task, "evaluate keys again", reason))
+            }
+            Outcome::Touched => Err(EngineError::CaptureWaits),
+        }
+    }
+
+    /// Something in the transaction is refused: each key goes alone, and one that is refused alone is kept as a
+    /// dead letter.
+    async fn give_up(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        redos: Vec<Numbered>,
+        changes: Vec<Change>,
+        reason: String,
+    ) -> Result<(), EngineError> {
+        if redos.len() > 1 {
+            for redo in redos {
+                Box::pin(self.redo_these(task, target, vec![redo])).await?;
+            }
+            return Ok(());
+        }
+        warn!(partition = %task.partition, reason, "a key cannot be evaluated again");
+        let all = (0..changes.len()).map(|index| Refused { index, reason: reason.clone() }).collect();
+        self.refused(task, &changes, all).await?;
+        let mut marker = self.marker_for(task, &[], self.marker.applied);
+        marker.redone = redos.iter().map(|(id, _)| *id).collect();
+        target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;
+        match target.outcome().await? {
+            Outcome::Rejected { reason, .. } => Err(unavailable(task, "write the marker", reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The records of the keys, and up to where our own are known.
+    async fn records(
+        &mut self,
+        task: &ApplyTask,
+        redos: &[Numbered],
+    ) -> Result<(Seq, HashMap<u128, Vec<Record>>), EngineError> {
+        let mut records: HashMap<u128, Vec<Record>> = HashMap::new();
+        let mut ours: BTreeMap<Seq, (u128, Vec<Touch>)> = BTreeMap::new();
+        let basis = {
+            let recent = lock(&task.shared.recent);
+            for (_, redo) in redos {
+                let digest = key_digest(&redo.key);
+                for own in recent.all(digest).iter().filter(|own| own.seq < recent.end()) {
+                    ours.entry(own.seq).or_insert((digest, Vec::new())).1.push(*own);
+                }
+            }
+            recent.end()
+        };
+        let wanted: BTreeSet<Seq> = ours.keys().copied().collect();
+        let mut own = match &mut self.own_log {
+            Some(own_log) => own_log.fetch(&wanted).await?,
+            None => HashMap::new(),
+        };
+        for (seq, (digest, touched)) in ours {
+            let Some(change) = own.remove(&seq) else { continue };
+            let changes = match &task.own {
+                Some(partition) => whole(task, partition, change).await?,
+                None => vec![change],
+            };
+            records.entry(digest).or_default().push(Record { own: true, touched, changes });
+        }
+        let wanted = redos.iter().map(|(_, redo)| (key_digest(&redo.key), redo.theirs_from)).collect();
+        for change in theirs(task, &wanted, self.marker.applied).await? {
+            let whole = whole(task, &task.partition, change.clone()).await?;
+            if let Some((digest, record)) = Record::of_theirs(change, task.connector.as_ref()) {
+                records.entry(digest).or_default().push(Record { changes: whole, ..record });
+            }
+        }
+        Ok((basis, records))
+    }
+}
+
+/// The peer's changes below `end` to the keys `wanted`, by their digests, each from its seq on.
+pub(super) async fn theirs(
+    task: &ApplyTask,
+    wanted: &HashMap<u128, Seq>,
+    end: Seq,
+) -> Result<Vec<Change>, EngineError> {
+    let from = wanted.values().copied().min().unwrap_or_default();
+    let start = task.log.locate(&task.partition, from).await?;
+    let stop = task.log.locate(&task.partition, end).await?;
+    let (mut found, mut terms) = (Vec::new(), Terms::default());
+    walk(task.log.as_ref(), &task.partition, start, stop, |_, change| {
+        let is_wanted = |from: &Seq| change.seq >= *from && change.seq < end;
+        if terms.admits(&change)
+            && change.op.is_data()
+            && wanted.get(&key_digest(&change.key)).is_some_and(is_wanted)
+        {
+            found.push(change);
+        }
+    })
+    .await?;
+    Ok(found)
+}
+
+/// All pieces of a value of which `last` may be the last one.
+async fn whole(task: &ApplyTask, partition: &PartitionId, last: Change) -> Result<Vec<Change>, EngineError> {
+    let Some(part) = last.part.filter(|part| part.n > 0) else { return Ok(vec![last]) };
+    let end = task.log.locate(partition, last.seq).await?;
+    let first = task.log.bounds(partition).start;
+    let mut window = PIECES_WINDOW.max(u64::from(part.n));
+    loop {
+        let start = Offset(end.0.saturating_sub(window).max(first.0));
+        let mut pieces = Vec::new();
+        walk(task.log.as_ref(), partition, start, end, |_, change| {
+            if change.key == last.key
+                && let Some(piece) = change.part
+            {
+                if piece.n == 0 {
+                    pieces.clear();
+                }
+                pieces.push(change);
+            }
+        })
+        .await?;
+        let begins = pieces.first().and_then(|piece: &Change| piece.part).is_some_and(|piece| piece.n == 0);
+        if begins || start == first {
+            pieces.push(last);
+            return Ok(pieces);
+        }
+        window = window.saturating_mul(8);
+    }
+}
+
+/// What brings the key to `content`.
+fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec<Change> {
+    let mut written = Vec::new();
+    if content.from_absent {
+        let gone = Change::captured(Op::Delete, redo.key.clone(), None, Position::default(), 0);
+        written.push(gone);
+    }
+    for record in content.then.iter().filter_map(|index| records.get(*index)) {
+        written.extend(record.changes.iter().cloned());
+    }
+    written
+}
+
+/// For the conflict log: how those that met came out.
+fn met(redo: &Redo, records: &[Record], content: &Content) -> Vec<Pair> {
+    let place = |own: bool, seq: Seq| {
+        records
+            .iter()
+            .position(|record| record.own == own && record.touched.first().is_some_and(|t| t.seq == seq))
+    };
+    let pair = |(theirs, ours): &(Seq, Seq)| {
+        let at = place(false, *theirs)?;
+        let stands = place(true, *ours).is_some_and(|ours| content.then.contains(&ours));
+        let resolution = match (content.then.contains(&at), stands) {
+            (true, true) => Resolution::Merged,
+            (true, false) => Resolution::Replaced,
+            (false, _) => Resolution::Kept,
+        };
+        Some(Pair { theirs: records.get(at)?.changes.last()?.clone(), ours: *ours, resolution })
+    };
+    redo.pairs.iter().filter_map(pair).collect()
+}
+
+impl ApplyTask {
+    /// Keys of the target that are contested.
+    pub(crate) fn redo_waits(&self) -> bool {
+        self.shared.redo_waits.is_up() && !*self.paused.borrow() && self.own.is_some()
+    }
+}

@@ -1,0 +1,211 @@
+//! What the peer's changes on their way into a site's store touch, and the keys that have to be evaluated again
+//! because of a race. Shared by the site's applier, which sends and evaluates, and its capture, which sees both
+//! pass in the store's stream.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use causeway_core::{Key, Marker, Position, Seq};
+
+use super::recent::{Touch, key_digest};
+use super::rule::Element;
+
+/// A unit of a change of the peer, as it went into the store.
+#[derive(Debug, Clone)]
+pub(crate) struct Theirs {
+    pub(crate) digest: u128,
+    pub(crate) key: Key,
+    pub(crate) touch: Touch,
+    /// Something of ours was done again on top of it.
+    pub(crate) on_top: bool,
+}
+
+/// A transaction that was sent.
+#[derive(Debug)]
+pub(crate) struct SentUnits {
+    pub(crate) marker: Marker,
+    /// Of the last change of it: later ones of the peer have seen our changes below.
+    pub(crate) low: Seq,
+    pub(crate) units: Vec<Theirs>,
+    /// It may pass, but is not sent again.
+    pub(crate) is_given_up: bool,
+}
+
+/// Transactions whose marker capture has not passed yet, in the order in which they were sent.
+#[derive(Debug, Default)]
+pub(crate) struct OnTheWay {
+    sent: VecDeque<SentUnits>,
+    units: usize,
+    /// Changes that a store refused for the time being while later ones went in, by the keys' digests.
+    overtaken: BTreeMap<u128, BTreeSet<Seq>>,
+}
+
+/// Of about 150 bytes each. What is older is read from the log again, where capture needs it.
+const UNITS_MAX: usize = 1 << 16;
+
+impl OnTheWay {
+    pub(crate) fn send(&mut self, sent: SentUnits) {
+        self.units += sent.units.len();
+        self.sent.push_back(sent);
+        while self.units > UNITS_MAX && self.sent.len() > 1 {
+            self.take_first();
+        }
+    }
+
+    fn take_first(&mut self) -> Option<SentUnits> {
+        let sent = self.sent.pop_front()?;
+        self.units -= sent.units.len();
+        Some(sent)
+    }
+
+    /// Takes the transaction of `marker`, which has passed. Older ones did not take effect, or not yet.
+    pub(crate) fn pass(&mut self, marker: &Marker) -> Option<SentUnits> {
+        // Of two that are equal the first one did not take effect.
+        let at = self.sent.iter().rposition(|sent| sent.marker == *marker)?;
+        for _ in 0..at {
+            let sent = self.take_first().filter(|sent| !sent.is_given_up);
+            for theirs in sent.into_iter().flat_map(|sent| sent.units) {
+                self.overtaken.entry(theirs.digest).or_default().insert(theirs.touch.seq);
+            }
+        }
+        let passed = self.take_first()?;
+        for theirs in &passed.units {
+            self.is_done(theirs.digest, theirs.touch.seq);
+        }
+        Some(passed)
+    }
+
+    /// A change went in, or never will.
+    pub(crate) fn is_done(&mut self, digest: u128, seq: Seq) {
+        if let Some(seqs) = self.overtaken.get_mut(&digest) {
+            seqs.remove(&seq);
+            if seqs.is_empty() {
+                self.overtaken.remove(&digest);
+            }
+        }
+    }
+
+    /// Whoever applies begins anew: what was overtaken is asked for.
+    pub(crate) fn give_up(&mut self) {
+        self.overtaken.clear();
+        self.sent.iter_mut().for_each(|sent| sent.is_given_up = true);
+    }
+
+    /// How much of the peer's log a key has seen, and all keys, where everything below `low` was sent.
+    pub(crate) fn seen(&self, digest: u128, low: Seq) -> (Seq, Seq) {
+        let first = |seqs: &BTreeSet<Seq>| seqs.first().map_or(low, |seq| low.min(*seq));
+        let seen = self.overtaken.get(&digest).map_or(low, first);
+        (seen, self.overtaken.values().map(first).min().unwrap_or(low))
+    }
+}
+
+/// A key to be evaluated again.
+#[derive(Debug, Clone)]
+pub(crate) struct Redo {
+    pub(crate) key: Key,
+    pub(crate) elements: BTreeSet<Element>,
+    /// Older changes of the peer don't matter.
+    pub(crate) theirs_from: Seq,
+    /// Pairs of a change of the peer and one of ours that it met, for the conflict log.
+    pub(crate) pairs: Vec<(Seq, Seq)>,
+    /// From where the stream has to be read again to find out about it.
+    pub(crate) place: Position,
+    /// The transaction is on its way.
+    pub(crate) is_sent: bool,
+}
+
+/// Pairs of one redo that the conflict log hears of.
+const PAIRS_MAX: usize = 16;
+
+/// Redos that are open, by their numbers. Numbers are never used twice, whatever crashes.
+#[derive(Debug, Default)]
+pub(crate) struct Redos {
+    open: BTreeMap<u64, Redo>,
+    of_key: HashMap<u128, BTreeSet<u64>>,
+    next: u64,
+}
+
+impl Redos {
+    /// From now on numbers are `first` and above.
+    pub(crate) fn begin(&mut self, first: u64) {
+        self.next = self.next.max(first);
+    }
+
+    pub(crate) fn is_open(&self, digest: u128) -> bool {
+        self.of_key.contains_key(&digest)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// The places behind which the restart point has to stay.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Position> {
+        self.open.values().map(|redo| &redo.place)
+    }
+
+    /// Opens one, or widens one of the key that is not on its way yet.
+    pub(crate) fn open(&mut self, redo: Redo) {
+        let digest = key_digest(&redo.key);
+        let of_key = self.of_key.entry(digest).or_default();
+        let waiting = of_key.iter().find(|id| self.open.get(id).is_some_and(|redo| !redo.is_sent)).copied();
+        if let Some(waiting) = waiting.and_then(|id| self.open.get_mut(&id)) {
+            waiting.elements.extend(redo.elements);
+            waiting.theirs_from = waiting.theirs_from.min(redo.theirs_from);
+            waiting.pairs.extend(redo.pairs);
+            waiting.pairs.truncate(PAIRS_MAX);
+            return;
+        }
+        self.next += 1;
+        of_key.insert(self.next);
+        self.open.insert(self.next, redo);
+    }
+
+    /// Closes one, and gives it back.
+    pub(crate) fn close(&mut self, id: u64) -> Option<Redo> {
+        let redo = self.open.remove(&id)?;
+        let digest = key_digest(&redo.key);
+        if let Some(of_key) = self.of_key.get_mut(&digest) {
+            of_key.remove(&id);
+            if of_key.is_empty() {
+                self.of_key.remove(&digest);
+            }
+        }
+        Some(redo)
+    }
+
+    /// Forgets all, and says which keys they were of.
+    pub(crate) fn clear(&mut self) -> Vec<u128> {
+        self.open.clear();
+        std::mem::take(&mut self.of_key).into_keys().collect()
+    }
+
+    /// Takes what waits, at most `max`, as being on its way.
+    pub(crate) fn take(&mut self, max: usize) -> Vec<(u64, Redo)> {
+        let waiting = self.open.iter_mut().filter(|(_, redo)| !redo.is_sent).take(max);
+        waiting
+            .map(|(id, redo)| {
+                redo.is_sent = true;
+                (*id, redo.clone())
+            })
+            .collect()
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.open.values().any(|redo| !redo.is_sent)
+    }
+
+    /// Whatever was on its way may be lost, and is sent again with another number: where it was not lost, it may
+    /// have met other writes than what is sent now.
+    pub(crate) fn send_again(&mut self) {
+        let sent: Vec<u64> = self.open.iter().filter(|(_, redo)| redo.is_sent).map(|(id, _)| *id).collect();
+        for id in sent {
+            if let Some(redo) = self.close(id) {
+                self.open(Redo { is_sent: false, ..redo });
+            }
+        }
+    }
+}

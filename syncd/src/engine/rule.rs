@@ -1,0 +1,439 @@
+//! The rule for concurrent writes, without a store, a log or a clock: what becomes of the peer's change, which
+//! races a decision did not know of, and what a key holds by the records of both sites. `docs/CONVERGENCE.md`
+//! tells the whole of it, and why it is right.
+
+use std::collections::BTreeSet;
+
+use causeway_core::{Change, Class, Connector, Hlc, Op, Seq};
+
+use super::recent::{Touch, touched_units};
+use super::switch::{Part, is_off};
+
+/// A hash field, a member; `None`: the whole key.
+pub(crate) type Element = Option<u64>;
+
+fn overlap(a: Element, b: Element) -> bool {
+    a.is_none() || b.is_none() || a == b
+}
+
+fn covers(a: Element, b: Element) -> bool {
+    a.is_none() || a == b
+}
+
+fn narrower(a: Element, b: Element) -> Element {
+    a.or(b)
+}
+
+fn is_absolute(touch: &Touch) -> bool {
+    touch.class == Class::Absolute
+}
+
+fn is_delete(touch: &Touch) -> bool {
+    touch.class == Class::Observed
+}
+
+/// Neither overwrites the other, and their order matters.
+fn is_ordered_pair(a: &Touch, b: &Touch) -> bool {
+    let neither = |class| a.class != class && b.class != class;
+    neither(Class::Absolute)
+        && neither(Class::Observed)
+        && (a.class == Class::Other || b.class == Class::Other)
+}
+
+/// An operation on any element of the key and a write of one of them: done again for that element alone it
+/// would reach others, so that the authority's order is taken for these, too.
+fn is_mixed_pair(a: &Touch, b: &Touch) -> bool {
+    let any = |touch: &Touch| touch.class == Class::Other && touch.element.is_none();
+    let one = |touch: &Touch| is_absolute(touch) && touch.element.is_some();
+    (any(a) && one(b)) || (one(a) && any(b))
+}
+
+/// Whether a write of ours that the peer's change meets, and that is not done again, is a conflict: it is
+/// overwritten, or the order of two operations is decided.
+pub(crate) fn is_conflict(theirs: &Touch, own: &Touch) -> bool {
+    is_ordered_pair(theirs, own) && overlap(theirs.element, own.element) || is_overwritten(theirs, own)
+}
+
+/// Whether the peer's change takes away what ours did.
+pub(crate) fn is_overwritten(theirs: &Touch, own: &Touch) -> bool {
+    is_absolute(theirs) && covers(theirs.element, own.element) && !is_delete(own)
+}
+
+/// What is left of `ours` after our last delete of the key, and the delete.
+fn after_delete(ours: &[Touch]) -> (&[Touch], Option<&Touch>) {
+    match ours.iter().rposition(is_delete) {
+        Some(at) => (ours.get(at + 1..).unwrap_or_default(), ours.get(at)),
+        None => (ours, None),
+    }
+}
+
+/// Whether ours is newer. Of two states of one version that of the authority is; a row of a snapshot says less than
+/// any state.
+///
+/// What was written in a gap takes nothing away of what was done to the key meanwhile, but for a write of all of it.
+fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
+    let replaces = |touch: &Touch| is_absolute(touch) && touch.element.is_none();
+    if change.is_guess && !replaces(own) {
+        return true;
+    }
+    if own.is_guess && !replaces(change) {
+        return false;
+    }
+    let wins_tie = own.is_state && (is_authority || !change.is_state);
+    own.hlc > change.hlc || (own.hlc == change.hlc && wins_tie)
+}
+
+/// What becomes of a change of the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is applied.
+    Apply,
+    /// Ours with this seq stands.
+    Drop(Seq),
+    /// It is applied, and ours with these seqs are done again on top of it, in this order.
+    Under(Vec<Seq>),
+    /// It is applied as if ours from this seq on were not known: the race check finds out.
+    Unknown(Seq),
+}
+
+/// Decides on a change of the peer that touches `theirs`, units of one key, with regard to `ours`: what it had
+/// not seen of our changes to that key. `wins_ties`: our states stand against the peer's of the same version.
+pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool) -> Verdict {
+    let Some(change) = theirs.first() else { return Verdict::Apply };
+    let (ours, deleted) = after_delete(ours);
+    if let Some(delete) = deleted.filter(|_| change.reread) {
+        // What it holds and our delete had not seen comes as operations.
+        return Verdict::Drop(delete.seq);
+    }
+    if is_delete(change) {
+        if let Some(alive) = ours.iter().rfind(|own| own.is_expire_at) {
+            return Verdict::Drop(alive.seq);
+        }
+        let again = seqs(ours.iter().filter(|own| !own.reread));
+        return if again.is_empty() { Verdict::Apply } else { Verdict::Under(again) };
+    }
+    let newer = |own: &&Touch| stands(own, change, wins_ties);
+    let standing = |touch: &Touch| {
+        ours.iter().filter(newer).rfind(|own| is_absolute(own) && covers(own.element, touch.element))
+    };
+    let stand: Option<Vec<&Touch>> = theirs.iter().map(standing).collect();
+    if let Some(last) = stand.and_then(|all| all.iter().map(|own| own.seq).max()) {
+        return Verdict::Drop(last);
+    }
+    if !is_absolute(change) || is_off(Part::Reapply) {
+        return Verdict::Apply;
+    }
+    let touched = |own: &&Touch| {
+        theirs.iter().any(|touch| overlap(touch.element, own.element) && !is_mixed_pair(touch, own))
+    };
+    let again = seqs(ours.iter().filter(newer).filter(touched));
+    // What is done again elsewhere in the key, too, could overwrite what the peer did there since.
+    let reaches = |own: &&Touch| again.contains(&own.seq) && !touched(own);
+    match ours.iter().find(reaches) {
+        Some(_) => Verdict::Unknown(again.first().copied().unwrap_or_default()),
+        None if again.is_empty() => Verdict::Apply,
+        None => Verdict::Under(again),
+    }
+}
+
+fn seqs<'a>(touches: impl Iterator<Item = &'a Touch>) -> Vec<Seq> {
+    let mut seqs: Vec<Seq> = touches.map(|touch| touch.seq).collect();
+    seqs.dedup();
+    seqs
+}
+
+/// What has to be done about a key after the peer's change went in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Race {
+    /// It may hold what it should not.
+    Redo {
+        element: Element,
+        /// The change of ours that the decision did not know.
+        ours: Touch,
+    },
+    /// The order of two operations is this site's: the authority's state is to be shipped.
+    Ship,
+}
+
+/// How a change of the peer went in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Applied {
+    /// One unit of it.
+    pub(crate) touch: Touch,
+    pub(crate) dropped: bool,
+    /// Something of ours was done again on top of it.
+    pub(crate) on_top: bool,
+    /// Our changes below were known to the decision.
+    pub(crate) basis: Seq,
+    /// Its place in our stream.
+    pub(crate) at: u64,
+}
+
+/// The races of `theirs` with `ours`, all that is remembered of the key.
+pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec<Race> {
+    let Applied { touch: change, dropped, on_top, basis, at } = theirs;
+    let unseen: Vec<Touch> =
+        ours.iter().filter(|own| own.seq >= change.seen && own.at < *at).copied().collect();
+    let (left, _) = after_delete(&unseen);
+    let mut races = Vec::new();
+    for own in unseen.iter().filter(|own| own.seq >= *basis) {
+        let element = narrower(own.element, change.element);
+        let redo = Race::Redo { element, ours: *own };
+        if is_delete(own) {
+            if (!is_delete(change) || *on_top) && !is_off(Part::DeleteRace) {
+                races.push(Race::Redo { element: None, ours: *own });
+            }
+        } else if !dropped && is_delete(change) {
+            if !is_off(Part::DeleteRace) {
+                races.push(Race::Redo { element: None, ours: *own });
+            }
+        } else if !dropped
+            && overlap(own.element, change.element)
+            && (is_absolute(own) || is_absolute(change))
+            && !is_mixed_pair(own, change)
+            && stands(own, change, is_authority)
+        {
+            races.push(redo);
+        }
+    }
+    if *dropped && is_delete(change) && left.iter().any(|own| own.is_expire_at) {
+        races.push(Race::Ship);
+    }
+    let ordered = |own: &&Touch| {
+        overlap(own.element, change.element) && (is_ordered_pair(own, change) || is_mixed_pair(own, change))
+    };
+    if is_authority && !dropped && left.iter().any(|own| ordered(&own)) {
+        races.push(Race::Ship);
+    }
+    races
+}
+
+/// The version of what a key holds that we wrote `ours` to: of the newest write of the whole key that no delete
+/// of ours came after; 0 if there is none.
+pub(crate) fn whole_version(ours: &[Touch]) -> Hlc {
+    let (left, _) = after_delete(ours);
+    let whole = left.iter().filter(|own| is_absolute(own) && own.element.is_none() && !own.reread);
+    whole.map(|own| own.hlc).max().unwrap_or_default()
+}
+
+/// One change of either site to a key, with what it touches there.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) own: bool,
+    pub(crate) touched: Vec<Touch>,
+    /// One, or the pieces of a value.
+    pub(crate) changes: Vec<Change>,
+}
+
+impl Record {
+    /// A change of the peer, and the digest of its key.
+    pub(crate) fn of_theirs(change: Change, connector: &dyn Connector) -> Option<(u128, Record)> {
+        let touched = touched_units(&change, connector);
+        let &(digest, _) = touched.first()?;
+        let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch).collect();
+        Some((digest, Record { own: false, touched, changes: vec![change] }))
+    }
+
+    pub(crate) fn seq(&self) -> Seq {
+        self.first().map_or(Seq(0), |touch| touch.seq)
+    }
+
+    fn first(&self) -> Option<&Touch> {
+        self.touched.first()
+    }
+
+    fn is(&self, class: Class) -> bool {
+        self.first().is_some_and(|touch| touch.class == class)
+    }
+
+    fn is_read(&self) -> bool {
+        self.changes.iter().any(|change| change.op == Op::Read)
+    }
+
+    fn is_reread(&self) -> bool {
+        self.first().is_some_and(|touch| touch.reread)
+    }
+
+    /// A state that does not say of each write whether it holds it by its version, but by its place.
+    fn is_by_place(&self) -> bool {
+        self.first().is_some_and(|touch| touch.reread || touch.is_guess)
+    }
+
+    fn is_whole(&self) -> bool {
+        self.touched.iter().any(|touch| touch.element.is_none())
+    }
+
+    /// An operation on any element.
+    fn is_of_any(&self) -> bool {
+        self.is(Class::Other) && self.is_whole()
+    }
+
+    fn touches(&self, element: Element) -> bool {
+        self.touched.iter().any(|touch| overlap(touch.element, element))
+    }
+
+    fn covers(&self, element: Element) -> bool {
+        self.touched.iter().any(|touch| is_absolute(touch) && covers(touch.element, element))
+    }
+
+    /// Whether `self`, a delete or a state, was made with `other` seen.
+    fn has_seen(&self, other: &Record) -> bool {
+        let (Some(mine), Some(its)) = (self.first(), other.first()) else { return false };
+        if self.own == other.own { its.seq < mine.seq } else { its.seq < mine.seen }
+    }
+
+    /// In the order in which both sites take effect; a state before what has the same version.
+    fn version(&self) -> (Hlc, bool) {
+        let hlc = self.first().map_or(Hlc(0), |touch| touch.hlc);
+        (hlc, !self.first().is_some_and(|touch| touch.is_state))
+    }
+}
+
+/// What brings a key to what its records say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// It begins with the key being gone.
+    pub(crate) from_absent: bool,
+    /// Then these records, by their place in what was given, in this order.
+    pub(crate) then: Vec<usize>,
+    /// Operations of both sites are among them whose order nobody else knows.
+    pub(crate) ordered: bool,
+}
+
+/// Evaluates `elements` of a key from `records`, at least all that are newer than the newest absolute one of
+/// each element. `None`: nothing that was read says what it holds.
+pub(crate) fn evaluate(
+    records: &[Record],
+    elements: &BTreeSet<Element>,
+    own_wins_ties: bool,
+) -> Option<Content> {
+    let deletes: Vec<&Record> = records.iter().filter(|record| record.is(Class::Observed)).collect();
+    let stays = |record: &&Record| {
+        let deleted = deletes
+            .iter()
+            .any(|delete| delete.has_seen(record) || (record.is_reread() && !record.has_seen(delete)));
+        !record.is(Class::Observed) && !record.is_read() && !deleted
+    };
+    let left: Vec<(usize, &Record)> =
+        records.iter().enumerate().filter(|(_, record)| stays(record)).collect();
+    let states: Vec<&Record> =
+        left.iter().map(|(_, record)| *record).filter(|record| record.is_reread()).collect();
+    let is_held = |record: &Record| states.iter().any(|state| state.has_seen(record));
+    let newest = |element: Element| {
+        let covering = left.iter().filter(|(_, record)| record.covers(element) && !is_held(record));
+        covering.max_by_key(|(_, record)| {
+            let (hlc, _) = record.version();
+            (hlc, record.is_reread(), record.own == own_wins_ties)
+        })
+    };
+    let mut wanted = elements.clone();
+    let (from, base) = loop {
+        if wanted.contains(&None) {
+            match newest(None) {
+                Some((index, record)) => break (record.version(), Some(*index)),
+                None if deletes.is_empty() => return None,
+                None => break ((Hlc(0), false), None),
+            }
+        }
+        let mut from: Option<(Hlc, bool)> = None;
+        let mut whole = false;
+        // Of an element that no absolute write is known of nothing was overwritten.
+        wanted.retain(|element| deletes.len() > 0 || newest(*element).is_some());
+        for element in &wanted {
+            match newest(*element) {
+                Some((_, record)) => {
+                    whole |= record.is_whole();
+                    from = Some(from.map_or(record.version(), |from| from.min(record.version())));
+                }
+                None => whole = true,
+            }
+        }
+        let Some(from) = from.filter(|_| !whole) else {
+            if !whole {
+                return None;
+            }
+            wanted.insert(None);
+            continue;
+        };
+        let reached = left.iter().filter(|(_, record)| record.version() >= from && !record.is_of_any());
+        let reached = reached.filter(|(_, record)| wanted.iter().any(|element| record.touches(*element)));
+        let more = reached.flat_map(|(_, record)| &record.touched).map(|touch| touch.element);
+        let more: BTreeSet<Element> = more.filter(|element| newest(*element).is_some()).collect();
+        if more.is_subset(&wanted) {
+            break (from, None);
+        }
+        wanted.extend(more);
+    };
+    let is_wanted = |record: &Record| match wanted.contains(&None) {
+        true => true,
+        false => !record.is_of_any() && wanted.iter().any(|element| record.touches(*element)),
+    };
+    let newer = |record: &Record| record.version() >= from && !record.is_reread();
+    let base_state = base.and_then(|base| records.get(base)).filter(|base| base.is_by_place());
+    let replayed = base_state.map_or_else(BTreeSet::new, |state| replayed(state, &left));
+    let mut then: Vec<(usize, &Record)> = left
+        .iter()
+        .copied()
+        .filter(|(index, record)| {
+            let chosen = newer(record) && is_wanted(record);
+            base == Some(*index) || replayed.contains(index) || (base_state.is_none() && chosen)
+        })
+        .collect();
+    then.sort_by_key(|(index, record)| (base != Some(*index), record.version()));
+    let operations = || then.iter().filter(|(_, record)| !record.is(Class::Absolute));
+    let sites: BTreeSet<bool> = operations().map(|(_, record)| record.own).collect();
+    Some(Content {
+        from_absent: wanted.contains(&None) && base.is_none(),
+        ordered: sites.len() > 1 && operations().any(|(_, record)| record.is(Class::Other)),
+        then: then.into_iter().map(|(index, _)| index).collect(),
+    })
+}
+
+/// Of a key that holds `state`, the records to be done again on top: those newer than it that it does not hold, but
+/// for what newer writes that it does hold have superseded; and of elements that are touched by that, all from the
+/// newest write on.
+fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
+    let supersedes = |record: &Record, touch: &Touch| {
+        record.version() > (touch.hlc, true) && record.covers(touch.element) && !record.is_reread()
+    };
+    let is_held = |record: &Record| state.has_seen(record);
+    let held: Vec<&(usize, &Record)> = left.iter().filter(|(_, record)| is_held(record)).collect();
+    let is_superseded = |record: &Record| {
+        record.touched.iter().all(|touch| held.iter().any(|(_, held)| supersedes(held, touch)))
+    };
+    let mut chosen: BTreeSet<usize> = left
+        .iter()
+        .filter(|(_, record)| {
+            let is_newer = match (state.first(), record.first()) {
+                (Some(state), Some(touch)) => stands(touch, state, false),
+                _ => false,
+            };
+            !record.is_reread() && !is_held(record) && is_newer && !is_superseded(record)
+        })
+        .map(|(index, _)| *index)
+        .collect();
+    loop {
+        // An element whose content in the state does not count any more is done again from its newest write on.
+        let from = |touch: &Touch| {
+            let covering = held.iter().filter(|(_, held)| supersedes(held, touch));
+            let superseding = covering.map(|(_, held)| held.version()).max();
+            superseding.or(is_absolute(touch).then_some((touch.hlc, true)))
+        };
+        let chosen_touches =
+            left.iter().filter(|(index, _)| chosen.contains(index)).flat_map(|(_, r)| &r.touched);
+        let again: Vec<(Element, (Hlc, bool))> =
+            chosen_touches.filter_map(|touch| Some((touch.element, from(touch)?))).collect();
+        let is_again = |held: &Record| {
+            again.iter().any(|(element, from)| held.touches(*element) && held.version() >= *from)
+        };
+        let more: BTreeSet<usize> = held
+            .iter()
+            .filter(|(_, held)| !held.is_reread() && !held.is_of_any() && is_again(held))
+            .map(|(index, _)| *index)
+            .collect();
+        if more.is_subset(&chosen) {
+            return chosen;
+        }
+        chosen.extend(more);
+    }
+}

@@ -1,0 +1,84 @@
+//! Switches off a part of the rule for concurrent writes, so that the simulation can show that it is needed. Only
+//! the simulation's builds can do that.
+
+/// A part of the rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(any(test, feature = "simulate")), allow(dead_code))]
+pub enum Part {
+    /// Our newer changes are done again on top of the peer's older absolute one.
+    Reapply,
+    /// A decision says how much of the own log it knew.
+    Basis,
+    /// A key in which a race left something wrong is evaluated again.
+    Redo,
+    /// And once more, if it was written while that was under way.
+    RedoRace,
+    /// The authority's state decides the order of operations.
+    Ship,
+    /// And waits until nothing is wrong in it.
+    ShipWaits,
+    /// The state's version is that of the newest write of the whole key, not that of the clock.
+    StateVersion,
+    /// A change says what of the peer's log its key had seen.
+    Seen,
+    /// The restart point stays behind what is open.
+    RestartPoint,
+    /// The clock moves with what was applied.
+    Clock,
+    /// Own changes are forgotten only after the race check has passed them.
+    Forgetting,
+    /// Races with deletes are looked for.
+    DeleteRace,
+    /// A key that a delete of the peer left alive keeps its expire-at.
+    ExpireAt,
+}
+
+#[cfg(any(test, feature = "simulate"))]
+mod on {
+    use std::cell::Cell;
+
+    use super::Part;
+
+    thread_local! {
+        static OFF: Cell<Option<Part>> = const { Cell::new(None) };
+    }
+
+    impl Part {
+        /// All of them.
+        pub const ALL: [Part; 13] = [
+            Part::Reapply,
+            Part::Basis,
+            Part::Redo,
+            Part::RedoRace,
+            Part::Ship,
+            Part::ShipWaits,
+            Part::StateVersion,
+            Part::Seen,
+            Part::RestartPoint,
+            Part::Clock,
+            Part::Forgetting,
+            Part::DeleteRace,
+            Part::ExpireAt,
+        ];
+    }
+
+    /// Switches a part off on this thread; `None`: all are on.
+    pub(crate) fn switch_off(part: Option<Part>) {
+        OFF.set(part);
+    }
+
+    pub(crate) fn is_off(part: Part) -> bool {
+        OFF.get() == Some(part)
+    }
+}
+
+#[cfg(any(test, feature = "simulate"))]
+pub(crate) use on::is_off;
+#[cfg(any(test, feature = "simulate"))]
+pub use on::switch_off;
+
+/// No part is ever switched off.
+#[cfg(not(any(test, feature = "simulate")))]
+pub(crate) const fn is_off(_: Part) -> bool {
+    false
+}
