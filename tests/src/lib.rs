@@ -1,5 +1,6 @@
 //! Two real stores, the real `syncd` as a process of its own that can be killed, and the real `verifier`.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::TcpStream;
@@ -38,6 +39,8 @@ pub struct Link {
     pub stores: [RedisServer; 2],
     /// The daemon's environment from the next start on, beside the test's own.
     pub environment: Vec<(String, String)>,
+    /// A program with its first words that becomes the daemon, from the next start on.
+    pub launcher: Vec<String>,
     dir: tempfile::TempDir,
     api: u16,
     daemon: Option<Child>,
@@ -67,7 +70,7 @@ impl Link {
             stores[1].url()
         )?;
         std::fs::write(dir.path().join("syncd.toml"), text)?;
-        Ok(Link { stores, environment: Vec::new(), dir, api, daemon: None })
+        Ok(Link { stores, environment: Vec::new(), launcher: Vec::new(), dir, api, daemon: None })
     }
 
     /// The configuration file.
@@ -89,7 +92,10 @@ impl Link {
     pub fn start(&mut self) -> Result<()> {
         let log =
             std::fs::File::options().create(true).append(true).open(self.dir.path().join("syncd.log"))?;
-        let child = Command::new(program("syncd")?)
+        let mut words: Vec<OsString> = self.launcher.iter().map(OsString::from).collect();
+        words.push(program("syncd")?.into());
+        let child = Command::new(&words[0])
+            .args(&words[1..])
             .args(["run", "--config"])
             .arg(self.config())
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
@@ -120,9 +126,14 @@ impl Link {
         Ok((daemon.wait()?.code(), began.elapsed()))
     }
 
+    /// The daemon's process id.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.daemon.as_ref().context("no daemon runs")?.id())
+    }
+
     /// The daemon's peak resident memory in bytes.
     pub fn peak_memory(&self) -> Result<u64> {
-        let pid = self.daemon.as_ref().context("no daemon runs")?.id();
+        let pid = self.pid()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
         Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
@@ -143,6 +154,15 @@ impl Link {
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
         ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
         Ok(serde_json::from_str(body)?)
+    }
+
+    /// A metric of the direction that begins at `from`, as `GET /metrics` says.
+    pub fn metric(&self, name: &str, from: &str) -> Result<f64> {
+        let all = causeway_testkit::api::get(&format!("127.0.0.1:{}", self.api), "/metrics")?;
+        let (begin, from) = (format!("{name}{{"), format!("from=\"{from}\""));
+        let line = all.lines().find(|line| line.starts_with(&begin) && line.contains(&from));
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        Ok(value.with_context(|| format!("no {name} of {from} in {all}"))?.parse()?)
     }
 
     /// Waits until the status is as `wanted` says.
@@ -233,10 +253,15 @@ impl Link {
         self.verify()
     }
 
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.dir.path().join("syncd.log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// The end of the daemon's log, for messages.
     pub fn log_end(&self) -> String {
-        let log = std::fs::read(self.dir.path().join("syncd.log")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
+        let text = self.log();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use causeway_stories::{Link, Setup, seed, servers};
 use causeway_testkit::data::{History, Traffic, TrafficOptions, fill, judge, large_hash};
 use causeway_testkit::resp::{Connection, cmd};
-use causeway_testkit::servers::{AppendOnly, Options, RedisServer, free_port};
+use causeway_testkit::servers::{AppendOnly, Options, RedisServer, Tls, free_port};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status};
@@ -251,6 +251,52 @@ fn a_wrong_password_is_told_and_nothing_is_lost() -> Result<()> {
     dc.must(&["CONFIG", "SET", "requirepass", "second-secret"])?;
     link.wait_until_drained(DRAIN)?;
     ensure!(get(&link.stores[1], "before")?.as_deref() == Some("1"), "not copied");
+    link.verify()
+}
+
+/// Both sites are reached with TLS only: with another authority than theirs the channel says so and nothing is
+/// applied, with the right one both directions go on without a restart.
+#[test]
+fn a_wrong_authority_is_told_and_the_right_one_lets_both_ways_run() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
+    let [Some(tls), Some(stranger)] = [Tls::generate(dirs[0].path())?, Tls::generate(dirs[1].path())?] else {
+        println!("ignored: openssl is missing");
+        return Ok(());
+    };
+    let secure = || Options { tls: Some(tls.clone()), ..durable() };
+    let mut link = Link::new([secure(), secure()], &Setup::default())?;
+    let ca = link.dir().join("ca.pem");
+    std::fs::copy(&stranger.ca, &ca)?;
+    for site in [0, 1] {
+        let (plain, url) = (link.urls()[site].clone(), link.stores[site].tls_url().context("no TLS")?);
+        let with_ca = format!("url = \"{url}\", ca_file = \"{}\"", ca.display());
+        edit(&link, &format!("url = \"{plain}\""), &with_ca)?;
+        link.stores[site].connect()?.must(&["SET", &format!("early:{site}"), "1"])?;
+    }
+    let at = link.stores[0].tls_url().context("no TLS")?.replace("rediss://", "");
+    expect(&link, &["check"], 1, &["connect with TLS", "invalid peer certificate", "ca_file", &at])?;
+    link.start()?;
+    let status = wait_for_error(&link, &["connect with TLS", "ca_file", &at])?;
+    ensure!(status.channels[0].directions.iter().all(|d| d.phase == Phase::Failed), "{status:#?}");
+    std::fs::copy(&tls.ca, &ca)?;
+    link.wait_until_drained(DRAIN)?;
+    for n in 0..100 {
+        for store in &link.stores {
+            store.connect()?.must(&["INCR", &format!("counted:{}:{}", store.port(), n % 3)])?;
+        }
+    }
+    let status = link.wait_until_drained(DRAIN)?;
+    nothing_is_dead(&link, &status)?;
+    for store in &link.stores {
+        ensure!(keys_of(store)? == 8, "{} keys", keys_of(store)?);
+        for origin in &link.stores {
+            let counted = get(store, &format!("counted:{}:0", origin.port()))?;
+            ensure!(counted.as_deref() == Some("34"), "counted is {counted:?}");
+        }
+    }
     link.verify()
 }
 

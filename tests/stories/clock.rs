@@ -1,4 +1,4 @@
-//! The clock of the daemon's machine jumps; the stores' own clocks are right all the time.
+//! Clocks that are wrong: the daemon's jumps while the stores' are right; those of the two stores differ.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use causeway_core::{Change, Op};
 use causeway_stories::{Link, Setup, seed, servers};
-use causeway_testkit::servers::{AppendOnly, Options, faketime};
+use causeway_testkit::resp::Connection;
+use causeway_testkit::servers::{AppendOnly, Options, faketime, other_redis_server, redis_server};
 use syncd::log::{EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 
 const DRAIN: Duration = Duration::from_secs(90);
@@ -166,4 +167,76 @@ fn a_clock_that_jumps_loses_nothing_and_reorders_nothing() -> Result<()> {
         log.close().await;
         Ok(())
     })
+}
+
+/// How far the clock of `cloud` is ahead.
+const AHEAD_MS: i64 = 120_000;
+
+/// A server whose clock is ahead by `AHEAD_MS`.
+fn ahead(library: &Path) -> Result<Options> {
+    let server = || redis_server().map(|path| vec![path.display().to_string()]);
+    // The C library before the server's own allocator, which asks for the time while the library begins.
+    let mut program = vec!["env".to_owned(), format!("LD_PRELOAD={}:libc.so.6", library.display())];
+    program.extend(["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DISABLE_SHM=1"].map(str::to_owned));
+    program.push(format!("FAKETIME=+{}", AHEAD_MS / 1_000));
+    program.extend(other_redis_server().or_else(server).context("redis-server is missing")?);
+    Ok(Options { appendonly: AppendOnly::Always, program: Some(program), ..Options::default() })
+}
+
+/// FF19: the servers' clocks differ by two minutes. A key ends at the moment that was said where it was written, at
+/// both sites the same, whether it was copied, set, or given another end; what ends is gone at both and stays so.
+#[test]
+fn servers_whose_clocks_differ_agree_when_a_key_ends() -> Result<()> {
+    let (true, Some(library)) = (servers(), faketime()) else { return Ok(()) };
+    let durable = Options { appendonly: AppendOnly::Always, ..Options::default() };
+    let mut link = Link::new([durable, ahead(&library)?], &Setup::default())?;
+    let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
+    let time = |of: &mut Connection| -> Result<i64> {
+        let time = of.must(&["TIME"])?;
+        Ok(1_000 * time.items().first().and_then(|seconds| seconds.int()).context("no time")?)
+    };
+    let began = [time(&mut dc)?, time(&mut cloud)?];
+    let apart = began[1] - began[0];
+    ensure!((apart - AHEAD_MS).abs() < 10_000, "the clocks are {apart} ms apart");
+    dc.must(&["SET", "copied:dc", "1", "EX", "600"])?;
+    cloud.must(&["SET", "copied:cloud", "1", "EX", "600"])?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    for (to, site) in [(&mut dc, "dc"), (&mut cloud, "cloud")] {
+        to.must(&["SET", &format!("set:{site}"), "1", "EX", "600"])?;
+        to.must(&["HSET", &format!("later:{site}"), "field", "1"])?;
+        to.must(&["EXPIRE", &format!("later:{site}"), "600"])?;
+        to.must(&["SET", &format!("kept:{site}"), "1", "EX", "600"])?;
+        to.must(&["PERSIST", &format!("kept:{site}")])?;
+        to.must(&["SET", &format!("short:{site}"), "1", "PX", "300"])?;
+    }
+    let gone = |connection: &mut Connection| -> Result<bool> {
+        Ok(connection.must(&["EXISTS", "short:dc", "short:cloud"])?.int() == Some(0))
+    };
+    link.wait_until("the end of what is short", DRAIN, |_| {
+        [0, 1]
+            .into_iter()
+            .all(|site| link.stores[site].connect().is_ok_and(|mut to| gone(&mut to).is_ok_and(|gone| gone)))
+    })?;
+    link.wait_until_drained(DRAIN)?;
+    ensure!(gone(&mut dc)? && gone(&mut cloud)?, "what was short lives again");
+    for (site, began) in ["dc", "cloud"].into_iter().zip(began) {
+        for word in ["copied", "set", "later"] {
+            let key = format!("{word}:{site}");
+            let ends = [&mut dc, &mut cloud].map(|to| to.must(&["PEXPIRETIME", &key]).map(|end| end.int()));
+            let [here, there] = ends;
+            let (here, there) = (here?, there?);
+            let right = began + 599_000..began + 600_000 + i64::try_from(DRAIN.as_millis())?;
+            ensure!(
+                here == there && here.is_some_and(|end| right.contains(&end)),
+                "{key}: {here:?}, {there:?}"
+            );
+        }
+        let kept = [&mut dc, &mut cloud].map(|to| to.must(&["TTL", &format!("kept:{site}")]));
+        ensure!(
+            kept.into_iter().all(|ttl| ttl.is_ok_and(|ttl| ttl.int() == Some(-1))),
+            "kept:{site} has an end"
+        );
+    }
+    link.verify()
 }

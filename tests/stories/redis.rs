@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use causeway_stories::{Link, Setup, seed, servers};
 use causeway_testkit::data::fill;
-use causeway_testkit::servers::{AppendOnly, Options};
+use causeway_testkit::resp::Reply;
+use causeway_testkit::servers::{AppendOnly, Options, RedisServer};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status};
@@ -191,6 +192,62 @@ fn a_marker_that_swapdb_brings_back_is_not_believed() -> Result<()> {
         ensure!(conn.must(&["LLEN", "l"])?.int() == Some(5), "not five elements in database 3");
         conn.must(&["SELECT", "0"])?;
         ensure!(conn.must(&["EXISTS", "n", "l"])?.int() == Some(0), "applied twice");
+    }
+    link.verify()
+}
+
+/// Runs `words` in database `db` of `store`.
+fn in_db(store: &RedisServer, db: u32, words: &[&str]) -> Result<Reply> {
+    let mut to = store.connect()?;
+    to.must(&["SELECT", &db.to_string()])?;
+    Ok(to.must(words)?)
+}
+
+/// FF21, FF23: SWAPDB at one site while the other writes to both databases, and then a transaction over all of them:
+/// once it is let through, each write is in the database that it was meant for, at both sites.
+#[test]
+fn swapped_databases_are_swapped_at_both_sites() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    let [dc, cloud] = [0, 1];
+    for db in [1, 2] {
+        in_db(&link.stores[dc], db, &["SET", "name", &format!("was {db}")])?;
+        in_db(&link.stores[cloud], db, &["RPUSH", "cloud's", &format!("was {db}")])?;
+    }
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let mut to = link.stores[cloud].connect()?;
+    to.must(&["SWAPDB", "1", "2"])?;
+    link.wait_until("held", DRAIN, |s| s.channels[0].directions[cloud].held.is_some())?;
+    // Behind it in the stream: a transaction over three databases.
+    to.must(&["MULTI"])?;
+    for db in ["1", "2", "3"] {
+        to.must(&["SELECT", db])?;
+        to.must(&["INCR", "counted"])?;
+        to.must(&["RPUSH", "listed", db])?;
+    }
+    to.must(&["EXEC"])?;
+    // And what the other site writes before the swap is let through: to database 1 as it is there, now 2.
+    in_db(&link.stores[dc], 1, &["SET", "dc's", "was 1"])?;
+    ensure!(in_db(&link.stores[dc], 1, &["GET", "name"])?.text().as_deref() == Some("was 1"), "not held");
+    link.answer_held("apply")?;
+    let through = |link: &Link| in_db(&link.stores[dc], 3, &["GET", "counted"]);
+    link.wait_until("what was behind it", DRAIN, |_| through(&link).is_ok_and(|n| n.int() == Some(1)))?;
+    link.wait_until_drained(DRAIN)?;
+    for store in &link.stores {
+        for (db, was) in [(1, "was 2"), (2, "was 1")] {
+            let name = in_db(store, db, &["GET", "name"])?.text();
+            ensure!(name.as_deref() == Some(was), "name in database {db} is {name:?}, not {was}");
+            let list = in_db(store, db, &["LRANGE", "cloud's", "0", "-1"])?;
+            ensure!(list.items().iter().filter_map(Reply::text).eq([was]), "database {db}: {list:?}");
+        }
+        for db in [1, 2, 3] {
+            ensure!(in_db(store, db, &["GET", "counted"])?.int() == Some(1), "counted in database {db}");
+            let list = in_db(store, db, &["LRANGE", "listed", "0", "-1"])?;
+            ensure!(list.items().len() == 1, "listed in database {db}: {list:?}");
+        }
     }
     link.verify()
 }

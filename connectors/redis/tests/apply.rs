@@ -150,7 +150,8 @@ async fn a_server_out_of_memory_is_waited_for() {
     };
     let mut target = target(&server);
     target.take_over(Term(1)).await.unwrap();
-    redis.must(&["CONFIG", "SET", "maxmemory", "1mb"]).unwrap();
+    // Less than any server takes.
+    redis.must(&["CONFIG", "SET", "maxmemory", "1"]).unwrap();
     for changes in [vec![command(0, &["INCR", "n"])], vec![change(Op::State, 0, b"q", Some(payload))]] {
         target.send(batch(0, changes.clone())).await.unwrap();
         let outcome = target.outcome().await.unwrap();
