@@ -35,6 +35,9 @@ struct Args {
     /// Retention takes settled records from the logs.
     #[arg(long)]
     trim: bool,
+    /// Rows and states of more than a few bytes come in pieces.
+    #[arg(long)]
+    pieces: bool,
     /// Run each seed twice and compare the two runs.
     #[arg(long)]
     twice: bool,
@@ -45,7 +48,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let options = Options { collide: args.collide, trim: args.trim };
+    let options = Options { collide: args.collide, trim: args.trim, pieces: args.pieces };
     if args.trace {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();

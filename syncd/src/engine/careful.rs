@@ -258,10 +258,9 @@ fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> Dec
         let standing = live.iter().rfind(|(own, _)| stands(own, change, authority));
         if let Some((own, _)) = standing {
             pair(own.seq, Resolution::Kept);
-        }
-        // A value in parts has to be finished in any case, and all of ours is done again over it.
-        if standing.is_some() && change.part.is_none() {
             dropped.push(change);
+            // What came of it in pieces is thrown away.
+            decided.extend(change.part.map(|_| Change { value: None, ..change.clone() }));
             continue;
         }
         // Ours is done again on top of it, and must not be done on top of itself.
@@ -273,7 +272,7 @@ fn decide<'a>(task: &ApplyTask, changes: &'a [Change], ours: &OwnChanges) -> Dec
         let again = live.iter().skip(lost).map(|(_, again)| again);
         decided.extend(again.filter(|again| again.op != Op::State).cloned());
         // Nothing is lost of a row of the snapshot that goes below what we did.
-        if standing.is_none() && change.op == Op::State {
+        if change.op == Op::State {
             overwritten_and_merged(task, live, lost).into_iter().for_each(|(own, as_)| pair(own, as_));
         }
     }

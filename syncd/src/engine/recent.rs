@@ -75,9 +75,10 @@ pub(crate) fn is_reread(change: &Change) -> bool {
 }
 
 /// What `change` of our log touches, by the digests of the keys. A `read` is what was there before, and no
-/// change of ours.
+/// change of ours; nor is a piece of a value before its last one.
 pub(crate) fn touches(change: &Change, connector: &dyn Connector) -> Vec<(u128, Own)> {
-    if !change.op.is_data() || change.op == Op::Read {
+    let unfinished = change.part.is_some_and(|part| !part.last);
+    if !change.op.is_data() || change.op == Op::Read || unfinished {
         return Vec::new();
     }
     let state = (change.op == Op::State).then_some((!change.uncertain, change.hlc));
