@@ -454,6 +454,50 @@ async fn what_both_sites_did_to_parts_of_a_key_is_told_as_merged() {
     run.daemon.stop().await;
 }
 
+/// FF22: of two states in pieces, each written without the other, one stands, at both sites.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_concurrent_values_in_pieces_the_same_one_stands_at_both_sites() {
+    tell_logs();
+    let run = Running::start(Memory::new().with_part_bytes(4), "both", "both").await;
+    run.memory.write(Site::First, &["SET k before"]).unwrap();
+    run.drained().await;
+    run.daemon.pause(None).await.unwrap();
+    for (site, write) in [(Site::First, "SET k written-at-dc"), (Site::Second, "SET k written-at-cloud")] {
+        // It is lost with the position, and comes as a state.
+        run.memory.inject(site, Fault::Stall);
+        run.memory.write(site, &[write]).unwrap();
+        run.memory.lose_position(site);
+    }
+    Site::BOTH.into_iter().for_each(|site| run.memory.clear(site));
+    both_logged(&run).await;
+    run.daemon.resume(None, None).await.unwrap();
+    run.equal().await;
+    assert!(run.memory.read(Site::First, "k").unwrap().0.starts_with("string written-at-"));
+    run.daemon.stop().await;
+}
+
+/// FF22: a value that the target refuses is asked for once more, and not for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_in_pieces_that_is_refused_each_time_does_not_come_for_ever() {
+    tell_logs();
+    let run = Running::start(Memory::new().with_part_bytes(4), "both", "both").await;
+    run.memory.write(Site::First, &["SET k before", "SET n 1"]).unwrap();
+    run.drained().await;
+    run.memory.inject(Site::Second, Fault::Refuse("k".into()));
+    run.memory.lose_position(Site::First);
+    run.memory.write(Site::First, &["SET k no-one-takes-this"]).unwrap();
+    let dead = |status: &Status| status.channels[0].directions[0].dead_letters;
+    run.until("refused", |status| dead(status) > 0).await;
+    run.drained().await;
+    // Six pieces of the value that was read in the gap, or was written, and once more.
+    let kept = dead(&run.daemon.status());
+    assert!((7..=20).contains(&kept), "{kept}");
+    run.memory.clear(Site::Second);
+    run.memory.write(Site::First, &["SET k again", "INCRBY n 1"]).unwrap();
+    run.equal().await;
+    run.daemon.stop().await;
+}
+
 /// A second daemon on the same folder is refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_in_use_is_refused() {

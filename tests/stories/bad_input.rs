@@ -1035,6 +1035,97 @@ fn large_key(existing: bool) -> Result<()> {
     link.verify()
 }
 
+/// FF22, FF24: a large key that is renamed, or copied, crosses in pieces, also if the daemon is killed in the
+/// middle: there is never a part of it to be seen, and never a command that holds all of it.
+#[test]
+fn a_large_key_that_is_read_again_arrives_in_pieces_and_whole() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let channel = "limits = { value_bytes_max = 65536 }".to_owned();
+    let mut link = Link::new([durable(), durable()], &Setup { channel, ..Setup::default() })?;
+    let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
+    for command in large_hash("large", 40 << 20) {
+        dc.must(&command)?;
+    }
+    dc.must(&["EXPIRE", "large", "3600"])?;
+    // Not the same over and over: a server packs that.
+    let mut random = SmallRng::seed_from_u64(1);
+    let text: String = (0..3 << 20).map(|_| char::from(random.random_range(b'!'..b'~'))).collect();
+    dc.must(&["SET", "text", &text])?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    dc.must(&["RENAME", "large", "moved"])?;
+    dc.must(&["COPY", "text", "copied"])?;
+    kill_among_pieces(&mut link, "moved")?;
+    // What is done to it while it was not carried, at both sites.
+    dc.must(&["HINCRBY", "moved", "counted", "7"])?;
+    cloud.must(&["SET", "at-cloud", "1"])?;
+    link.start()?;
+    for _ in 0..200 {
+        dc.must(&["HINCRBY", "moved", "counted", "1"])?;
+    }
+    let status = link.wait_until_drained(DRAIN)?;
+    nothing_is_dead(&link, &status)?;
+    ensure!(cloud.must(&["HGET", "moved", "counted"])?.int() == Some(207), "increments differ");
+    ensure!(cloud.must(&["EXISTS", "large"])?.int() == Some(0), "the old name is still there");
+    nothing_came_whole(&mut cloud)?;
+    link.verify()
+}
+
+/// FF22, FF24, FF26: the same where keys are scanned.
+#[test]
+fn a_large_key_that_is_scanned_arrives_in_pieces_and_whole() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let channel = "limits = { value_bytes_max = 65536 }".to_owned();
+    let mut link = Link::new([durable(), durable()], &Setup { channel, ..one_way() })?;
+    lame_user(&link)?;
+    let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
+    for command in large_hash("large", 40 << 20) {
+        dc.must(&command)?;
+    }
+    dc.must(&["EXPIRE", "large", "3600"])?;
+    link.start()?;
+    kill_among_pieces(&mut link, "large")?;
+    dc.must(&["HINCRBY", "large", "counted", "7"])?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    dc.must(&["HINCRBY", "large", "counted", "1"])?;
+    let end = Instant::now() + DRAIN;
+    while cloud.must(&["HGET", "large", "counted"])?.int() != Some(8) {
+        ensure!(Instant::now() < end, "the last increment does not come: {}", link.log_end());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let status = link.wait_until_drained(DRAIN)?;
+    nothing_is_dead(&link, &status)?;
+    nothing_came_whole(&mut cloud)?;
+    link.verify()
+}
+
+/// Kills the daemon once pieces of `key` are at cloud, which has nothing of the key itself then.
+fn kill_among_pieces(link: &mut Link, key: &str) -> Result<()> {
+    let mut cloud = link.stores[1].connect()?;
+    let end = Instant::now() + DRAIN;
+    while cloud.must(&["KEYS", "causeway:*:part:*"])?.items().is_empty() {
+        ensure!(cloud.must(&["EXISTS", key])?.int() == Some(0), "{key} was there before it was killed");
+        ensure!(Instant::now() < end, "no piece comes: {}", link.log_end());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    link.kill()?;
+    ensure!(cloud.must(&["EXISTS", key])?.int() == Some(0), "a part of {key} is to be seen");
+    Ok(())
+}
+
+/// Fails if a server was ever asked to RESTORE; it has no small keys that it would have to for.
+fn nothing_came_whole(server: &mut Connection) -> Result<()> {
+    let stats = server.must(&["INFO", "commandstats"])?.text().unwrap_or_default();
+    ensure!(stats.contains("cmdstat_rename:"), "no value was put in place: {stats}");
+    ensure!(!stats.contains("cmdstat_restore:"), "a value came whole: {stats}");
+    Ok(())
+}
+
 /// A master and its replica, which is in step.
 fn replicated(link: &Link) -> Result<RedisServer> {
     let spare = RedisServer::start(durable())?;

@@ -87,7 +87,8 @@ pub struct Group {
 
 /// A piece of one key's value, for values that are too large to be carried whole; the header
 /// `part = n` or `n:last`. The pieces of a key follow each other in the log, other keys' changes may
-/// stand between them; the key appears at the target with the last one.
+/// stand between them; the key appears at the target with the last one. In a transaction, a last one without a
+/// value says that the key stays as it is: what was built of it is thrown away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Part {
     /// From 0.

@@ -55,7 +55,7 @@ impl MemorySource {
                 events.push(event);
                 continue;
             }
-            let next = state.events(self.at, self.id).map_err(|why| {
+            let next = state.events(self.at, self.id, self.part_bytes).map_err(|why| {
                 // As a server does that drops a reader which is too slow.
                 self.epoch = None;
                 unavailable("read the stream", &self.endpoint, &why)
@@ -77,21 +77,29 @@ fn cost(event: &Event) -> usize {
     }
 }
 
-fn reads(name: &str, stored: &Stored, pos: &Position, part_bytes: usize, now: u64) -> Vec<Event> {
+/// What a key holds, as one change or several.
+pub(crate) fn pieces(
+    op: Op,
+    name: &str,
+    stored: &Stored,
+    pos: &Position,
+    part_bytes: usize,
+    now: u64,
+) -> Vec<Event> {
     let value = stored.value.bytes();
-    let read = |value, part| {
-        let mut change = Change::captured(Op::Read, key(name), Some(value), pos.clone(), now);
+    let change = |value, part| {
+        let mut change = Change::captured(op, key(name), Some(value), pos.clone(), now);
         change.expire_at = stored.expire_at;
         change.part = part;
         Event::Change(change)
     };
     if value.len() <= part_bytes {
-        return vec![read(value, None)];
+        return vec![change(value, None)];
     }
     let count = value.len().div_ceil(part_bytes);
     let piece = |n: usize| {
         let part = Part { n: u32::try_from(n).unwrap_or(u32::MAX), last: n + 1 == count };
-        read(value.slice(n * part_bytes..value.len().min((n + 1) * part_bytes)), Some(part))
+        change(value.slice(n * part_bytes..value.len().min((n + 1) * part_bytes)), Some(part))
     };
     (0..count).map(piece).collect()
 }
@@ -123,7 +131,7 @@ impl Source for MemorySource {
             let total = Some(state.data.len() as u64);
             self.snapshot.push_back(Event::SnapshotStarted { total, pos: pos.clone() });
             for (name, stored) in &state.data {
-                self.snapshot.extend(reads(name, stored, &pos, self.part_bytes, state.now));
+                self.snapshot.extend(pieces(Op::Read, name, stored, &pos, self.part_bytes, state.now));
             }
             self.snapshot.push_back(Event::SnapshotEnded { pos, left_out: (0, Vec::new()) });
         }

@@ -8,6 +8,7 @@ use causeway_core::{Change, Event, Group, Marker, Op, Outcome, Position, Refused
 use tokio::sync::Notify;
 
 use crate::command::{Command, Stored, key};
+use crate::source::pieces;
 use crate::value::Value;
 
 /// What can be made to go wrong at one site, until it is [cleared](crate::Memory::clear).
@@ -144,8 +145,14 @@ impl State {
         }
     }
 
-    /// The events of the transaction at `at`, for the source `source`; `Ok(None)` at the end.
-    pub(crate) fn events(&self, at: u64, source: u64) -> Result<Option<Vec<Event>>, String> {
+    /// The events of the transaction at `at`, for the source `source`, which has values that are longer than
+    /// `part_bytes` in parts; `Ok(None)` at the end.
+    pub(crate) fn events(
+        &self,
+        at: u64,
+        source: u64,
+        part_bytes: usize,
+    ) -> Result<Option<Vec<Event>>, String> {
         let index = at.checked_sub(self.log_start).ok_or("the backlog was overrun")?;
         let Some((logged, time)) = usize::try_from(index).ok().and_then(|i| self.log.get(i)) else {
             return Ok(None);
@@ -174,14 +181,15 @@ impl State {
             Logged::Token(token) => vec![Event::Token(*token)],
             Logged::Refreshed(of, ..) if *of != source => Vec::new(),
             Logged::Refreshed(_, token, states) => {
-                let mut events: Vec<Event> = states
-                    .iter()
-                    .map(|(name, stored)| {
-                        let mut change = change(Op::State, name, stored.as_ref().map(|s| s.value.bytes()));
-                        change.expire_at = stored.as_ref().and_then(|s| s.expire_at);
-                        Event::Change(change)
-                    })
-                    .collect();
+                let mut events = Vec::new();
+                for (name, stored) in states {
+                    match stored {
+                        None => events.push(Event::Change(change(Op::State, name, None))),
+                        Some(stored) => {
+                            events.extend(pieces(Op::State, name, stored, &pos, part_bytes, *time));
+                        }
+                    }
+                }
                 events.push(Event::Token(*token));
                 events
             }
@@ -330,7 +338,11 @@ impl State {
             }
             Op::Read | Op::Put | Op::State => {
                 let stored = match (&change.value, change.part) {
-                    (None, _) => None,
+                    (None, None) => None,
+                    (None, Some(_)) => {
+                        self.parts.remove(&name);
+                        return Ok(true);
+                    }
                     (Some(value), part) => {
                         let mut whole = match part {
                             Some(part) if part.n > 0 => self.parts.remove(&name).unwrap_or_default(),

@@ -398,7 +398,7 @@ impl Link {
     /// The values whose last piece is in `batch` although not all before those in it went in. Waits for
     /// the answers to what is under way if there is a last piece: it is not taken back once it was sent.
     async fn incomplete(&mut self, batch: &Batch, names: &names::Names) -> Result<Vec<Hidden>> {
-        let piece = |change: &Change| change.part.filter(|_| change.op.is_data());
+        let piece = |change: &Change| change.part.filter(|_| change.op.is_data() && change.value.is_some());
         let first = |hidden: &Hidden| {
             let same = batch.changes.iter().filter(|c| piece(c).is_some() && Hidden::of(names, c) == *hidden);
             same.filter_map(piece).map(|part| part.n).min()

@@ -11,6 +11,7 @@ use url::Url;
 use crate::endpoint::{Address, Endpoint, Secret, TlsFiles};
 use crate::filter::Filter;
 use crate::names::Names;
+use crate::rdb;
 
 /// What is done where a server may evict keys: `evictions`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,8 +39,17 @@ pub struct Limits {
     pub snapshot_bytes_per_second: Option<u64>,
     /// How fast changes are applied.
     pub apply_ops_per_second: Option<u64>,
-    /// A value of a snapshot that is larger is carried in parts of about this size; 1 MiB unless set.
+    /// A value that is larger, in a snapshot or read again, is carried in parts of about half this size; 1 MiB
+    /// unless set.
     pub value_bytes_max: usize,
+}
+
+impl Limits {
+    /// Where values are cut.
+    pub(crate) fn cut(&self) -> rdb::Options {
+        let max = self.value_bytes_max;
+        rdb::Options { part_bytes: (max / 2).max(1), whole_bytes_max: max }
+    }
 }
 
 /// One channel, as this connector sees it.

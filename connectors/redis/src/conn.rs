@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 pub use crate::endpoint::{Address, Endpoint, Secret, TlsFiles};
-use crate::resp::{self, Reply, ReplyParser};
+use crate::resp::{self, Head, Reply, ReplyParser, RespError};
 
 /// How much is asked of the socket at once. A pipelined server fills it.
 const READ_BYTES: usize = 128 << 10;
@@ -214,6 +214,11 @@ impl Conn {
         self.reader.reply().await
     }
 
+    /// What comes from the server, for a reply that is not to be held whole.
+    pub(crate) fn reader(&mut self) -> &mut ConnReader {
+        &mut self.reader
+    }
+
     /// The halves, for a reader and a writer that run at once.
     pub fn split(self) -> (ConnReader, ConnWriter) {
         (self.reader, self.writer)
@@ -238,19 +243,34 @@ impl ConnReader {
     /// As there.
     pub async fn reply(&mut self) -> Result<Reply> {
         loop {
-            match self.parser.parse(&mut self.buf) {
-                Ok(Some(reply)) => return Ok(reply),
-                Ok(None) => {}
-                Err(e) => {
-                    return Err(Error::Garbled {
-                        endpoint: self.label.clone(),
-                        what: "reply",
-                        at: e.at as u64,
-                        reason: e.reason.into(),
-                    });
-                }
+            if let Some(reply) = self.ready_reply()? {
+                return Ok(reply);
             }
             self.fill().await?;
+        }
+    }
+
+    /// Waits for the next reply's beginning, and leaves it in the buffer. What was looked at may be taken by
+    /// [`reply`](ConnReader::reply), or piece by piece from [`buffer`](ConnReader::buffer).
+    ///
+    /// # Errors
+    ///
+    /// As [`reply`](ConnReader::reply).
+    pub(crate) async fn head(&mut self) -> Result<Head> {
+        loop {
+            if let Some(head) = resp::head(&self.buf).map_err(|e| self.garbled(&e))? {
+                return Ok(head);
+            }
+            self.fill().await?;
+        }
+    }
+
+    fn garbled(&self, e: &RespError) -> Error {
+        Error::Garbled {
+            endpoint: self.label.clone(),
+            what: "reply",
+            at: e.at as u64,
+            reason: e.reason.into(),
         }
     }
 
@@ -260,12 +280,7 @@ impl ConnReader {
     ///
     /// `Retry`: what is there is no reply.
     pub fn ready_reply(&mut self) -> Result<Option<Reply>> {
-        self.parser.parse(&mut self.buf).map_err(|e| Error::Garbled {
-            endpoint: self.label.clone(),
-            what: "reply",
-            at: e.at as u64,
-            reason: e.reason.into(),
-        })
+        self.parser.parse(&mut self.buf).map_err(|e| self.garbled(&e))
     }
 
     /// Reads more into the buffer, at least one byte. May be dropped while it waits, without loss.

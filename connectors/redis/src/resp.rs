@@ -409,6 +409,50 @@ impl Reply {
     }
 }
 
+/// How a reply begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// An array: its elements follow, each a reply.
+    Array {
+        /// How many.
+        len: usize,
+        /// Where the first one begins.
+        start: usize,
+    },
+    /// A string: its bytes follow, and `\r\n`.
+    Bulk {
+        /// How many. Not checked against any limit: nothing is set aside for it.
+        len: usize,
+        /// Where the first one is.
+        start: usize,
+    },
+    /// A line, or nil.
+    Other,
+}
+
+/// Looks at what stands at the front of `buf` and takes nothing; `None`: its first line isn't there whole.
+///
+/// # Errors
+///
+/// It is no reply.
+pub fn head(buf: &[u8]) -> Result<Option<Head>, RespError> {
+    // Far above what a server can hold, and far below what overflows.
+    const LEN_MAX: usize = usize::MAX >> 4;
+    match buf {
+        [] | [b'$' | b'*'] => Ok(None),
+        [b'$' | b'*', b'-', ..] => Ok(Some(Head::Other)),
+        [b'*', ..] => {
+            let found = length(buf, 0, b'*', REPLY_ITEMS_MAX)?;
+            Ok(found.map(|(len, start)| Head::Array { len, start }))
+        }
+        [b'$', ..] => {
+            let found = length(buf, 0, b'$', LEN_MAX)?;
+            Ok(found.map(|(len, start)| Head::Bulk { len, start }))
+        }
+        _ => Ok(Some(Head::Other)),
+    }
+}
+
 /// Takes replies off a buffer, one at a time; elements of an array as they come.
 #[derive(Debug, Default)]
 pub struct ReplyParser {

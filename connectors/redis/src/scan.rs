@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use causeway_core::{Change, Error, Event, Key, Op, Position, Result, Space, Token};
+use causeway_core::{Error, Event, Key, Op, Position, Result, Space, Token};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -32,10 +32,10 @@ use crate::conn::{Conn, ConnReader, ConnWriter, Endpoint, server_error, unavaila
 use crate::filter::Filter;
 use crate::info::{ServerInfo, config_get};
 use crate::names;
-use crate::reread::{Answer, KEY_BYTES_MAX, Read, Request, Side};
+use crate::reread::{Answer, Read, Request, Side};
 use crate::resp::Reply;
-use crate::source::now_ms;
-use crate::stream::Set;
+use crate::source::{cost, now_ms};
+use crate::stream::{Piece, Set};
 
 use lister::Page;
 pub(crate) use lister::{ScanPlace, page, select};
@@ -148,8 +148,8 @@ impl ScanLive {
             let lister = Conn::connect(endpoint).await?;
             tasks.push(tokio::spawn(lister::list(lister, dbs, from, config.filter.clone(), page)));
         }
-        let side =
-            Side::start(conn, endpoint, &config.names, info.has_expiretime(), Arc::default(), KEY_BYTES_MAX);
+        let (names, cut) = (&config.names, config.limits.cut());
+        let side = Side::start(conn, endpoint, names, info.has_expiretime(), Arc::default(), cut);
         let history = Bytes::from(format!("scan:{}", names::token_text(names::next_token())));
         tracing::warn!(
             endpoint = label,
@@ -194,7 +194,11 @@ impl ScanLive {
     }
 
     fn position(&self) -> Position {
-        Position { history: self.history.clone(), at: self.at, context: Bytes::new() }
+        self.position_at(self.at)
+    }
+
+    fn position_at(&self, at: u64) -> Position {
+        Position { history: self.history.clone(), at, context: Bytes::new() }
     }
 
     /// How far the scan has got, all its events up to there having been taken; `None`: nowhere yet, or it
@@ -221,12 +225,17 @@ impl ScanLive {
     }
 
     /// See [`Source::next`](causeway_core::Source::next).
-    pub(crate) async fn next(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    pub(crate) async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
         let before = events.len();
         events.extend(self.started.take());
         loop {
-            while let Some(answer) = self.side.try_answer() {
+            let mut bytes = 0;
+            while bytes < bytes_max
+                && let Some(answer) = self.side.try_answer()
+            {
+                let from = events.len();
                 self.answered(answer, events)?;
+                bytes += events.iter().skip(from).map(cost).sum::<usize>();
             }
             self.ask_touched()?;
             if self.scanning && self.pages.is_none() && self.under_way() == 0 {
@@ -301,10 +310,32 @@ impl ScanLive {
         match answer {
             Answer::Sent(_) | Answer::Keys(..) => Ok(()),
             Answer::Failed(error) => Err(error),
+            Answer::Piece(_, piece, _room) => {
+                self.piece(piece, events);
+                Ok(())
+            }
             Answer::Read(read) => {
                 self.read(read, events);
                 Ok(())
             }
+        }
+    }
+
+    /// A piece of what is read next: its place is where that will stand.
+    fn piece(&mut self, piece: Piece, events: &mut Vec<Event>) {
+        if self.config.filter.carries(piece.db, &piece.name) {
+            let op = op(piece.opened);
+            self.pace(op, piece.name.len() + piece.commands.len());
+            let change = piece.change(op, &self.position_at(self.at + 1), now_ms());
+            events.push(Event::Change(change));
+        }
+    }
+
+    /// With `snapshot_bytes_per_second`: so much of it came.
+    fn pace(&mut self, op: Op, bytes: usize) {
+        if let (Op::Read, Some(rate)) = (op, self.config.limits.snapshot_bytes_per_second) {
+            self.paced_until = self.paced_until.max(Instant::now())
+                + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
         }
     }
 
@@ -334,18 +365,12 @@ impl ScanLive {
                         continue;
                     }
                 };
-                if set.opened && state.dump.is_none() {
+                if set.opened && state.held.is_none() {
                     // Gone since it was listed: its event says so.
                     continue;
                 }
-                let op = if set.opened { Op::Read } else { Op::State };
-                let bytes = key.name.len() + state.dump.as_ref().map_or(0, Bytes::len);
-                let mut change = Change::captured(op, key, state.dump, pos.clone(), now);
-                change.expire_at = state.expire_at;
-                if let (Op::Read, Some(rate)) = (op, self.config.limits.snapshot_bytes_per_second) {
-                    self.paced_until = self.paced_until.max(Instant::now())
-                        + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-                }
+                let change = state.change(op(set.opened), key, &pos, now);
+                self.pace(change.op, change.key.name.len() + change.value.as_ref().map_or(0, Bytes::len));
                 events.push(Event::Change(change));
             }
         }
@@ -354,6 +379,11 @@ impl ScanLive {
         }
         self.pass_marks();
     }
+}
+
+/// What a key that was read is: `listed` by the scan, or touched.
+fn op(listed: bool) -> Op {
+    if listed { Op::Read } else { Op::State }
 }
 
 /// The next page, or for ever nothing where there are no more.

@@ -3,7 +3,7 @@
 //! Not here: the wire ([`link`](crate::link)), what a command means ([`stream`](crate::stream)), reading keys
 //! again ([`reread`](crate::reread)), and what is done where replication is refused (`scan`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use causeway_core::{
     Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Site, Source, Space, Token,
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::config::RedisConfig;
 use crate::conn::{Conn, Endpoint, unavailable};
@@ -22,10 +23,10 @@ use crate::link::{Item, Link, LinkOptions, Opening, Start};
 use crate::names;
 use crate::progress::Progress;
 use crate::rdb::{self, Splitter, Value};
-use crate::reread::{Answer, KEY_BYTES_MAX, Read, Request, Side};
+use crate::reread::{Answer, Read, Request, Side};
 use crate::resp::Command;
 use crate::scan::{ScanLive, ScanPlace};
-use crate::stream::{History, Step, Stream, StreamError};
+use crate::stream::{History, Piece, Step, Stream, StreamError};
 
 /// How long a server may be silent, at least: three pings of the usual period.
 const SILENCE_MIN: Duration = Duration::from_secs(30);
@@ -43,8 +44,6 @@ pub struct RedisSource {
     live: Option<Mode>,
     /// Where a scan that broke had come to.
     scan_broke_at: Option<ScanPlace>,
-    /// A key that takes more of the server's memory isn't read again.
-    reread_bytes_max: u64,
     /// Of the link that is open, or broke last.
     progress: Arc<Mutex<Option<Arc<Progress>>>>,
 }
@@ -71,7 +70,6 @@ impl RedisSource {
             applied_into: Arc::default(),
             live: None,
             scan_broke_at: None,
-            reread_bytes_max: KEY_BYTES_MAX,
             progress: Arc::default(),
         }
     }
@@ -81,13 +79,6 @@ impl RedisSource {
     #[must_use]
     pub fn applied_into(self, flag: Arc<AtomicBool>) -> RedisSource {
         RedisSource { applied_into: flag, ..self }
-    }
-
-    /// For tests: reads no key again that takes more of the server's memory.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn rereads_up_to(self, reread_bytes_max: u64) -> RedisSource {
-        RedisSource { reread_bytes_max, ..self }
     }
 
     fn endpoint(&self) -> &Endpoint {
@@ -191,8 +182,8 @@ impl RedisSource {
             let progress = link.progress();
             progress.buffer_max(replica_buffer_max(buffer.as_deref()));
             progress.server_says(&info);
-            let max = self.reread_bytes_max;
-            let side = Side::start(side, &endpoint, &self.config.names, has_expiretime, progress, max);
+            let cut = self.config.limits.cut();
+            let side = Side::start(side, &endpoint, &self.config.names, has_expiretime, progress, cut);
             let stream =
                 Stream::new(&label, self.config.filter.clone(), self.config.names.clone(), history, at, db);
             let anew = matches!(opened, Opened::Anew { .. });
@@ -268,13 +259,12 @@ struct Snapshot {
 
 impl Snapshot {
     fn new(config: &RedisConfig, stream: &Stream, info: &ServerInfo, wanted: bool) -> Snapshot {
-        let max = config.limits.value_bytes_max;
         let carried = info.keys.iter().filter(|(db, _)| config.filter.carries_db(*db));
         // With patterns nobody knows how many of them are meant.
         let total = config.filter.is_whole().then(|| carried.map(|(_, n)| n).sum());
         let pos = stream.position();
         Snapshot {
-            splitter: Splitter::new(rdb::Options { part_bytes: (max / 2).max(1), whole_bytes_max: max }),
+            splitter: Splitter::new(config.limits.cut()),
             filter: config.filter.clone(),
             wanted,
             started: wanted.then(|| Event::SnapshotStarted { total, pos: pos.clone() }),
@@ -396,6 +386,15 @@ enum Need {
     Answer,
 }
 
+/// What was read with a token so far.
+#[derive(Default)]
+struct Reading {
+    /// Not taken yet.
+    pieces: VecDeque<(Piece, OwnedSemaphorePermit)>,
+    /// Once all of it is there.
+    read: Option<Read>,
+}
+
 /// A stream that is open.
 struct Live {
     label: String,
@@ -406,8 +405,10 @@ struct Live {
     commands: std::vec::IntoIter<Command>,
     /// A command whose keys are being asked for.
     held: Option<Command>,
-    /// Tokens of re-reads, with what was read as soon as it is there.
-    reads: HashMap<Token, Option<Read>>,
+    /// Of the tokens of re-reads.
+    reads: HashMap<Token, Reading>,
+    /// Asked for when the snapshot is behind us: nothing could be taken before.
+    later: Vec<Request>,
     /// The last position that the caller knows of.
     told: u64,
     /// The server syncs to disk before it streams.
@@ -427,6 +428,7 @@ impl Live {
             commands,
             held: None,
             reads: HashMap::new(),
+            later: Vec::new(),
             told,
             keeps: false,
         }
@@ -506,10 +508,14 @@ impl Live {
     fn answered(&mut self, answer: Answer) -> Result<()> {
         match answer {
             Answer::Sent(token) => {
-                self.reads.insert(token, None);
+                self.reads.insert(token, Reading::default());
+            }
+            Answer::Piece(token, piece, room) => {
+                self.reads.entry(token).or_default().pieces.push_back((piece, room));
             }
             Answer::Read(read) => {
-                self.reads.insert(read.token, Some(read));
+                let reading = self.reads.entry(read.token).or_default();
+                reading.read = Some(read);
             }
             Answer::Keys(name, keys) => self.stream.learn(name, keys),
             Answer::Failed(error) => return Err(error),
@@ -531,6 +537,9 @@ impl Live {
             }
             self.snapshot = None;
         }
+        for request in self.later.drain(..) {
+            self.side.ask(request)?;
+        }
         let need = self.commands(events, bytes_max);
         if self.stream.has_asked() {
             self.side.ask(Request::Sets(self.stream.take_asked()))?;
@@ -547,14 +556,21 @@ impl Live {
                 while let Some(answer) = self.side.try_answer() {
                     self.answered(answer)?;
                 }
-                match self.reads.remove(&token) {
-                    None => self.stream.pass_token(events),
-                    Some(Some(read)) => self.stream.close(read.found, read.announced, events),
-                    Some(None) => {
-                        self.reads.insert(token, None);
-                        return Ok(Need::Answer);
+                let Some(reading) = self.reads.get_mut(&token) else {
+                    self.stream.pass_token(events);
+                    continue;
+                };
+                while let Some((piece, _room)) = reading.pieces.pop_front() {
+                    self.stream.piece(piece, events);
+                    bytes += events.iter().skip(counted).map(cost).sum::<usize>();
+                    counted = events.len();
+                    if bytes >= bytes_max {
+                        return Ok(Need::Room);
                     }
                 }
+                let Some(read) = reading.read.take() else { return Ok(Need::Answer) };
+                self.reads.remove(&token);
+                self.stream.close(read.found, read.announced, events);
             }
             bytes += events.iter().skip(counted).map(cost).sum::<usize>();
             counted = events.len();
@@ -586,7 +602,8 @@ impl Live {
     }
 }
 
-fn cost(event: &Event) -> usize {
+/// What an event costs to hold, in bytes.
+pub(crate) fn cost(event: &Event) -> usize {
     match event {
         Event::Change(change) => change.cost(),
         _ => 64,
@@ -630,7 +647,7 @@ impl Source for RedisSource {
         }
         match self.live("read the stream")? {
             Mode::Stream(live) => live.next(events, bytes_max).await,
-            Mode::Scan(live) => live.next(events).await,
+            Mode::Scan(live) => live.next(events, bytes_max).await,
         }
     }
 
@@ -684,7 +701,11 @@ impl Source for RedisSource {
         match self.live("read keys again")? {
             Mode::Stream(live) => {
                 let token = names::next_token();
-                live.side.ask(Request::Refresh(keys, token))?;
+                let request = Request::Refresh(keys, token);
+                match live.snapshot {
+                    Some(_) => live.later.push(request),
+                    None => live.side.ask(request)?,
+                }
                 Ok(token)
             }
             Mode::Scan(live) => live.refresh(keys),

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
-use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
+use causeway_core::{Change, Event, Group, Key, Marker, Op, Part, Position, Space, Token};
 
 use crate::commands::{Effects, SplitOp, effects};
 use crate::filter::{EMPTY_NAME, Filter};
@@ -70,10 +70,63 @@ pub struct Set {
 /// A key as it was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Its DUMP payload; `None`: it does not exist.
-    pub dump: Option<Bytes>,
+    /// What it holds; `None`: it does not exist.
+    pub held: Option<Held>,
     /// When it expires, ms since 1970.
     pub expire_at: Option<u64>,
+}
+
+/// The value of a key that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// Its DUMP payload.
+    Whole(Bytes),
+    /// So many [`Piece`]s, which came before.
+    Pieces(u32),
+}
+
+impl Found {
+    /// As a `read` or a `state`; of a value in pieces the last one, which brings nothing of it.
+    pub(crate) fn change(self, op: Op, key: Key, pos: &Position, now: u64) -> Change {
+        let (value, part) = match self.held {
+            None => (None, None),
+            Some(Held::Whole(payload)) => (Some(payload), None),
+            Some(Held::Pieces(n)) => (Some(Bytes::new()), Some(Part { n, last: true })),
+        };
+        let mut change = Change::captured(op, key, value, pos.clone(), now);
+        change.part = part;
+        change.expire_at = self.expire_at;
+        change
+    }
+}
+
+/// A piece of a large value that is being read. Those of a value come in order, and before what else is read
+/// with the same token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The key's database.
+    pub db: u32,
+    /// And its name.
+    pub name: Bytes,
+    /// As [`Set::opened`].
+    pub opened: bool,
+    /// Counts from 0.
+    pub n: u32,
+    /// Whole RESP arrays.
+    pub commands: Bytes,
+    /// When the key expires, ms since 1970.
+    pub expire_at: Option<u64>,
+}
+
+impl Piece {
+    /// As a piece of a `read` or a `state`.
+    pub(crate) fn change(self, op: Op, pos: &Position, now: u64) -> Change {
+        let key = Key { space: Space::Db(self.db), name: self.name };
+        let mut change = Change::captured(op, key, Some(self.commands), pos.clone(), now);
+        change.part = Some(Part { n: self.n, last: false });
+        change.expire_at = self.expire_at;
+        change
+    }
 }
 
 /// What has to happen before the next command.
@@ -248,6 +301,14 @@ impl Stream {
         }
     }
 
+    /// The token that came by first is a re-read's: appends a piece of what was read with it. It stands where the
+    /// token came by, outside of any group, as it is nothing before [`close`](Stream::close) ends the value.
+    pub fn piece(&self, piece: Piece, events: &mut Vec<Event>) {
+        if let Some((.., pos)) = self.tokens.front() {
+            events.push(Event::Change(piece.change(Op::State, pos, self.now)));
+        }
+    }
+
     /// The token was a re-read's: appends what was found, as states that stand where the token came by, and
     /// then the token itself if somebody waits for it. A reason in place of a key: it cannot be carried.
     pub fn close(
@@ -271,10 +332,10 @@ impl Stream {
                         continue;
                     }
                 };
-                let mut change = Change::captured(Op::State, key, state.dump, pos.clone(), self.now);
-                change.expire_at = state.expire_at;
-                group.push(change);
+                group.push(state.change(Op::State, key, &pos, self.now));
             }
+            // What ends a value goes first: an applier's batch can be cut before a group only.
+            group.sort_by_key(|change| change.part.is_none());
             // The token's own transaction is longer than the sets it can hold: ids stay unique.
             self.flush(start.wrapping_add(i as u64), group, events);
         }

@@ -9,7 +9,10 @@ mod rdb_support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use causeway_redis::rdb::{Item, Options, RdbError, Splitter, Value, rewrite, seal};
+use bytes::Bytes;
+use causeway_redis::rdb::{
+    Cut, DumpCutter, Entry, Item, Options, RdbError, Splitter, Value, open, rewrite, seal,
+};
 use rdb_support::*;
 
 const SAMPLES: [&[u8]; 3] = [
@@ -257,4 +260,144 @@ fn a_module_value_is_skipped_and_named() {
         let reason = "a value of the module type ReJSON-RL version 3".to_owned();
         assert_eq!(entries[0].value, Value::Left { reason });
     }
+}
+
+/// The values of a sample: name, DUMP payload, and the parts that the splitter makes of it.
+fn values(sample: &[u8]) -> Vec<(Bytes, Bytes, Vec<Bytes>)> {
+    let parts = entries(split(sample, CUT_ALL, || 1000).unwrap());
+    let parts_of = |entry: &Entry| {
+        let same = parts.iter().filter(|part| (part.db, &part.name) == (entry.db, &entry.name));
+        let commands = same.map(|part| match &part.value {
+            Value::Part { commands, .. } => commands.clone(),
+            other => panic!("{other:?}"),
+        });
+        commands.collect()
+    };
+    let whole = entries(split(sample, Options::default(), || 1000).unwrap());
+    let value = |entry: Entry| {
+        let parts = parts_of(&entry);
+        let Value::Dump(payload) = entry.value else { panic!("not whole") };
+        (entry.name, payload, parts)
+    };
+    whole.into_iter().map(value).collect()
+}
+
+const CUT_ALL: Options = Options { part_bytes: 50, whole_bytes_max: 0 };
+
+/// What comes out of `payload`, of which so many bytes were announced, in chunks of `chunk`.
+fn cut(name: &Bytes, payload: &[u8], len: u64, version: u16, chunk: usize) -> Result<Vec<Cut>, RdbError> {
+    let mut cutter = DumpCutter::new(name.clone(), len, version, CUT_ALL.part_bytes);
+    let mut all = Vec::new();
+    for bytes in payload.chunks(chunk) {
+        cutter.feed(bytes);
+        while let Some(cut) = cutter.next()? {
+            all.push(cut);
+        }
+        assert!(cutter.buffered() < 100_000);
+    }
+    Ok(all)
+}
+
+fn version(payload: &[u8]) -> u16 {
+    open(payload).unwrap().2
+}
+
+fn ends(cuts: &[Cut]) -> bool {
+    matches!(cuts.last(), Some(Cut::End { .. }))
+}
+
+/// Every type and encoding that servers write: a re-read brings the same pieces as a snapshot.
+#[test]
+fn a_payload_is_cut_into_the_parts_that_a_splitter_makes_of_the_value() {
+    for sample in SAMPLES {
+        for (name, payload, parts) in values(sample) {
+            let n = |n: usize| u32::try_from(n).unwrap();
+            let part = |(i, commands): (usize, &Bytes)| Cut::Part { n: n(i), commands: commands.clone() };
+            let end = Cut::End { parts: n(parts.len()) };
+            let expected: Vec<Cut> = parts.iter().enumerate().map(part).chain([end]).collect();
+            for chunk in [1, 2, 3, 7, 50, 333, usize::MAX] {
+                // What follows the payload is left alone.
+                let bytes = [&payload[..], b"\r\n$3\r\nabc"].concat();
+                let cuts = cut(&name, &bytes, payload.len() as u64, version(&payload), chunk);
+                assert_eq!(cuts.unwrap(), expected, "{name:?} in chunks of {chunk}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_payload_that_is_not_all_there_never_ends() {
+    for sample in SAMPLES {
+        for (name, payload, _) in values(sample) {
+            let version = version(&payload);
+            for end in (0..payload.len()).rev().take(400) {
+                let cuts = cut(&name, &payload[..end], payload.len() as u64, version, 100).unwrap();
+                assert!(!ends(&cuts), "{name:?} after {end} bytes");
+                // Announced shorter than it is, it fails by its checksum.
+                let error = cut(&name, &payload, end as u64, version, 100).unwrap_err();
+                assert!(error.reason.contains("checksum") || error.reason.contains("too early"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_payload_with_any_bit_flipped_fails() {
+    for sample in SAMPLES {
+        for (name, payload, _) in values(sample) {
+            for bit in (0..payload.len() * 8).rev().take(4000) {
+                let mut damaged = payload.to_vec();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                let len = payload.len() as u64;
+                assert!(cut(&name, &damaged, len, version(&payload), 100).is_err(), "{name:?} bit {bit}");
+            }
+        }
+    }
+    assert!(LARGEST.load(Ordering::Relaxed) < ALLOCATION_MAX);
+}
+
+/// Sound by its checksum, but nothing that can be cut: it is named, and what follows it is found.
+#[test]
+fn a_payload_that_cannot_be_cut_is_left_with_its_reason() {
+    let name = Bytes::from_static(b"k");
+    // As in the test of a module's value: "ReJSON-RL" version 3.
+    let module = [&b"\x07\x81\x45\xe2\x52\x38\xdb\x51\x2c\x03"[..], &[b'x'; 500]].concat();
+    let module = seal(&module, 10);
+    let trailing = seal(&[&b"\x00\x01b"[..], &[0; 50]].concat(), 10);
+    for (payload, says) in [
+        (module, "module type"),
+        (seal(&[[99u8; 1].as_slice(), &[b'x'; 500]].concat(), 10), "type 99 of RDB version 10 is unknown"),
+        (trailing, "goes on after its last element"),
+        (seal(b"\x00\x05abcd", 10), "ends before its last element"),
+        (seal(b"\x00\xfc12345678901", 10), "unknown encoding"),
+    ] {
+        for chunk in [1, 5, 10_000] {
+            let cuts = cut(&name, &payload, payload.len() as u64, 10, chunk).unwrap();
+            let Some(Cut::Left { reason }) = cuts.last() else { panic!("{says}: {cuts:?}") };
+            assert!(reason.contains(says), "{reason}");
+        }
+    }
+    let sound = seal(b"\x00\x05hello", 10);
+    let error = cut(&name, &sound, sound.len() as u64, 11, 3).unwrap_err();
+    assert!(error.reason.contains("another version"), "{error}");
+}
+
+#[test]
+fn mutants_with_a_right_checksum_end_without_panic_or_large_allocation() {
+    let mut random = Random(0xd0_0d);
+    for sample in SAMPLES {
+        for (name, payload, _) in values(sample) {
+            let version = version(&payload);
+            for _ in 0..200 {
+                let mut body = payload[..payload.len() - 10].to_vec();
+                for _ in 0..1 + random.below(3) {
+                    let at = random.below(body.len());
+                    body[at] = [random.next() as u8, 0x7f, 0x81, 0xc3, 0xff][random.below(5)];
+                }
+                let mutant = seal(&body, version);
+                let _ = cut(&name, &mutant, mutant.len() as u64, version, 1 + random.below(200));
+            }
+        }
+    }
+    assert!(LARGEST.load(Ordering::Relaxed) < ALLOCATION_MAX, "{}", LARGEST.load(Ordering::Relaxed));
 }

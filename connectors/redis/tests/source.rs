@@ -440,29 +440,6 @@ async fn refreshed_keys_come_as_states_before_their_token() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_too_large_to_be_read_again_is_left_out_by_name() {
-    let Some(server) = server(&[]) else { return };
-    let mut c = server.connect().unwrap();
-    c.must(&["SET", "big", &"x".repeat(5000)]).unwrap();
-    c.must(&["SET", "small", "1"]).unwrap();
-    let mut source = source(&server, "").rereads_up_to(2000);
-    open(&mut source, None, false).await;
-    settle(&mut source).await;
-    run(&mut c, &["RENAME big moved", "RENAME small tiny"]);
-    let events = settle(&mut source).await;
-    let left = |e: &Event| match e {
-        Event::LeftOut { key, reason, .. } => Some((key.clone(), reason.clone())),
-        _ => None,
-    };
-    let left: Vec<_> = events.iter().filter_map(left).collect();
-    assert!(
-        matches!(&left[..], [(k, why)] if *k == key(0, "moved") && why.contains("too large")),
-        "{left:?}"
-    );
-    assert_eq!(texts(&events), ["state 0:big -", "state 0:small -", "state 0:tiny dump"]);
-}
-
-#[tokio::test]
 async fn a_restart_never_skips_an_open_read() {
     let Some(server) = server(&[]) else { return };
     let mut c = server.connect().unwrap();

@@ -42,6 +42,9 @@ struct Args {
     /// Retention takes settled records from the logs.
     #[arg(long)]
     trim: bool,
+    /// Rows and states of more than a few bytes come in pieces.
+    #[arg(long)]
+    pieces: bool,
     /// Run each seed twice and compare the two runs.
     #[arg(long)]
     twice: bool,
@@ -63,7 +66,8 @@ fn main() -> ExitCode {
             }
         },
     };
-    let options = Options { collide: args.collide, gaps: args.gaps, off, trim: args.trim };
+    let options =
+        Options { collide: args.collide, gaps: args.gaps, off, trim: args.trim, pieces: args.pieces };
     if args.trace {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
@@ -117,7 +121,8 @@ fn main() -> ExitCode {
 fn each_off(args: &Args) -> ExitCode {
     let mut found = true;
     for part in Part::ALL {
-        let options = Options { collide: true, gaps: args.gaps, off: Some(part), trim: args.trim };
+        let options =
+            Options { collide: true, gaps: args.gaps, off: Some(part), trim: args.trim, pieces: args.pieces };
         let next = AtomicU64::new(args.from);
         let failed = Mutex::new(Vec::new());
         let work = || {

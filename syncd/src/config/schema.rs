@@ -51,7 +51,7 @@ struct StoreLimits {
     /// Left out: as fast as it goes.
     #[schemars(range(min = 1))]
     apply_ops_per_second: Option<u64>,
-    /// Redis: a larger value of a snapshot is carried in parts of about this size; 1048576 unless set.
+    /// Redis: a larger value is carried in parts of about half this size; 1048576 unless set.
     #[schemars(range(min = 1024))]
     value_bytes_max: Option<u64>,
 }

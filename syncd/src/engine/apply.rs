@@ -4,7 +4,7 @@
 //! break. `read`s only fill in what is missing. What replaces a key that the site may have written itself,
 //! a `state` above all, goes the careful way (`careful.rs`).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -307,6 +307,9 @@ pub(crate) struct Reign {
     refreshing: FuturesUnordered<Refreshing>,
     /// Nothing at or above these counts as settled.
     pins: Vec<Seq>,
+    /// Keys, by their digests, of which a value in pieces was refused and asked for once more, and did not go in
+    /// since.
+    asked_again: HashSet<u128>,
     /// Reads whose key exists at the target, to be decided before anything else is sent.
     contested: Vec<Change>,
     /// Batches that the store refused as a whole.
@@ -361,6 +364,7 @@ impl Reign {
             low: Seq(0),
             refreshing: FuturesUnordered::new(),
             pins: Vec::new(),
+            asked_again: HashSet::new(),
             contested: Vec::new(),
             rejected: VecDeque::new(),
             rejected_transient: false,
@@ -568,9 +572,10 @@ impl Reign {
             }
             let Some((_, change)) = self.reader.peek() else { break };
             let full = changes.len().max(wanted.len()).max(self.contested.len()) >= task.items_max;
-            // A value appears only once it is known that the pieces before its last one went in.
+            // A value appears only once it is known that the pieces before its last one went in. Of any value, as a
+            // group, which begins with the last ones, cannot be cut before each.
             let ends = change.part.is_some_and(|part| part.last)
-                && changes.iter().any(|piece| piece.part.is_some() && piece.key == change.key);
+                && changes.iter().any(|piece| piece.part.is_some_and(|part| !part.last));
             if !in_group && (full || ends || bytes >= task.bytes_max) {
                 break;
             }
@@ -757,6 +762,12 @@ impl Reign {
         refused: Vec<Refused>,
     ) -> Result<(), EngineError> {
         let mut keys = Vec::new();
+        if !self.asked_again.is_empty() {
+            let ended = changes.iter().enumerate().filter(|(_, change)| change.part.is_some_and(|p| p.last));
+            for (_, change) in ended.filter(|(i, _)| refused.iter().all(|refusal| refusal.index != *i)) {
+                self.asked_again.remove(&key_digest(&change.key));
+            }
+        }
         for refusal in refused {
             let Some(change) = changes.get(refusal.index) else { continue };
             lock(&task.shared.on_the_way).is_done(key_digest(&change.key), change.seq);
@@ -766,11 +777,13 @@ impl Reign {
                 .keep(&task.channel, &task.partition, task.site, change, &refusal.reason)
                 .await?;
             task.stats.dead_letters.fetch_add(1, Ordering::SeqCst);
-            // A state that is refused would only come back; one that came in pieces comes back whole. Where
-            // what exists stays, a read must not come back as a state, which replaces.
+            // A state that is refused would only come back; one that came in pieces may go in the next time, as it
+            // may only have lost one on the way. Where what exists stays, a read must not come back as a state,
+            // which replaces.
+            let ends = change.part.is_some_and(|part| part.last);
             let comes_back = match change.op {
-                Op::State => change.part.is_some_and(|part| part.last),
-                Op::Read => change.part.is_some_and(|part| part.last) && task.origin_wins,
+                Op::Read if !task.origin_wins => false,
+                Op::State | Op::Read => ends && self.asked_again.insert(key_digest(&change.key)),
                 _ => true,
             };
             if comes_back && !change.key.name.is_empty() {

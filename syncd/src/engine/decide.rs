@@ -57,23 +57,11 @@ enum Again {
 }
 
 impl Met {
-    fn new(
-        index: usize,
-        digest: u128,
-        change: &Change,
-        touched: Vec<Touch>,
-        ours: &[Touch],
-        verdict: Verdict,
-    ) -> Met {
+    fn new(index: usize, digest: u128, touched: Vec<Touch>, ours: &[Touch], verdict: Verdict) -> Met {
         let again = match &verdict {
-            Verdict::Under(again) => again.clone(),
-            // A value in pieces has to be finished in any case, and all of ours is done again over it.
-            Verdict::Drop(_) if change.part.is_some() => ours.iter().map(|own| own.seq).collect(),
+            Verdict::Under(again) => again.iter().copied().map(Again::Ours).collect(),
             _ => Vec::new(),
         };
-        let mut again: Vec<Seq> = again;
-        again.dedup();
-        let again = again.into_iter().map(Again::Ours).collect();
         Met { index, digest, touched, ours: ours.to_vec(), verdict, again }
     }
 
@@ -136,9 +124,9 @@ impl Reign {
             plan.pairs.extend(pairs(task, change, &here, &own));
             if let Verdict::Drop(_) = here.verdict {
                 plan.dropped.push(change.seq);
-                if change.part.is_none() {
-                    continue;
-                }
+                // What came of it in pieces is thrown away.
+                decided.extend(change.part.map(|_| Change { value: None, ..change.clone() }));
+                continue;
             }
             // Ours is done again on top of it, and must not be done on top of itself.
             let op = if change.op == Op::Read { Op::State } else { change.op };
@@ -251,7 +239,7 @@ fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> (Plan, Vec<Met>) {
         if let Verdict::Unknown(from) = verdict {
             plan.basis = plan.basis.min(from);
         }
-        met.push(Met::new(index, digest, change, touched, ours, verdict));
+        met.push(Met::new(index, digest, touched, ours, verdict));
     }
     (plan, met)
 }

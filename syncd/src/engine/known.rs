@@ -141,7 +141,9 @@ impl Known {
     }
 
     fn note(&mut self, own: bool, change: &Change, applied: bool, connector: &dyn Connector) {
-        if !change.op.is_data() || change.key.name.is_empty() {
+        // Pieces of a value say nothing before the last one is there: the key may not be.
+        let unfinished = change.part.is_some_and(|part| !part.last);
+        if !change.op.is_data() || change.key.name.is_empty() || unfinished {
             return;
         }
         let last = match (change.op, &change.value) {

@@ -73,9 +73,7 @@ mod on {
 }
 
 #[cfg(any(test, feature = "simulate"))]
-pub(crate) use on::is_off;
-#[cfg(any(test, feature = "simulate"))]
-pub use on::switch_off;
+pub(crate) use on::{is_off, switch_off};
 
 /// No part is ever switched off.
 #[cfg(not(any(test, feature = "simulate")))]

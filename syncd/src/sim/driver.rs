@@ -26,6 +26,8 @@ const QUIET: u64 = 2_500;
 /// Then the sites have to be equal within this time.
 const EQUAL_AT_MOST: u64 = 150_000;
 const CHANNEL: &str = "c";
+/// Of a value that comes in pieces.
+const PART_BYTES: usize = 4;
 
 /// What a run came to.
 #[derive(Debug, Clone, Default)]
@@ -95,7 +97,8 @@ impl Driver {
             }
         }
         let clocks = || Site::BOTH.map(|site| world.clock(Of::Store, site));
-        let memory = Memory::new().with_clocks(clocks());
+        let part_bytes = if plan.pieces { PART_BYTES } else { usize::MAX };
+        let memory = Memory::new().with_clocks(clocks()).with_part_bytes(part_bytes);
         let line = Line { world: Arc::clone(world), memory: memory.clone() };
         let mut config = config(plan.snapshot);
         for channel in &mut config.channels {

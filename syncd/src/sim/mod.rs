@@ -32,6 +32,8 @@ pub struct Options {
     /// Retention takes records that are settled. Where a site then has a gap, the logs no longer tell what
     /// its keys held, and a write or a delete in the gap may lose against an older one of the peer's.
     pub trim: bool,
+    /// Rows and states of more than a few bytes come in pieces.
+    pub pieces: bool,
 }
 
 /// What a run came to.

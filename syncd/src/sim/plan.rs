@@ -26,6 +26,7 @@ pub(super) struct Plan {
     pub(super) row_max: u64,
     pub(super) collide: bool,
     pub(super) trim: bool,
+    pub(super) pieces: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +96,7 @@ fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
 }
 
 impl Plan {
-    pub(super) fn draw(seed: u64, Options { collide, gaps, trim, .. }: Options) -> Plan {
+    pub(super) fn draw(seed: u64, Options { collide, gaps, trim, pieces, .. }: Options) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
         // One that breaks and is repeated tells of writes by what the keys hold, as after a gap.
         let gapless = collide && !gaps;
@@ -150,7 +151,7 @@ impl Plan {
         let items_max = random.pick(&[1, 3, 8, 64, 512]);
         let backlog_max = backlog_max.filter(|_| !gapless);
         let row_max = if random.chance(250) { random.scaled(1, 1_000) } else { 0 };
-        Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, row_max, collide, trim }
+        Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, row_max, collide, trim, pieces }
     }
 
     /// The smallest part of the plan that is found for which `fails` still holds.

@@ -174,11 +174,14 @@ impl Encoder<'_> {
         match (change.op, &change.value, change.part) {
             (Op::Delete, ..) => out.command(&[b"DEL", key], Expect::NoError),
             (Op::Read | Op::State | Op::Put, value, Some(part)) => {
-                let commands = value.as_deref().unwrap_or_default();
-                self.part(change, part, commands, keep, out)?;
+                self.part(change, part, value.as_deref(), keep, out)?;
             }
             (Op::Read | Op::State | Op::Put, None, None) if keep => {}
-            (Op::Read | Op::State | Op::Put, None, None) => out.command(&[b"DEL", key], Expect::NoError),
+            (Op::Read | Op::State | Op::Put, None, None) => {
+                // Pieces of it that were read before it was gone, and never ended, go with it.
+                let Hidden { key: hidden, progress, .. } = Hidden::of(self.names, change);
+                out.command(&[b"DEL", key, &hidden, &progress], Expect::NoError);
+            }
             (Op::Read, Some(value), None) if key.is_empty() => function(value, keep, out)?,
             (Op::Read | Op::State | Op::Put, Some(value), None) => self.payload(change, value, keep, out)?,
             (Op::Ddl, Some(value), _) if !self.filter.holds_to(db_of(&change.key), value) => {
@@ -231,18 +234,23 @@ impl Encoder<'_> {
     }
 
     /// A piece of a large value: goes to a hidden key, which the last one renames. That one is sent with
-    /// nothing under way, when it is known whether all before it went in.
+    /// nothing under way, when it is known whether all before it went in. With no `commands`, what there is of the
+    /// value is not wanted.
     fn part(
         &self,
         change: &Change,
         part: Part,
-        commands: &[u8],
+        commands: Option<&[u8]>,
         keep: bool,
         out: &mut Out<'_>,
     ) -> Result<(), String> {
         let key: &[u8] = &change.key.name;
         let whole = Hidden::of(self.names, change);
         let (hidden, progress): (&[u8], &[u8]) = (&whole.key, &whole.progress);
+        let Some(commands) = commands else {
+            out.command(&[b"DEL", hidden, progress], Expect::NoError);
+            return Ok(());
+        };
         out.expected.pieces.push((out.index, whole.clone()));
         if part.last && self.incomplete.contains(&whole) {
             let reason = PIECES_GONE.to_owned();

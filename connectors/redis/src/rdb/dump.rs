@@ -11,8 +11,8 @@ use super::walk::{Element, Walk};
 use super::write::Writer;
 use super::{RdbError, stream};
 
-/// Bytes of version and checksum.
-pub(super) const FOOTER_BYTES: usize = 10;
+/// Bytes of version and checksum, at the end of each payload.
+pub const FOOTER_BYTES: usize = 10;
 
 /// Makes a DUMP payload of `type_and_value`: the type byte, then the raw value.
 pub fn seal(type_and_value: &[u8], rdb_version: u16) -> Bytes {

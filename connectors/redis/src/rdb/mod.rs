@@ -2,13 +2,15 @@
 //! rewritten as native commands. Nothing here does I/O.
 //!
 //! [`Splitter`] decodes as little as it can: a value passes as the DUMP payload that `RESTORE` takes.
-//! Only one over a limit is cut into parts of native commands, so that neither side ever holds it whole.
+//! Only one over a limit is cut into parts of native commands, so that neither side ever holds it whole;
+//! [`DumpCutter`] does the same with a DUMP payload.
 //!
 //! Known: RDB versions 1 to 15 and Valkey's 80 and 81 as far as their types go: 0 to 25 (strings, lists,
 //! sets, sorted sets, hashes also with field expiry, streams) and, to be skipped and named, 7 (modules).
 //! An entry's length follows from its type alone, so an unknown type or opcode ends the reading.
 
 mod crc64;
+mod cut;
 mod digest;
 mod dump;
 mod lzf;
@@ -24,8 +26,9 @@ mod write;
 use bytes::Bytes;
 
 pub use crc64::crc64;
+pub use cut::{Cut, DumpCutter};
 pub use digest::content_digest;
-pub use dump::{open, rewrite, seal};
+pub use dump::{FOOTER_BYTES, open, rewrite, seal};
 pub use read::ELEMENT_BYTES_MAX;
 pub use splitter::Splitter;
 

@@ -2,18 +2,20 @@
 
 use bytes::Bytes;
 
-use super::read::{Cursor, Length, Parse, Stop};
+use super::lzf::Unpacker;
+use super::read::{Cursor, LZF, Length, Parse, Stop};
 use super::walk::{TYPE_STRING, Walk};
 use super::write::Writer;
 
-/// A plain string is cut before it is held.
-#[derive(Clone, Copy)]
+/// A string is cut before it is held.
 enum Text {
     /// It is a string, but its length was not read yet.
     Unknown,
     /// Bytes still to come.
     Left(u64),
-    /// It is of another type, or packed.
+    /// It is compressed.
+    Packed(Unpacker),
+    /// It is of another type, or a number.
     No,
 }
 
@@ -37,37 +39,47 @@ impl Cutter {
 
     /// Bytes held.
     pub(super) fn buffered(&self) -> usize {
-        self.writer.buffered()
+        let packed = if let Text::Packed(unpacker) = &self.text { unpacker.buffered() } else { 0 };
+        self.writer.buffered() + packed
     }
 
     /// Takes one element, or one piece of a string, from the beginning of `bytes`; gives its length.
     pub(super) fn step(&mut self, bytes: &[u8]) -> Parse<usize> {
-        let mut taken = 0;
-        if let Text::Unknown = self.text {
-            let mut cursor = Cursor::new(bytes);
-            self.text = match cursor.length()? {
-                Length::Plain(len) => Text::Left(len),
-                Length::Encoded(_) => Text::No,
-            };
-            if let Text::Left(_) = self.text {
-                taken = cursor.at();
+        let piece_bytes = self.writer.piece_bytes;
+        // All pieces of a string but the last are of the same length, whatever the chunks they come in.
+        let (taken, done) = match &mut self.text {
+            Text::Unknown => {
+                let mut cursor = Cursor::new(bytes);
+                self.text = match cursor.length()? {
+                    Length::Plain(len) => Text::Left(len),
+                    Length::Encoded(LZF) => Text::Packed(Unpacker::new(cursor.count()?, cursor.count()?)?),
+                    Length::Encoded(_) => Text::No,
+                };
+                (if let Text::No = self.text { 0 } else { cursor.at() }, false)
             }
-        } else if let Text::Left(left) = self.text {
-            // All pieces but the last are of the same length, whatever the chunks they come in.
-            let piece = usize::try_from(left).unwrap_or(usize::MAX).min(self.writer.piece_bytes);
-            let piece = bytes.get(..piece).ok_or(Stop::Short)?;
-            self.writer.text(piece)?;
-            self.text = Text::Left(left - piece.len() as u64);
-            taken = piece.len();
-        } else {
-            let (element, len) = self.walk.step(bytes)?;
-            self.writer.put(&element)?;
-            taken = len;
-        }
-        let done = match self.text {
-            Text::Unknown => false,
-            Text::Left(left) => left == 0 && self.writer.has_text(),
-            Text::No => self.walk.done(),
+            Text::Left(left) => {
+                let piece = usize::try_from(*left).unwrap_or(usize::MAX).min(piece_bytes);
+                let piece = bytes.get(..piece).ok_or(Stop::Short)?;
+                self.writer.text(piece)?;
+                *left -= piece.len() as u64;
+                (piece.len(), *left == 0)
+            }
+            Text::Packed(unpacker) => {
+                let fed = unpacker.feed(bytes, piece_bytes)?;
+                while let Some(piece) = unpacker.take(piece_bytes) {
+                    self.writer.text(piece)?;
+                }
+                let done = unpacker.ended();
+                if done && !self.writer.has_text() {
+                    self.writer.text(b"")?;
+                }
+                (fed, done)
+            }
+            Text::No => {
+                let (element, len) = self.walk.step(bytes)?;
+                self.writer.put(&element)?;
+                (len, self.walk.done())
+            }
         };
         if done {
             self.writer.finish()?;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::lzf;
 
 /// The longest single string (member, field, item, list node) that is held in memory: twice Redis's
-/// default `proto-max-bulk-len`. A plain string *value* may be longer: it is cut before it is held.
+/// default `proto-max-bulk-len`. A string *value* may be longer: it is cut before it is held.
 pub const ELEMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// Why a reading stopped.
@@ -105,6 +105,9 @@ pub(super) fn push_uint(number: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(digits.get(start..).unwrap_or_default());
 }
 
+/// The mark of a compressed string: its packed length, its own, and the packed bytes follow.
+pub(super) const LZF: u8 = 3;
+
 /// A length, or the mark of a specially encoded string.
 pub(super) enum Length {
     Plain(u64),
@@ -188,7 +191,7 @@ impl<'a> Cursor<'a> {
             Length::Encoded(0) => Ok(Raw::Int(i64::from(self.byte()? as i8))),
             Length::Encoded(1) => Ok(Raw::Int(i64::from(i16::from_le_bytes(self.array()?)))),
             Length::Encoded(2) => Ok(Raw::Int(i64::from(i32::from_le_bytes(self.array()?)))),
-            Length::Encoded(3) => {
+            Length::Encoded(LZF) => {
                 let packed = self.count()?;
                 let packed = self.string_len(packed)?;
                 let len = self.count()?;

@@ -124,6 +124,44 @@ fn keys_renamed_together_come_as_one_group() {
     assert_eq!(close(&mut s, asked), ["state 0:a 0", "state 0:b 1 last"]);
 }
 
+/// What cannot be cut before each of its changes begins with those that an applier has to begin with.
+#[test]
+fn large_values_renamed_together_end_first_in_their_group_and_their_pieces_stand_before_it() {
+    let mut s = stream();
+    feed(&mut s, &["RENAME a b", "LMOVE c d LEFT LEFT", &token()]);
+    let place = s.position();
+    let mut events = Vec::new();
+    let piece = |name, n| Piece {
+        db: 0,
+        name: Bytes::from_static(name),
+        opened: true,
+        n,
+        commands: Bytes::from_static(b"x"),
+        expire_at: Some(9),
+    };
+    for (name, n) in [(b"b", 0), (b"b", 1), (b"d", 0)] {
+        s.piece(piece(name, n), &mut events);
+    }
+    assert_eq!(s.restart_point(&place).at, 100, "its key is open until all of it is there");
+    let held = |held| Ok(Found { held, expire_at: Some(9) });
+    let mut asked = s.take_asked().into_iter();
+    let mut set = |found| (asked.next().unwrap(), found);
+    let renamed = set(vec![Ok(Found::default()), held(Some(Held::Pieces(2)))]);
+    let moved = set(vec![Err("because".to_owned()), held(Some(Held::Pieces(1)))]);
+    s.close(vec![renamed, moved], false, &mut events);
+    let states = ["state 0:b", "state 0:b", "state 0:d", "state 0:b 0", "state 0:a 1 last"];
+    assert_eq!(shown(&events), [&states[..], &["left out c: because", "state 0:d"]].concat());
+    let part =
+        |event: &Event| if let Event::Change(c) = event { c.part.map(|p| (p.n, p.last)) } else { None };
+    let parts =
+        [Some((0, false)), Some((1, false)), Some((0, false)), Some((2, true)), None, None, Some((1, true))];
+    assert_eq!(events.iter().map(part).collect::<Vec<_>>(), parts);
+    for change in events.iter().filter_map(|e| if let Event::Change(c) = e { Some(c) } else { None }) {
+        assert_eq!((&change.pos, change.expire_at), (&place, change.part.and(Some(9))));
+    }
+    assert!(s.is_quiet());
+}
+
 #[test]
 fn the_restart_point_never_passes_an_open_key() {
     let mut s = stream();
