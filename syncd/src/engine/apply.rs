@@ -25,9 +25,9 @@ use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
 use super::recent::Own;
-use super::restart::{recover, restart_point, touched_keys, walk};
+use super::restart::{SnapshotPoint, is_damaged, recover, restart_point, touched_keys, walk_kept};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
-use super::{EngineError, backoff, shown};
+use super::{Backoff, EngineError, shown};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 use crate::status::{HeldAnswer, rfc3339};
 
@@ -146,7 +146,9 @@ impl ApplyTask {
         let stop = self.stop.clone();
         let term = Term(self.log.bounds(&self.partition).end.0);
         let mut entry = Entry::enter(&self.shared).await;
-        let mut failures = 0;
+        let mut backoff = Backoff::new(&format!("apply {}", self.partition));
+        // The furthest place of the log that was answered for.
+        let (mut reached, mut further) = (Seq(0), false);
         let mut ended = false;
         loop {
             let mut target = self.connector.target(self.site);
@@ -162,8 +164,11 @@ impl ApplyTask {
                     }
                     Ok(mut reign) => {
                         *lock(&self.stats.apply_error) = None;
-                        failures = 0;
-                        reign.carry(&mut self, target.as_mut()).await
+                        backoff.began();
+                        let carried = reign.carry(&mut self, target.as_mut()).await;
+                        further = reign.answered > reached;
+                        reached = reached.max(reign.answered);
+                        carried
                     }
                     Err(error) => Err(error),
                 },
@@ -182,13 +187,13 @@ impl ApplyTask {
                 }
                 Ok(()) => return Ok(()),
             };
-            failures += 1;
-            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "apply failed");
             let setup = error.kind() == causeway_core::ErrorKind::Setup;
+            let (failures, wait) = backoff.failed(std::mem::take(&mut further), setup);
+            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "apply failed");
             *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup });
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(backoff(failures, setup)) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => return Ok(()),
             }
         }
@@ -218,23 +223,36 @@ impl ApplyTask {
             .map_err(|error| unavailable(self, "write beside the log", error.to_string()))
     }
 
-    /// Asks for a snapshot of the origin that closes a gap, and waits until the log says that it was begun:
-    /// the marker must not pass the gap before.
-    async fn ask_for_snapshot(&self) -> Result<(), EngineError> {
-        let asked_at = self.log.bounds(&self.partition).end;
-        self.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
-        self.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
-        let mut at = asked_at;
+    /// Sees to a snapshot of the origin that closes a gap: unless one was begun behind `lost`, where the gap
+    /// ends in the log, it is asked for. Waits until the log says that it was begun: the marker must not pass
+    /// the gap before.
+    async fn ask_for_snapshot(&self, lost: Offset) -> Result<(), EngineError> {
+        let (mut at, mut first, mut asked) = (lost, None, false);
         loop {
-            let records = self.log.read(&self.partition, at, READ_BYTES).await?;
+            let records = match self.log.read(&self.partition, at, READ_BYTES).await {
+                Err(LogError::Corrupt { to: next, .. } | LogError::Trimmed { start: next, .. }) => {
+                    (at, first) = (next, None);
+                    continue;
+                }
+                records => records?,
+            };
+            let mut seqs = records.iter().filter(|(_, change)| change.op != Op::Fence).map(|(_, c)| c.seq);
+            first = first.or_else(|| seqs.next());
             let begins = |change: &Change| {
                 let snapshot = restart_point(change).and_then(|point| point.snapshot);
-                change.op == Op::Position && snapshot.is_some_and(|s| s.gap && s.end.is_none())
+                let behind = |s: &SnapshotPoint| first.is_some_and(|first| Seq(s.first) >= first);
+                change.op == Op::Position && snapshot.is_some_and(|s| s.gap && s.end.is_none() && behind(&s))
             };
             if records.iter().any(|(_, change)| begins(change)) {
                 return Ok(());
             }
             at = records.last().map_or(at, |(offset, _)| Offset(offset.0 + 1));
+            if at < self.log.bounds(&self.partition).end {
+                continue;
+            }
+            if !std::mem::replace(&mut asked, true) {
+                self.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
+            }
             tokio::select! {
                 biased;
                 () = self.log.wait_beyond(&self.partition, at) => {
@@ -246,6 +264,21 @@ impl ApplyTask {
                 () = self.stop.cancelled() => return Err(EngineError::Stopped),
             }
         }
+    }
+
+    /// Of what the target site wrote itself below `seq` some cannot be read any more: its own capture begins
+    /// anew, and says what every key holds.
+    pub(crate) fn lost_own(&self, seq: Seq) -> Result<(), EngineError> {
+        let shared = &self.shared;
+        if shared.lost_below.load(Ordering::SeqCst) >= seq.0 {
+            return Ok(());
+        }
+        warn!(partition = %self.partition, below = %seq, "gap: of the target's own log is damaged what has to be \
+            decided with: a snapshot of the target closes it");
+        let full = || unavailable(self, "ask the target's capture for a snapshot", "it does not answer".to_owned());
+        shared.ask.try_send(Ask::Snapshot { gap: true }).map_err(|_| full())?;
+        shared.lost_below.fetch_max(seq.0, Ordering::SeqCst);
+        Ok(())
     }
 
     fn own_log(&self) -> Option<OwnLog> {
@@ -391,7 +424,8 @@ impl Reign {
         let mut reads: Vec<Change> = Vec::new();
         let mut wanted: Vec<Key> = Vec::new();
         let mut whole: Vec<Change> = Vec::new();
-        walk(task.log.as_ref(), &task.partition, start, self.reader.offset(), |_, change| {
+        let end = self.reader.offset();
+        walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
             let named = !change.key.name.is_empty() && change.part.is_none_or(|part| part.last);
             if change.seq >= settled && change.op == Op::Ddl {
                 whole.push(change);
@@ -407,6 +441,10 @@ impl Reign {
             }
         })
         .await?;
+        if is_damaged(task.log.as_ref(), &task.partition, start, end) {
+            warn!(partition = %task.partition, "gap: what is not settled is damaged: a snapshot of the origin closes it");
+            task.ask_for_snapshot(end).await?;
+        }
         keys.sort_unstable();
         keys.dedup();
         keys.retain(|key| !key.name.is_empty());
@@ -546,7 +584,11 @@ impl Reign {
         loop {
             if in_group && self.reader.peek().is_none() {
                 // A group stands in one append: the rest of it is there.
-                self.reader.refill().await?;
+                if let Err(EngineError::Log(error)) = self.reader.refill().await {
+                    // The snapshot has the keys of the group, and of what came before it.
+                    self.ask_own(task, self.marker.applied, wanted);
+                    return self.log_failed(task, error).await;
+                }
             }
             let Some((_, change)) = self.reader.peek() else { break };
             let full = changes.len().max(wanted.len()).max(self.contested.len()) >= task.items_max;
@@ -915,6 +957,9 @@ impl Reign {
         let range = (task.log.locate(own, whole.seen).await?, task.log.locate(own, end).await?);
         let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
         let written = touched_keys(log, own, range, connector, |_, _, _| true).await?;
+        if is_damaged(log, own, range.0, range.1) {
+            task.ask_for_snapshot(task.log.bounds(&task.partition).end).await?;
+        }
         let moved: Vec<Key> = written.values().filter_map(|key| connector.moved(whole, key)).collect();
         let keys: Vec<Key> = written.into_values().chain(moved).collect();
         if !keys.is_empty() {
@@ -950,7 +995,7 @@ impl Reign {
             _ => return Err(EngineError::Log(error)),
         };
         warn!(partition = %task.partition, error = %error, "gap: a snapshot of the origin closes it");
-        task.ask_for_snapshot().await?;
+        task.ask_for_snapshot(next).await?;
         self.reader.skip_to(next);
         Ok(())
     }
@@ -1025,7 +1070,7 @@ async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker
     let end = task.log.bounds(&task.partition).end;
     let applied = recover(task.log.as_ref(), &task.partition, end).await?.next_seq;
     warn!(partition = %task.partition, "gap: the target has keys and no marker: a snapshot of the origin closes it");
-    task.ask_for_snapshot().await?;
+    task.ask_for_snapshot(end).await?;
     Ok(Marker { applied, settled: applied, ..Marker::default() })
 }
 

@@ -17,9 +17,11 @@ use tracing::{error, info, trace, warn};
 
 use super::known::{Known, News};
 use super::recent::{Written, key_digest, touches, unsure};
-use super::restart::{RestartPoint, SnapshotPoint, position_record, recover, touched_keys, walk, walk_kept};
+use super::restart::{
+    RestartPoint, SnapshotPoint, is_damaged, position_record, recover, touched_keys, walk_kept,
+};
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
-use super::{EngineError, backoff, shown};
+use super::{Backoff, EngineError, shown};
 use crate::log::{Appended, Log, Offset, PartitionId};
 
 /// What capture of one site needs to know of its channel.
@@ -66,9 +68,9 @@ impl CaptureTask {
         let mut capture = Capture::begin(&self).await?;
         let mut source = self.connector.source(self.site);
         self.shared.backlog.told_by(source.behind());
-        let mut failures = 0;
+        let mut backoff = Backoff::new(&format!("capture {}", self.partition));
         while !stop.is_cancelled() {
-            let ended = carry(&mut self, &mut capture, source.as_mut(), &stop).await;
+            let ended = carry(&mut self, &mut capture, source.as_mut(), &stop, &mut backoff).await;
             let error = match ended {
                 Ok(End::Stopped) => break,
                 Ok(End::SnapshotAsked) => continue,
@@ -76,14 +78,13 @@ impl CaptureTask {
                 Err(other) => return Err(other),
             };
             self.stats.capture_connected.store(false, Ordering::SeqCst);
-            failures = if capture.progressed { 0 } else { failures + 1 };
-            capture.progressed = false;
-            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
             let setup = error.kind() == ErrorKind::Setup;
+            let (failures, wait) = backoff.failed(std::mem::take(&mut capture.progressed), setup);
+            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
             *lock(&self.stats.capture_error) = Some(Trouble { text: error.to_string(), setup });
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(backoff(failures, setup)) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => break,
             }
         }
@@ -105,12 +106,14 @@ async fn carry(
     capture: &mut Capture,
     source: &mut dyn Source,
     stop: &CancellationToken,
+    backoff: &mut Backoff,
 ) -> Result<End, EngineError> {
     tokio::select! {
         biased;
         opened = capture.open(task, source) => opened?,
         () = stop.cancelled() => return Ok(End::Stopped),
     }
+    backoff.began();
     let mut events = std::mem::take(&mut capture.early);
     capture.take(task, source, &mut events).await?;
     let mut position_due = tokio::time::interval(POSITION_EVERY);
@@ -126,6 +129,7 @@ async fn carry(
                     capture.refreshes.insert(token, asked);
                 }
                 Ask::Snapshot { gap } => {
+                    task.stats.gaps_total.fetch_add(u64::from(gap), Ordering::SeqCst);
                     capture.snapshot_asked = Some(gap);
                     return Ok(End::SnapshotAsked);
                 }
@@ -184,6 +188,7 @@ struct Capture {
     known: Known,
     /// And whether it closes a gap.
     snapshot_asked: Option<bool>,
+    /// It came to a place of the stream where it never was before, or to a snapshot's end.
     progressed: bool,
     bytes_since_position: usize,
     /// What came before the carrying began.
@@ -212,6 +217,7 @@ impl Capture {
         let found = recover(task.log.as_ref(), &task.partition, place).await?;
         let remembered_from = Seq(found.point.remembered_from);
         let mut written = Written::default();
+        let mut damaged = found.damaged;
         if task.peer.is_some() {
             let begin = Offset(place.0.saturating_sub(Written::KEYS_MAX as u64))
                 .max(task.log.bounds(&task.partition).start);
@@ -219,7 +225,13 @@ impl Capture {
                 written.note(change.hlc, &touches(&change, task.connector.as_ref()));
             })
             .await?;
-            remember(task, remembered_from, place).await?;
+            damaged |= remember(task, remembered_from, place).await?;
+            // What was damaged before the snapshot that closed the gap is closed with it.
+            let covered = found.point.snapshot.as_ref().filter(|snapshot| snapshot.gap);
+            if let Some(first) = covered.map(|snapshot| Seq(snapshot.first)).filter(|_| !found.damaged) {
+                let from = task.log.locate(&task.partition, first.max(remembered_from)).await?;
+                damaged = is_damaged(task.log.as_ref(), &task.partition, from, place);
+            }
             lock(&task.shared.recent).reach(found.next_seq);
         }
         task.shared.low.store(found.low.0, Ordering::SeqCst);
@@ -227,6 +239,12 @@ impl Capture {
         *lock(&task.stats.snapshot) = found.point.snapshot.clone();
         task.stats.data_end.store(found.last_data.map_or(0, |seq| seq.next().0), Ordering::SeqCst);
         task.stats.position_offset.store(found.position_offset.0, Ordering::SeqCst);
+        if damaged {
+            error!(partition = %task.partition, "gap: of this site's log is damaged what the peer may not have, or \
+                where capture was: a snapshot closes it");
+            task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+            task.shared.lost_below.store(found.next_seq.0, Ordering::SeqCst);
+        }
         info!(partition = %task.partition, term = term.0, next_seq = found.next_seq.0, "capture begins");
         Ok(Capture {
             term,
@@ -244,7 +262,7 @@ impl Capture {
             forgotten: HashSet::new(),
             unsettled: HashSet::new(),
             known: Known::default(),
-            snapshot_asked: None,
+            snapshot_asked: damaged.then_some(true),
             progressed: false,
             bytes_since_position: 0,
             early: Vec::new(),
@@ -487,6 +505,7 @@ impl Capture {
                     self.deleted_in_gap(task, &pos, &left_out, &mut batch).await?;
                     self.last = pos;
                     let end = self.next_seq.0;
+                    self.progressed = true;
                     if let Some(snapshot) = &mut self.point.snapshot {
                         snapshot.end = Some(end);
                         snapshot.left_out = left_out.0;
@@ -514,7 +533,6 @@ impl Capture {
                 }
             }
         }
-        self.progressed = true;
         if self.bytes_since_position >= POSITION_EVERY_BYTES && self.open_group.is_empty() {
             self.push_position(task, source, &mut batch);
         }
@@ -581,6 +599,9 @@ impl Capture {
     /// The stream has come to `pos`; what it repeats after a break is behind us already.
     fn reached(&mut self, pos: Position) {
         if self.held_below.is_none_or(|held| pos.at > held) {
+            // What a snapshot that breaks has read is read again, and the stream goes on beside it.
+            let further = pos.history == self.last.history && pos.at > self.last.at;
+            self.progressed |= further && !self.in_snapshot();
             self.last = pos;
         }
     }
@@ -702,16 +723,16 @@ impl Capture {
     }
 }
 
-/// Reads again what the peer may not have seen of our own changes.
-async fn remember(task: &CaptureTask, from: Seq, end: Offset) -> Result<(), EngineError> {
+/// Reads again what the peer may not have seen of our own changes; whether some of it is damaged.
+async fn remember(task: &CaptureTask, from: Seq, end: Offset) -> Result<bool, EngineError> {
     let start = task.log.locate(&task.partition, from).await?;
     let mut terms = super::restart::Terms::default();
-    walk(task.log.as_ref(), &task.partition, start, end, |_, change| {
+    walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
             lock(&task.shared.recent).note(&touches(&change, task.connector.as_ref()));
         }
     })
     .await?;
     lock(&task.shared.recent).forget_below(from);
-    Ok(())
+    Ok(is_damaged(task.log.as_ref(), &task.partition, start, end))
 }

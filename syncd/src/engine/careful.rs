@@ -18,7 +18,7 @@ use super::apply::{ApplyTask, Reign, group_boundary};
 use super::conflicts::Conflict;
 use super::own_log::OwnLog;
 use super::recent::{Own, is_reread, touches};
-use super::restart::walk;
+use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
 use super::{EngineError, shown};
 use crate::status::Resolution;
@@ -336,6 +336,8 @@ impl OwnChanges {
             live.extend(ours.into_iter().map(|own| (change.seq, own)));
         }
         let found = own_log.fetch(&live.iter().map(|(_, own)| own.seq).collect()).await?;
+        let lost = live.iter().map(|(_, own)| own.seq).filter(|seq| !found.contains_key(seq)).max();
+        lost.map_or(Ok(()), |lost| task.lost_own(lost.next()))?;
         for (of, own) in live {
             let again = found.get(&own.seq).map(|change| (own, change.clone()));
             self.live.entry(of).or_default().extend(again);
@@ -377,10 +379,13 @@ async fn recall(task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError>
     }
     let (start, end) = (task.log.locate(own, seen).await?, task.log.locate(own, floor).await?);
     let mut older = Vec::new();
-    walk(task.log.as_ref(), own, start, end, |_, change| {
+    walk_kept(task.log.as_ref(), own, start, end, |_, change| {
         older.extend(touches(&change, task.connector.as_ref()));
     })
     .await?;
+    if is_damaged(task.log.as_ref(), own, start, end) {
+        task.lost_own(floor)?;
+    }
     lock(&task.shared.recent).recall(seen, &older);
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
 use super::pauses::{Answers, Begun, Pauses};
 use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
-use super::{EngineError, backoff};
+use super::{Backoff, EngineError};
 use crate::config::{Channel, Config};
 use crate::log::{self, EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 use crate::status::{
@@ -439,7 +439,7 @@ struct Preflight {
 
 impl Preflight {
     async fn run(self) {
-        let mut failures = 0;
+        let mut backoff = Backoff::new(&format!("check {}", self.channel));
         loop {
             let trouble = match self.connector.check().await {
                 Ok(findings) => {
@@ -452,11 +452,10 @@ impl Preflight {
                 }
             };
             let Some(trouble) = trouble else { break };
-            if failures == 0 {
+            let (failures, wait) = backoff.failed(false, trouble.setup);
+            if failures == 1 {
                 warn!(channel = %self.channel, reason = trouble.text, "the channel does not start like this");
             }
-            failures += 1;
-            let wait = backoff(failures, trouble.setup);
             for stats in &self.stats {
                 *lock(&stats.capture_error) = Some(trouble.clone());
             }
@@ -582,6 +581,7 @@ impl Control for Daemon {
                 gauge("causeway_lag_changes", direction.lag.changes.map_or(f64::NAN, |n| n as f64));
                 gauge("causeway_lag_seconds", direction.lag.seconds.unwrap_or(f64::NAN));
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
+                gauge("causeway_log_damaged", self.log.damaged(&run.partition).len() as f64);
                 gauge("causeway_left_out", direction.left_out as f64);
                 gauge("causeway_remembered_changes", lock(&run.shared.recent).len() as f64);
                 for resolution in Resolution::ALL {

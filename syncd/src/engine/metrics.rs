@@ -39,6 +39,7 @@ impl Metrics {
             ("causeway_dead_letters", "Changes that the target refused."),
             ("causeway_left_out", "Keys that cannot be carried."),
             ("causeway_remembered_changes", "Own changes remembered for the peer's to be decided."),
+            ("causeway_log_damaged", "Stretches of the origin's log that were found damaged and are kept."),
             ("causeway_log_bytes", "Size of the embedded change log on disk."),
         ] {
             recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());

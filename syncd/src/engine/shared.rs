@@ -35,6 +35,8 @@ pub(crate) struct SiteShared {
     pub(crate) low: AtomicU64,
     /// Of the marker that passed last: what the store holds for good.
     pub(crate) settled: AtomicU64,
+    /// Of this site's log, what cannot be read below this seq is known to be lost, and a snapshot was asked for.
+    pub(crate) lost_below: AtomicU64,
     /// Asks this site's capture for states.
     pub(crate) ask: mpsc::Sender<Ask>,
 }
@@ -60,6 +62,7 @@ impl SiteShared {
             backlog: Backlog::default(),
             low: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            lost_below: AtomicU64::new(0),
             ask,
         }
     }

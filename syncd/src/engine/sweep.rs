@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::apply::{ApplyTask, Reign};
 use super::careful::watch;
 use super::recent::key_digest;
-use super::restart::{SnapshotPoint, restart_point, walk_kept};
+use super::restart::{SnapshotPoint, is_damaged, restart_point, walk_kept};
 use super::shared::lock;
 use super::{EngineError, shown};
 use crate::log::Offset;
@@ -40,7 +40,11 @@ impl Reign {
         let (mut unnamed, mut scanned) = (Vec::new(), 0_u64);
         for pass in 0..passes {
             let mine = |digest: u128| digest % passes == pass;
-            let (named, sweep_all) = named(task, first, end, &mine).await?;
+            let Some((named, sweep_all)) = named(task, first, end, &mine).await? else {
+                warn!(partition = %task.partition, "not swept: what the snapshot named is damaged in the log; \
+                    `verifier check` lists what the origin lacks");
+                return Ok(());
+            };
             let mut cursor = 0;
             loop {
                 let (keys, next) = target.keys(cursor).await?;
@@ -123,12 +127,18 @@ fn gone(key: &Key, end: &Change) -> Change {
     Change::captured(Op::Delete, key.clone(), None, end.pos.clone(), end.time)
 }
 
-/// Whether our log still holds what the origin had not seen of ours.
+/// Whether our log, which was read, still holds what the origin had not seen of ours.
 async fn reaches(task: &ApplyTask, seen: Seq) -> Result<bool, EngineError> {
     let Some(own) = &task.own else { return Ok(true) };
     let bounds = task.log.bounds(own);
-    let oldest = task.log.read(own, bounds.start, 1).await?;
-    Ok(oldest.first().is_none_or(|(_, change)| change.seq <= seen || bounds.start == Offset(0)))
+    let unseen = task.log.locate(own, seen).await?;
+    if is_damaged(task.log.as_ref(), own, unseen, bounds.end) {
+        return Ok(false);
+    }
+    let oldest = task.log.read(own, bounds.start, 1).await;
+    Ok(oldest.is_ok_and(|oldest| {
+        oldest.first().is_none_or(|(_, change)| change.seq <= seen || bounds.start == Offset(0))
+    }))
 }
 
 /// Whether the snapshot named a key, or only what came before it.
@@ -145,13 +155,14 @@ fn has_all_rows(snapshot: &SnapshotPoint, seen: Seq) -> bool {
 }
 
 /// What the logs say of keys: by the origin's log below `end`, and by the target's own. And whether a key that
-/// neither names is gone at the origin: not if it may be one of the target's that the origin never got.
+/// neither names is gone at the origin: not if it may be one of the target's that the origin never got. `None`
+/// if not all that the snapshot named can be read.
 async fn named(
     task: &ApplyTask,
     first: Seq,
     end: &Change,
     mine: &impl Fn(u128) -> bool,
-) -> Result<(HashMap<u128, Named>, bool), EngineError> {
+) -> Result<Option<(HashMap<u128, Named>, bool)>, EngineError> {
     let mut named = HashMap::new();
     let mut sweep_all = task.sweep_all && task.own.is_none();
     let stop = task.log.locate(&task.partition, end.seq).await?;
@@ -178,6 +189,10 @@ async fn named(
         note(&change, change.seq >= first)
     })
     .await?;
+    let begin = task.log.locate(&task.partition, first).await?;
+    if is_damaged(task.log.as_ref(), &task.partition, begin, stop) {
+        return Ok(None);
+    }
     if let Some(own) = &task.own {
         let bounds = task.log.bounds(own);
         // What the origin had not seen of ours it cannot have deleted: it may have come back older.
@@ -190,5 +205,5 @@ async fn named(
         })
         .await?;
     }
-    Ok((named, sweep_all))
+    Ok(Some((named, sweep_all)))
 }

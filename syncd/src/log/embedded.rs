@@ -284,6 +284,10 @@ impl Log for EmbeddedLog {
         tokio::task::spawn_blocking(search).await.unwrap_or_else(|error| Err(self.shared.io("locate", error)))
     }
 
+    fn damaged(&self, id: &PartitionId) -> Vec<Range<Offset>> {
+        self.find(id).map_or_else(Vec::new, |partition| partition.damaged())
+    }
+
     fn bounds(&self, id: &PartitionId) -> Range<Offset> {
         let Range { start, end } = self.find(id).map_or(0..0, |partition| partition.bounds());
         Offset(start)..Offset(end)
