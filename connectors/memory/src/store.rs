@@ -368,8 +368,12 @@ impl State {
     }
 
     /// Whether the link breaks where one of `changes` comes by; then it did.
-    pub(crate) fn cuts_at<'a>(&mut self, changes: impl IntoIterator<Item = &'a causeway_core::Change>) -> bool {
-        let names: Vec<_> = changes.into_iter().map(|change| String::from_utf8_lossy(&change.key.name)).collect();
+    pub(crate) fn cuts_at<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a causeway_core::Change>,
+    ) -> bool {
+        let names: Vec<_> =
+            changes.into_iter().map(|change| String::from_utf8_lossy(&change.key.name)).collect();
         let hits = |fault: &Fault| matches!(fault, Fault::CutAt(key) if names.iter().any(|name| name == key));
         let cuts = self.faults.iter().any(hits);
         if cuts {

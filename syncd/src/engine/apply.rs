@@ -25,9 +25,11 @@ use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
 use super::recent::Own;
-use super::restart::{SnapshotPoint, is_damaged, recover, restart_point, touched_keys, walk_kept};
+use super::restart::{
+    SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
+};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
-use super::{Backoff, EngineError, shown};
+use super::{BACKOFF_MIN, Backoff, EngineError, shown};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 use crate::status::{HeldAnswer, rfc3339};
 
@@ -55,6 +57,8 @@ pub(crate) struct ApplyTask {
     pub(crate) bytes_max: usize,
     /// Of the target site's own log, kept to be done again.
     pub(crate) own_bytes_max: usize,
+    /// Keys that a pass of a sweep holds.
+    pub(crate) sweep_keys_max: usize,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) answers: mpsc::Receiver<HeldAnswer>,
     /// Those that were given before.
@@ -74,6 +78,8 @@ const REJECTED_WAIT: Duration = Duration::from_secs(1);
 const READ_BYTES: usize = 1 << 20;
 /// How often it is seen whether the target's own capture has caught up.
 const CAUGHT_UP_WAIT: Duration = Duration::from_millis(100);
+/// While so many keys are asked for and not in the log, no more is taken from it.
+const ASKED_MAX: usize = 100_000;
 /// If more of a batch of reads than one in this many exist already, the careful way is taken at once.
 const EXISTING_RARE: usize = 16;
 
@@ -146,7 +152,7 @@ impl ApplyTask {
         let stop = self.stop.clone();
         let term = Term(self.log.bounds(&self.partition).end.0);
         let mut entry = Entry::enter(&self.shared).await;
-        let mut backoff = Backoff::new(&format!("apply {}", self.partition));
+        let mut backoff = Backoff::new(&format!("apply {}", self.partition), 2 * BACKOFF_MIN);
         // The furthest place of the log that was answered for.
         let (mut reached, mut further) = (Seq(0), false);
         let mut ended = false;
@@ -164,6 +170,7 @@ impl ApplyTask {
                     }
                     Ok(mut reign) => {
                         *lock(&self.stats.apply_error) = None;
+                        self.stats.apply_connected.store(true, Ordering::SeqCst);
                         backoff.began();
                         let carried = reign.carry(&mut self, target.as_mut()).await;
                         further = reign.answered > reached;
@@ -181,7 +188,7 @@ impl ApplyTask {
                 Err(error) => {
                     // Nothing more is applied; but the site's own capture needs the marker when it opens.
                     error!(partition = %self.partition, %error, "apply ended");
-                    *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup: true });
+                    *lock(&self.stats.apply_error) = Some(Trouble::ended(&error));
                     ended = true;
                     continue;
                 }
@@ -190,7 +197,8 @@ impl ApplyTask {
             let setup = error.kind() == causeway_core::ErrorKind::Setup;
             let (failures, wait) = backoff.failed(std::mem::take(&mut further), setup);
             warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "apply failed");
-            *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup });
+            *lock(&self.stats.apply_error) = Some(Trouble::of(&error));
+            self.stats.apply_connected.store(false, Ordering::SeqCst);
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(wait) => {}
@@ -275,7 +283,8 @@ impl ApplyTask {
         }
         warn!(partition = %self.partition, below = %seq, "gap: of the target's own log is damaged what has to be \
             decided with: a snapshot of the target closes it");
-        let full = || unavailable(self, "ask the target's capture for a snapshot", "it does not answer".to_owned());
+        let full =
+            || unavailable(self, "ask the target's capture for a snapshot", "it does not answer".to_owned());
         shared.ask.try_send(Ask::Snapshot { gap: true }).map_err(|_| full())?;
         shared.lost_below.fetch_max(seq.0, Ordering::SeqCst);
         Ok(())
@@ -339,6 +348,8 @@ pub(crate) struct Reign {
     /// The `low` of the last record taken from the log.
     low: Seq,
     refreshing: FuturesUnordered<Refreshing>,
+    /// Keys in those.
+    asked: usize,
     /// Nothing at or above these counts as settled.
     pins: Vec<Seq>,
     /// Reads whose key exists at the target, to be decided before anything else is sent.
@@ -353,6 +364,8 @@ pub(crate) struct Reign {
     pub(crate) own_log: Option<OwnLog>,
     /// Something waits for the pipeline to run empty.
     draining: bool,
+    /// It was noted that something was applied.
+    begun: bool,
 }
 
 impl Reign {
@@ -385,6 +398,9 @@ impl Reign {
         let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
         info!(partition = %task.partition, %applied, %settled, "apply begins");
         task.stats.applied_to(applied);
+        if let Some((seq, time)) = first_data(task.log.as_ref(), &task.partition, reader.offset()).await {
+            lock(&task.stats.waiting).begins(seq, time);
+        }
         let kept_from = task.log.locate(&task.partition, settled).await?;
         task.stats.settled_offset.store(kept_from.0, Ordering::SeqCst);
         let mut reign = Reign {
@@ -394,6 +410,7 @@ impl Reign {
             answered: applied,
             low: Seq(0),
             refreshing: FuturesUnordered::new(),
+            asked: 0,
             pins: Vec::new(),
             contested: Vec::new(),
             rejected: VecDeque::new(),
@@ -402,6 +419,7 @@ impl Reign {
             careful_reads: false,
             own_log: task.own_log(),
             draining: false,
+            begun: false,
         };
         reign.doubtful(task, target, settled, applied).await?;
         Ok(reign)
@@ -486,6 +504,7 @@ impl Reign {
     pub(crate) fn ask(&mut self, capture: &mpsc::Sender<Ask>, pin: Seq, keys: Vec<Key>) {
         debug!(%pin, keys = keys.len(), "asked for states");
         self.pins.push(pin);
+        self.asked += keys.len();
         let capture = capture.clone();
         self.refreshing.push(Box::pin(async move {
             let (done, durable) = oneshot::channel();
@@ -508,6 +527,7 @@ impl Reign {
 
     fn asked(&mut self, (capture, pin, keys, answered): Answered) {
         self.unpin(pin);
+        self.asked -= keys.len();
         if !answered {
             self.ask(&capture, pin, keys);
         }
@@ -548,7 +568,12 @@ impl Reign {
             if waits != std::mem::replace(&mut waited, waits) {
                 debug!(partition = %task.partition, waits, "the target's own capture is behind");
             }
-            let open = !self.draining && !paused && !stopping && !waits && !task.shared.gate.wanted();
+            task.stats.asked.store(self.asked as u64, Ordering::SeqCst);
+            task.stats.under_way.store(self.under_way.len() as u64, Ordering::SeqCst);
+            // As with a capture that is behind: it may wait for room, which only appliers make.
+            let asks = self.asked >= ASKED_MAX && task.log.room().is_ok();
+            let open =
+                !self.draining && !asks && !paused && !stopping && !waits && !task.shared.gate.wanted();
             tokio::select! {
                 biased;
                 outcome = target.outcome(), if !self.under_way.is_empty() => self.outcome(task, outcome?).await?,
@@ -695,10 +720,6 @@ impl Reign {
     ) -> Result<(), EngineError> {
         let from = self.marker.applied.min(to);
         let marker = self.marker_for(task, &changes, to);
-        let oldest = changes.first().map_or(0, |change| change.time);
-        if self.under_way.is_empty() {
-            task.stats.oldest_unapplied.store(oldest, Ordering::SeqCst);
-        }
         for change in &changes {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
@@ -714,7 +735,9 @@ impl Reign {
         task.apply_seconds.record(sent.at.elapsed());
         match outcome {
             Outcome::Committed { refused, existing } => {
-                task.has_begun()?;
+                if !std::mem::replace(&mut self.begun, true) {
+                    task.has_begun()?;
+                }
                 self.overtaken |= !self.rejected.is_empty();
                 self.refused(task, &sent.changes, refused).await?;
                 let held: Vec<Change> =
@@ -728,15 +751,13 @@ impl Reign {
                     self.settle(task, sent.to, sent.end, sent.low);
                 }
                 task.stats.applied.fetch_add(sent.changes.len() as u64, Ordering::SeqCst);
-                let next = self.under_way.front().and_then(|sent| sent.changes.first());
-                task.stats.oldest_unapplied.store(next.map_or(0, |change| change.time), Ordering::SeqCst);
             }
             Outcome::Rejected { transient, reason } => {
                 warn!(partition = %task.partition, from = %sent.from, to = %sent.to, transient, reason, "batch refused");
                 self.rejected_transient = transient;
                 self.draining = true;
                 if transient {
-                    *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
+                    *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
                 }
                 self.rejected.push_back(sent);
             }
@@ -840,7 +861,7 @@ impl Reign {
             target.send(batch).await?;
             match target.outcome().await? {
                 Outcome::Rejected { transient: true, reason } => {
-                    *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
+                    *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
                     transient = true;
                     self.rejected.push_front(sent);
                 }
@@ -1064,6 +1085,11 @@ async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker
         return Ok(Marker { applied, settled, ..Marker::default() });
     }
     let begun = low() > Seq(0) || lock(&task.begun).contains(&task.partition);
+    if begun && task.own.is_some() {
+        // The site's own capture has to be at the store as it is now: that there is no marker tells it what was
+        // forgotten, and a new one would hide it.
+        watch_keys(task, target, &[]).await?;
+    }
     if !begun || !has_keys(target).await? {
         return Ok(Marker::default());
     }

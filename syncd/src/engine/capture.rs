@@ -21,7 +21,7 @@ use super::restart::{
     RestartPoint, SnapshotPoint, is_damaged, position_record, recover, touched_keys, walk_kept,
 };
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
-use super::{Backoff, EngineError, shown};
+use super::{BACKOFF_MIN, Backoff, EngineError, shown};
 use crate::log::{Appended, Log, Offset, PartitionId};
 
 /// What capture of one site needs to know of its channel.
@@ -68,7 +68,7 @@ impl CaptureTask {
         let mut capture = Capture::begin(&self).await?;
         let mut source = self.connector.source(self.site);
         self.shared.backlog.told_by(source.behind());
-        let mut backoff = Backoff::new(&format!("capture {}", self.partition));
+        let mut backoff = Backoff::new(&format!("capture {}", self.partition), BACKOFF_MIN);
         while !stop.is_cancelled() {
             let ended = carry(&mut self, &mut capture, source.as_mut(), &stop, &mut backoff).await;
             let error = match ended {
@@ -81,7 +81,7 @@ impl CaptureTask {
             let setup = error.kind() == ErrorKind::Setup;
             let (failures, wait) = backoff.failed(std::mem::take(&mut capture.progressed), setup);
             warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
-            *lock(&self.stats.capture_error) = Some(Trouble { text: error.to_string(), setup });
+            *lock(&self.stats.capture_error) = Some(Trouble::of(&error));
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(wait) => {}
@@ -289,6 +289,7 @@ impl Capture {
         let marker = known.as_ref().and_then(Option::as_ref).cloned().unwrap_or_default();
         let applied = marker.applied;
         *lock(&task.stats.capture_error) = None;
+        *lock(&task.stats.warning) = source.warning();
         task.shared.unbroken.store(opened == Opened::Resumed, Ordering::SeqCst);
         match opened {
             // The log may be ahead of where a restart reads on, and so of a server that took over.
@@ -618,6 +619,7 @@ impl Capture {
         change.term = self.term;
         change.seq = self.next_seq;
         self.next_seq = self.next_seq.next();
+        self.point.data_end = self.next_seq.0;
         change.seen = self.low;
         change.low = self.low;
         // What is read again and not written just now: nobody knows when it was written last.
@@ -683,6 +685,8 @@ impl Capture {
         if batch.data > 0 {
             // What waits for room in the log is outstanding, too.
             task.stats.data_end.fetch_max(batch.end.0, Ordering::SeqCst);
+            let first = batch.changes.iter().find(|change| change.op.is_data());
+            first.into_iter().for_each(|change| lock(&task.stats.waiting).note(change.seq, change.time));
         }
         let changes = std::mem::take(&mut batch.changes);
         let appended: Appended = task.log.append(&task.partition, changes).await?;

@@ -81,14 +81,17 @@ pub enum EngineError {
     Stopped,
 }
 
-/// The first try again comes after about this, each later one after twice the time before.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// The first try again comes after about this, each later one after twice the time before. A site's applier waits
+/// twice as long as its capture, which has to see a store that came back before it is applied into.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// And at the most this: as long as a person who mends something may wait to see it go on.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// When to try again what fails: more and more seldom, as long as it comes no further.
 #[derive(Debug)]
 struct Backoff {
+    /// The first wait.
+    min: Duration,
     /// Failures since it came further.
     failures: u32,
     /// What sets the waits apart from those of others, that failed together with it.
@@ -99,8 +102,8 @@ struct Backoff {
 
 impl Backoff {
     /// For what is named `who`.
-    fn new(who: &str) -> Backoff {
-        Backoff { failures: 0, spread: xxh3_64_with_seed(who.as_bytes(), 0), began: None }
+    fn new(who: &str, min: Duration) -> Backoff {
+        Backoff { min, failures: 0, spread: xxh3_64_with_seed(who.as_bytes(), 0), began: None }
     }
 
     /// It works, as far as can be told yet.
@@ -115,7 +118,7 @@ impl Backoff {
         let lasted = self.began.take().is_some_and(|began| began.elapsed() >= BACKOFF_MAX);
         self.failures = if further || lasted { 1 } else { self.failures.saturating_add(1) };
         let longer = 1_u32.checked_shl(self.failures - 1).unwrap_or(u32::MAX);
-        let most = if setup { BACKOFF_MAX } else { BACKOFF_MIN.saturating_mul(longer).min(BACKOFF_MAX) };
+        let most = if setup { BACKOFF_MAX } else { self.min.saturating_mul(longer).min(BACKOFF_MAX) };
         // Up to half of it is taken away; always the same, so that a simulation can be run again.
         self.spread = xxh3_64_with_seed(&self.spread.to_le_bytes(), u64::from(self.failures));
         (self.failures, most.mul_f64(1.0 - (self.spread % 1000) as f64 / 2000.0))
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_comes_no_further_is_tried_ever_more_seldom() {
-        let mut backoff = Backoff::new("tags.dc.0");
+        let mut backoff = Backoff::new("tags.dc.0", BACKOFF_MIN);
         let waits: Vec<Duration> = (0..40).map(|_| backoff.failed(false, false).1).collect();
         for (n, wait) in waits.iter().enumerate() {
             let most = BACKOFF_MAX.min(BACKOFF_MIN * (1 << n.min(10)));

@@ -23,6 +23,9 @@ pub(crate) struct RestartPoint {
     /// Of the peer's log, what our store holds for good: every `refresh` below is answered in our log.
     #[serde(default)]
     pub(crate) settled: u64,
+    /// One above the seq of the newest data change.
+    #[serde(default)]
+    pub(crate) data_end: u64,
 }
 
 /// A snapshot as capture knows it.
@@ -96,7 +99,8 @@ pub(crate) async fn recover(
         }
         if from == start {
             // Whatever stands there was written by a capture that never came to say where it began.
-            let (at, next_seq, hlc) = last.map_or((start, Seq(0), Hlc(0)), |(at, seq, hlc)| (at, seq.next(), hlc));
+            let (at, next_seq, hlc) =
+                last.map_or((start, Seq(0), Hlc(0)), |(at, seq, hlc)| (at, seq.next(), hlc));
             let mut recovered = Recovered { next_seq, hlc, position_offset: start, ..Recovered::default() };
             recovered.damage(log, partition, at, end);
             if start > Offset(0) {
@@ -130,8 +134,8 @@ async fn from_position(
         low: position.low,
         resume_at: Some(position.pos.clone()),
         last: point.last.parse().ok(),
+        last_data: point.data_end.checked_sub(1).map(Seq),
         point,
-        last_data: None,
         position_offset: offset,
         damaged: false,
     };
@@ -228,6 +232,21 @@ pub(crate) async fn touched_keys(
     })
     .await?;
     Ok(touched)
+}
+
+/// The seq and the time of the first data change from `from` on, as far as that can be read.
+pub(crate) async fn first_data(
+    log: &dyn Log,
+    partition: &PartitionId,
+    mut from: Offset,
+) -> Option<(Seq, u64)> {
+    loop {
+        let records = log.read(partition, from, READ_BYTES / 4).await.ok()?;
+        from = Offset(records.last()?.0.0 + 1);
+        if let Some((_, change)) = records.iter().find(|(_, change)| change.op.is_data()) {
+            return Some((change.seq, change.time));
+        }
+    }
 }
 
 /// Builds the record; the source resumes at `resume_at`.

@@ -15,10 +15,12 @@ use super::{EngineError, shown};
 use crate::log::Offset;
 use crate::status::HeldAnswer;
 
-/// Keys that one pass holds: 32 bytes each. A larger snapshot is swept in several passes.
-const KEYS_A_PASS: u64 = 2_000_000;
+/// What a pass holds of each key that the logs name: its digest in a map that is half full at the worst.
+pub(crate) const KEY_BYTES: usize = 72;
+/// Keys that a pass finds to be deleted; if there are more, it is made again.
+const UNNAMED_MAX: usize = 100_000;
 /// A sweep that would delete more than this asks first, if it is also more than one key in ten.
-const DELETES_UNASKED: usize = 1_000;
+const DELETES_UNASKED: u64 = 1_000;
 
 impl Reign {
     /// Deletes at the target what the snapshot that `end` closes did not name.
@@ -36,57 +38,30 @@ impl Reign {
                 `verifier check` lists what the origin lacks");
             return Ok(());
         }
-        let passes = (end.seq.0.saturating_sub(first.0) / KEYS_A_PASS + 1) as u128;
-        let (mut unnamed, mut scanned) = (Vec::new(), 0_u64);
-        for pass in 0..passes {
-            let mine = |digest: u128| digest % passes == pass;
-            let Some((named, sweep_all)) = named(task, first, end, &mine).await? else {
+        let mut asked = false;
+        loop {
+            let Some(found) = unnamed(task, target, first, end).await? else {
                 warn!(partition = %task.partition, "not swept: what the snapshot named is damaged in the log; \
                     `verifier check` lists what the origin lacks");
                 return Ok(());
             };
-            let mut cursor = 0;
-            loop {
-                let (keys, next) = target.keys(cursor).await?;
-                for key in keys {
-                    let digest = key_digest(&key);
-                    if !mine(digest) {
-                        continue;
-                    }
-                    scanned += 1;
-                    match named.get(&digest) {
-                        Some(Named::Now) => {}
-                        Some(Named::Before) => unnamed.push(key),
-                        None if sweep_all => unnamed.push(key),
-                        None => {}
-                    }
-                }
-                match next {
-                    Some(next) => cursor = next,
-                    None => break,
+            let Unnamed { keys, count, scanned } = found;
+            let many = (count > DELETES_UNASKED && count > scanned / 10)
+                || (count > 0 && !reaches(task, end.seen).await?);
+            info!(partition = %task.partition, scanned, unnamed = count, many, "sweep");
+            if many && !std::mem::replace(&mut asked, true) {
+                let what = format!("the origin lacks {count} of {scanned} keys after a gap: deleting them");
+                if self.question(task, what).await? == HeldAnswer::Drop {
+                    return Ok(());
                 }
             }
-        }
-        unnamed.sort_unstable();
-        unnamed.dedup();
-        unnamed.retain(|key| lock(&task.shared.recent).live(key, end.seen).is_empty());
-        let many = (unnamed.len() > DELETES_UNASKED && unnamed.len() as u64 > scanned / 10)
-            || (!unnamed.is_empty() && !reaches(task, end.seen).await?);
-        info!(partition = %task.partition, scanned, unnamed = unnamed.len(), many, "sweep");
-        for key in &unnamed {
-            debug!(partition = %task.partition, key = %shown(key), "swept");
-        }
-        if many {
-            let what =
-                format!("the origin lacks {} of {scanned} keys after a gap: deleting them", unnamed.len());
-            if self.question(task, what).await? == HeldAnswer::Drop {
+            for keys in keys.chunks(task.items_max.max(1)) {
+                self.delete(task, target, keys, end).await?;
+            }
+            if count <= keys.len() as u64 {
                 return Ok(());
             }
         }
-        for keys in unnamed.chunks(task.items_max.max(1)) {
-            self.delete(task, target, keys, end).await?;
-        }
-        Ok(())
     }
 
     async fn delete(
@@ -121,6 +96,65 @@ impl Reign {
         }
         Ok(())
     }
+}
+
+/// What the target holds and the snapshot did not name.
+struct Unnamed {
+    /// At the most [`UNNAMED_MAX`] of them.
+    keys: Vec<Key>,
+    count: u64,
+    /// Of so many keys of the target.
+    scanned: u64,
+}
+
+/// Looks for what the snapshot that `end` closes did not name, and the target did not write since; `None` if not
+/// all that it named can be read.
+async fn unnamed(
+    task: &ApplyTask,
+    target: &mut dyn Target,
+    first: Seq,
+    end: &Change,
+) -> Result<Option<Unnamed>, EngineError> {
+    // About as many keys are named as there are records.
+    let records = [Some(&task.partition), task.own.as_ref()].into_iter().flatten().map(|partition| {
+        let bounds = task.log.bounds(partition);
+        bounds.end.0 - bounds.start.0
+    });
+    let passes = u128::from(records.sum::<u64>() / task.sweep_keys_max.max(1) as u64 + 1);
+    let mut found = Unnamed { keys: Vec::new(), count: 0, scanned: 0 };
+    for pass in 0..passes {
+        let mine = |digest: u128| digest % passes == pass;
+        let Some((named, sweep_all)) = named(task, first, end, &mine).await? else { return Ok(None) };
+        let (mut keys, mut cursor) = (Vec::new(), Some(0));
+        while let Some(at) = cursor {
+            let (page, next) = target.keys(at).await?;
+            cursor = next;
+            for key in page {
+                let digest = key_digest(&key);
+                if !mine(digest) {
+                    continue;
+                }
+                found.scanned += 1;
+                let goes = match named.get(&digest) {
+                    Some(Named::Now) => false,
+                    Some(Named::Before) => true,
+                    None => sweep_all,
+                };
+                if goes && lock(&task.shared.recent).live(&key, end.seen).is_empty() {
+                    debug!(partition = %task.partition, key = %shown(&key), "swept");
+                    found.count += 1;
+                    keys.extend((found.keys.len() + keys.len() < UNNAMED_MAX).then_some(key));
+                }
+            }
+        }
+        // A store may list a key twice.
+        let listed = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        found.count -= (listed - keys.len()) as u64;
+        found.keys.append(&mut keys);
+    }
+    Ok(Some(found))
 }
 
 fn gone(key: &Key, end: &Change) -> Change {
@@ -196,14 +230,16 @@ async fn named(
     if let Some(own) = &task.own {
         let bounds = task.log.bounds(own);
         // What the origin had not seen of ours it cannot have deleted: it may have come back older.
+        let mut position = None;
         walk_kept(task.log.as_ref(), own, bounds.start, bounds.end, |_, change| {
             note(&change, change.seq >= end.seen);
             if change.op == Op::Position {
-                let snapshot = restart_point(&change).and_then(|point| point.snapshot);
-                sweep_all = task.sweep_all && snapshot.is_some_and(|s| has_all_rows(&s, end.seen));
+                position = Some(change);
             }
         })
         .await?;
+        let snapshot = position.as_ref().and_then(restart_point).and_then(|point| point.snapshot);
+        sweep_all = task.sweep_all && snapshot.is_some_and(|s| has_all_rows(&s, end.seen));
     }
     Ok(Some((named, sweep_all)))
 }

@@ -310,6 +310,10 @@ impl Log for EmbeddedLog {
         tokio::task::spawn_blocking(trim).await.unwrap_or_else(|error| Err(self.shared.io("trim", error)))
     }
 
+    fn queued_bytes(&self) -> usize {
+        self.shared.options.in_flight_bytes.saturating_sub(self.shared.permits.available_permits())
+    }
+
     fn size_bytes(&self) -> u64 {
         self.shared.size()
     }

@@ -161,6 +161,11 @@ pub trait Log: Send + Sync {
     /// [`Error::Io`].
     async fn trim(&self, partition: &PartitionId, below: Offset) -> Result<u64>;
 
+    /// What is queued to be written, in bytes of [`Change::cost`].
+    fn queued_bytes(&self) -> usize {
+        0
+    }
+
     /// What the log takes on disk, in bytes; at most a few seconds old.
     fn size_bytes(&self) -> u64;
 

@@ -381,7 +381,8 @@ impl Partition {
             }
             let Some((last, _)) = collected.records.last() else { break };
             at = last.0 + 1;
-            let mut with_seq = collected.records.iter().filter(|(_, change)| change.op != Op::Fence).peekable();
+            let mut with_seq =
+                collected.records.iter().filter(|(_, change)| change.op != Op::Fence).peekable();
             match with_seq.peek() {
                 Some((_, change)) if change.seq <= seq => damaged = None,
                 _ => {}
