@@ -7,8 +7,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 mod conflict;
+mod dead_letter;
 
 pub use conflict::{ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Resolution};
+pub use dead_letter::{Acknowledged, DeadLetter, DeadLetterPage, DeadLetterQuery};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -17,6 +19,9 @@ pub struct Status {
     pub link: String,
     /// The two sites, in the order of `[link] sites`.
     pub sites: Vec<String>,
+    /// When this daemon began, RFC 3339: `applied`, `conflicts` and what a stream left out count from then.
+    #[serde(default)]
+    pub since: String,
     /// In the order of the configuration.
     pub channels: Vec<ChannelStatus>,
 }
@@ -70,9 +75,9 @@ pub struct DirectionStatus {
     pub snapshot: Progress,
     /// What is captured, or known to be outstanding, and not yet applied.
     pub lag: Lag,
-    /// Changes applied since the log began, snapshot rows included.
+    /// Changes applied, or dropped by rule, [since](Status::since) the daemon began; snapshot rows included.
     pub applied: u64,
-    /// Concurrent writes decided.
+    /// Concurrent writes decided since the daemon began.
     pub conflicts: u64,
     /// Changes that the target refused and that are kept aside.
     pub dead_letters: u64,
@@ -91,16 +96,19 @@ pub struct DirectionStatus {
     /// answers.
     #[serde(default)]
     pub held: Option<String>,
-    /// What stands in the way just now, and what to do about it; without secrets and values.
+    /// What stands in the way just now, at which site, and what to do about it; without secrets and values.
     #[serde(default)]
     pub error: Option<String>,
+    /// What goes on less well than it could, at which site, and what to do about it: SCAN mode.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 /// Where a direction stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// It has not reached both stores yet.
+    /// It has not reached both stores yet, or has lost one; `error` says which.
     #[default]
     Starting,
     /// It copies what existed.
@@ -143,32 +151,8 @@ pub struct Progress {
 pub struct Lag {
     /// Changes in the log that are not applied.
     pub changes: Option<u64>,
-    /// Age of the oldest of them.
+    /// Age of the oldest of them, whatever it waits for.
     pub seconds: Option<f64>,
-}
-
-/// A change that the target refused for what it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetter {
-    /// Its channel.
-    pub channel: String,
-    /// Its origin.
-    pub from: String,
-    /// The site that refused it.
-    pub to: String,
-    /// Its place in the origin's log.
-    pub seq: u64,
-    /// What it was: `put`, `command`, `state`.
-    pub op: String,
-    /// The key.
-    pub key: KeyText,
-    /// The database it is in, for stores that have numbered ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub db: Option<u32>,
-    /// What the store said, without values.
-    pub reason: String,
-    /// When, RFC 3339.
-    pub time: String,
 }
 
 /// A key as JSON: text, or `{"base64": …}` where it is not UTF-8.
@@ -202,8 +186,29 @@ impl std::fmt::Display for KeyText {
     }
 }
 
+impl KeyText {
+    /// The key itself; `None` if the text is no base64.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let base64 = match self {
+            KeyText::Text(text) => return Some(text.clone().into_bytes()),
+            KeyText::Bytes { base64 } => base64.trim_end_matches('='),
+        };
+        let mut bytes = Vec::with_capacity(base64.len() / 4 * 3 + 2);
+        for digits in base64.as_bytes().chunks(4) {
+            let mut bits = 0;
+            for digit in digits {
+                bits = bits << 6 | ALPHABET.iter().position(|known| known == digit)?;
+            }
+            bits <<= 6 * (4 - digits.len());
+            bytes.extend((0..digits.len() - 1).map(|i| (bits >> (16 - 8 * i)) as u8));
+        }
+        Some(bytes)
+    }
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let bits =
@@ -279,6 +284,12 @@ pub enum ControlError {
         /// Those that there are.
         known: Vec<String>,
     },
+    /// No dead letter has that id.
+    #[error("no dead letter {id}: it was never there, or was acknowledged")]
+    NoSuchDeadLetter {
+        /// The id asked for.
+        id: u64,
+    },
     /// Not in this state; says which, and what to do.
     #[error("{0}")]
     Refused(String),
@@ -314,8 +325,16 @@ pub trait Control: Send + Sync {
     /// [`ControlError::Refused`] if it has none (`snapshot = "none"`) or one is running.
     async fn snapshot(&self, channel: &str) -> Result<(), ControlError>;
 
-    /// What the targets refused, oldest first.
-    fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter>;
+    /// What the targets refused and nobody acknowledged, newest first.
+    fn dead_letters(&self, query: &DeadLetterQuery) -> DeadLetterPage;
+
+    /// Takes dead letters off the list, all or that one, once their origins were asked what the keys hold now;
+    /// none is done again itself. Says how many.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`ControlError`]; they stay on the list then.
+    async fn acknowledge(&self, channel: Option<&str>, id: Option<u64>) -> Result<u64, ControlError>;
 
     /// Concurrent writes that were decided, newest first. Reads from disk.
     ///
@@ -353,6 +372,7 @@ mod tests {
         ] {
             assert_eq!(serde_json::to_string(&KeyText::from(key)).unwrap(), json);
             assert_eq!(serde_json::from_str::<KeyText>(json).unwrap(), KeyText::from(key));
+            assert_eq!(KeyText::from(key).bytes().as_deref(), Some(key));
         }
     }
 
@@ -400,6 +420,7 @@ mod tests {
             applied_per_second: 0.0,
             held: None,
             error: None,
+            warning: None,
         };
         let json = serde_json::to_value(direction).unwrap();
         for (pointer, expected) in [

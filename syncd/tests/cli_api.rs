@@ -85,7 +85,31 @@ async fn dead_letters_can_be_had_of_one_channel() {
     let base = format!("http://{}", serve(Arc::default()).await);
     let client = client();
     let (code, letters) = ask(&client, Method::GET, format!("{base}/v1/dead-letters?channel=tags")).await;
-    assert_eq!((code, letters[0]["key"].clone()), (StatusCode::OK, json!({ "base64": "cHVzaDr/" })));
+    let newest = &letters["dead_letters"][0];
+    assert_eq!((code, newest["key"].clone()), (StatusCode::OK, json!({ "base64": "cHVzaDr/" })));
+    let (_, rest) =
+        ask(&client, Method::GET, format!("{base}/v1/dead-letters?before={}", letters["next"])).await;
+    assert_eq!((&rest["dead_letters"][0]["id"], &rest["next"]), (&json!(7), &Value::Null));
+    for wrong in ["limit=0", "limit=1001", "before=x", "after=1"] {
+        let (code, _) = ask(&client, Method::GET, format!("{base}/v1/dead-letters?{wrong}")).await;
+        assert_eq!(code, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    for (path, code, answer) in [
+        ("8/ack", StatusCode::OK, json!({ "acknowledged": 1 })),
+        ("ack?channel=tags", StatusCode::OK, json!({ "acknowledged": 3 })),
+        (
+            "6/ack",
+            StatusCode::NOT_FOUND,
+            json!({ "error": "no dead letter 6: it was never there, or was acknowledged" }),
+        ),
+        ("ack?channel=x", StatusCode::NOT_FOUND, json!({ "error": "no channel `x`, there is tags" })),
+    ] {
+        assert_eq!(
+            ask(&client, Method::POST, format!("{base}/v1/dead-letters/{path}")).await,
+            (code, answer),
+            "{path}"
+        );
+    }
     let (code, body) = ask(&client, Method::GET, format!("{base}/v1/dead-letters?channel=x")).await;
     assert_eq!(
         (code, body["error"].clone()),

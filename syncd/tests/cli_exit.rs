@@ -102,9 +102,13 @@ async fn asked(args: &[&str]) -> (i32, String, String) {
 async fn answers_are_text_for_a_person_and_json_for_a_program() {
     let (code, out, err) = asked(&["status"]).await;
     assert_eq!((code, err.as_str()), (0, ""));
-    for expected in
-        ["link l: dc <-> cloud", "tags", "snapshot: 5 of 10 keys (50 %), 1/s, 5 s left", "held: FLUSHALL"]
-    {
+    for expected in [
+        "link l: dc <-> cloud",
+        "tags",
+        "snapshot: 5 of 10 keys (50 %), 1/s, 5 s left",
+        "held: FLUSHALL",
+        "warning: dc: SCAN mode",
+    ] {
         assert!(out.contains(expected), "{expected}: {out}");
     }
     assert!(!out.contains('\x1b'), "colour where there is no terminal: {out}");
@@ -115,7 +119,24 @@ async fn answers_are_text_for_a_person_and_json_for_a_program() {
     let (code, out, _) = asked(&["dead-letters"]).await;
     assert!(code == 0 && out.contains("db 3: base64:cHVzaDr/") && out.contains("WRONGTYPE"), "{out}");
     let (code, out, _) = asked(&["dead-letters", "--channel", "tags", "--json"]).await;
-    assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()[0]["seq"].clone()), (0, json!(4711)));
+    let page: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &page["dead_letters"][0]["seq"], &page["next"]), (0, &json!(4711), &Value::Null));
+    let ids = |page: &Value| {
+        page["dead_letters"].as_array().unwrap().iter().map(|l| l["id"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&page), [9, 8, 7]);
+    let (_, out, _) = asked(&["dead-letters", "list", "--limit", "1", "--json"]).await;
+    assert_eq!(ids(&serde_json::from_str(&out).unwrap()), [9]);
+    let (code, out, _) = asked(&["dead-letters", "ack", "7", "8"]).await;
+    assert_eq!((code, out.as_str()), (0, "2 acknowledged\n"));
+    let (code, out, _) = asked(&["dead-letters", "ack", "--all", "--json"]).await;
+    assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (0, json!({ "acknowledged": 3 })));
+    let (code, _, err) = asked(&["dead-letters", "ack", "6"]).await;
+    assert_eq!(
+        (code, err.as_str()),
+        (1, "syncd: no dead letter 6: it was never there, or was acknowledged\n")
+    );
+    assert_eq!(asked(&["dead-letters", "ack"]).await.0, 2);
     let (code, out, _) = asked(&["conflicts", "--json"]).await;
     let expected = json!([{ "channel": "tags", "from": "dc", "to": "cloud", "conflicts": 7 }]);
     assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (0, expected));

@@ -13,7 +13,10 @@ use rand::{Rng, SeedableRng};
 use syncd::config::Config;
 use syncd::engine::Daemon;
 use syncd::registry::Registry;
-use syncd::status::{ConflictEntry, ConflictQuery, Control, HeldAnswer, KeyText, Phase, Resolution, Status};
+use syncd::status::{
+    ConflictEntry, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, KeyText, Phase,
+    Resolution, Status,
+};
 
 fn open(spec: &ChannelSpec) -> Result<Arc<dyn Connector>, OpenError> {
     causeway_memory::open(spec)
@@ -239,6 +242,100 @@ async fn a_refused_change_is_kept_and_blocks_nobody() {
     run.daemon.stop().await;
 }
 
+/// A dead letter that was seen to goes off the list, for good, and its key is what the origin has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_acknowledged_once_its_key_was_asked_for() {
+    tell_logs();
+    let mut run = Running::start(Memory::new(), "both", "both").await;
+    run.until("begun", |status| status.channels[0].directions.iter().all(|d| d.phase == Phase::Streaming))
+        .await;
+    run.memory.inject(Site::Second, Fault::Refuse("bad".to_owned()));
+    run.memory.write(Site::First, &["INCRBY bad 1"]).unwrap();
+    run.memory.write(Site::First, &["INCRBY bad 1"]).unwrap();
+    // Two commands, and at least one state that the target was sent for them.
+    let kept = |run: &Running| run.daemon.status().channels[0].directions[0].dead_letters;
+    run.until("kept", |_| kept(&run) >= 3).await;
+    run.drained().await;
+    let page = |before, limit| {
+        let query = DeadLetterQuery { channel: Some("push".to_owned()), before, limit };
+        run.daemon.dead_letters(&query)
+    };
+    let (all, newest) = (page(None, 100), page(None, 1));
+    let rest = page(newest.next, 100);
+    assert_eq!(
+        newest.dead_letters.iter().chain(&rest.dead_letters).collect::<Vec<_>>(),
+        all.dead_letters.iter().collect::<Vec<_>>()
+    );
+    let last = all.dead_letters.last().unwrap();
+    assert_eq!((last.op.as_str(), all.next), ("command", None));
+    // What cannot be asked for stays.
+    run.memory.stop(Site::First);
+    let refused = run.daemon.acknowledge(None, Some(last.id)).await;
+    assert!(
+        refused.as_ref().is_err_and(|error| error.to_string().contains("dc was not reached")),
+        "{refused:?}"
+    );
+    assert_eq!(kept(&run), all.dead_letters.len() as u64);
+    run.memory.start(Site::First);
+    run.memory.clear(Site::Second);
+    run.drained().await;
+    assert_eq!(run.daemon.acknowledge(None, Some(last.id)).await, Ok(1));
+    assert_eq!(kept(&run), all.dead_letters.len() as u64 - 1);
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::Second, "bad").unwrap().0, "string 2");
+    let gone = run.daemon.acknowledge(None, Some(last.id)).await;
+    assert_eq!(gone, Err(ControlError::NoSuchDeadLetter { id: last.id }));
+    run.restart().await;
+    assert_eq!(kept(&run), all.dead_letters.len() as u64 - 1);
+    run.drained().await;
+    assert_eq!(run.daemon.acknowledge(Some("push"), None).await, Ok(all.dead_letters.len() as u64 - 1));
+    run.restart().await;
+    assert_eq!(kept(&run), 0);
+    run.daemon.stop().await;
+}
+
+/// The status says how long what waits has waited, whatever for, and never that it streams what it cannot reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_told_with_its_age_and_what_is_away_with_its_site() {
+    tell_logs();
+    let mut run = Running::start(Memory::new(), "both", "both").await;
+    run.drained().await;
+    let there = |status: &Status| status.channels[0].directions[0].clone();
+    let old = |status: &Status, seconds: f64| there(status).lag.seconds.is_some_and(|age| age >= seconds);
+    run.daemon.pause(None).await.unwrap();
+    run.memory.write(Site::First, &["INCRBY n 1"]).unwrap();
+    let status = run.until("a second old", |status| old(status, 1.0)).await;
+    assert!(there(&status).phase == Phase::Paused && there(&status).lag.changes >= Some(1), "{status:#?}");
+    // It is as old after a restart.
+    run.restart().await;
+    let status = run.until("known again", |status| there(status).lag.seconds.is_some()).await;
+    assert!(old(&status, 1.0) && there(&status).phase == Phase::Paused, "{status:#?}");
+    let ends = std::time::SystemTime::now() + Duration::from_secs(60);
+    let began = syncd::status::parse_rfc3339(&status.since).unwrap();
+    assert!(began < ends && began + Duration::from_secs(120) > ends, "{}", status.since);
+    run.daemon.resume(None, None).await.unwrap();
+    run.drained().await;
+    assert!(there(&run.daemon.status()).lag.seconds == Some(0.0));
+    run.memory.write(Site::First, &["FLUSHALL"]).unwrap();
+    run.until("held", |status| there(status).held.is_some() && old(status, 1.0)).await;
+    run.daemon.resume(None, Some(HeldAnswer::Apply)).await.unwrap();
+    run.drained().await;
+    run.memory.stop(Site::First);
+    let both_away = |status: &Status| {
+        status.channels[0].directions.iter().all(|d| {
+            let said = |error: &String| error.starts_with("dc: ") && error.contains("it is tried again");
+            d.phase == Phase::Starting && d.error.as_ref().is_some_and(said)
+        })
+    };
+    run.memory.write(Site::Second, &["INCRBY m 1"]).unwrap();
+    let status = run.until("away", both_away).await;
+    assert_eq!(there(&status).lag, Default::default(), "nobody knows what dc does meanwhile");
+    run.until("waits for dc", |status| status.channels[0].directions[1].lag.seconds > Some(0.5)).await;
+    run.memory.start(Site::First);
+    run.equal().await;
+    run.daemon.stop().await;
+}
+
 /// Promise 3: a target that comes back older than it was is rolled forward.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_comes_back_older_is_rolled_forward() {
@@ -319,6 +416,36 @@ async fn a_source_that_restarts_while_it_is_copied_keeps_what_it_has() {
         assert_eq!(run.memory.dump(Site::First).len(), 3_000, "after {pause} ms");
         run.daemon.stop().await;
     }
+}
+
+/// Promise 7: what fails again at the same place is tried ever more seldom, at either end of the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_again_at_the_same_place_is_tried_ever_more_seldom() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "dc->cloud", "dc").await;
+    run.until("begun", |status| status.channels[0].directions[0].phase == Phase::Streaming).await;
+    let tries = || (run.memory.tries(Site::First).0, run.memory.tries(Site::Second).1);
+    for (site, what, bad) in [(Site::Second, "reigns", "string 1"), (Site::First, "streams", "string 2")] {
+        run.memory.inject(site, Fault::CutAt("bad".to_owned()));
+        let before = tries();
+        run.memory.write(Site::First, &["INCRBY bad 1"]).unwrap();
+        tokio::time::sleep(Duration::from_millis(1_700)).await;
+        let after = tries();
+        let tried = (after.0 - before.0) + (after.1 - before.1);
+        // After 0.05, 0.1, 0.2, 0.4 and 0.8 s, or half of that; without backoff it is twenty times and more.
+        assert!((2..=7).contains(&tried), "{what}: tried {tried} times");
+        run.memory.clear(site);
+        run.until("arrived", |_| run.memory.read(Site::Second, "bad").is_some_and(|found| found.0 == bad))
+            .await;
+        run.until("told", |status| status.channels[0].directions[0].lag.changes == Some(0)).await;
+        // It came further: what breaks now is tried again at once.
+        let (before, since) = (tries(), Instant::now());
+        run.memory.cut(site);
+        run.memory.write(Site::First, &["INCRBY good 1"]).unwrap();
+        run.until("tried again", |_| tries() != before).await;
+        assert!(since.elapsed() < Duration::from_millis(750), "{what}: {:?}", since.elapsed());
+    }
+    run.daemon.stop().await;
 }
 
 /// Promise 8: what is applied would push out of the store's backlog what its own capture has not read yet.
@@ -495,6 +622,91 @@ async fn a_value_in_pieces_that_is_refused_each_time_does_not_come_for_ever() {
     run.memory.clear(Site::Second);
     run.memory.write(Site::First, &["SET k again", "INCRBY n 1"]).unwrap();
     run.equal().await;
+    run.daemon.stop().await;
+}
+
+/// The folder of the log of what `dc` writes.
+fn own_log(run: &Running) -> std::path::PathBuf {
+    run.dir.path().join("data/log/push.dc.0")
+}
+
+/// Damages every block of the log of `dc` that holds `text`.
+fn damage(run: &Running, text: &[u8]) {
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(own_log(run)).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let starts = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(text)).collect::<Vec<_>>();
+        damaged += starts.len();
+        starts.into_iter().for_each(|at| bytes[at] ^= 1);
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(damaged > 0, "{} is nowhere", text.escape_ascii());
+}
+
+fn metric(run: &Running, name: &str, from: &str) -> u64 {
+    let from = format!("from=\"{from}\"");
+    let metrics = run.daemon.metrics();
+    let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(&from));
+    line.and_then(|line| line.rsplit(' ').next()).and_then(|n| n.parse().ok()).expect(name)
+}
+
+/// FF42: a site's own log is damaged where its capture was, or where the peer had not come: a gap, which a
+/// snapshot closes. Where both are past it, it is told and costs nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_a_sites_own_log_is_told_and_a_gap_where_it_matters() {
+    tell_logs();
+    let remove = |run: &Running| {
+        for entry in std::fs::read_dir(own_log(run)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|suffix| suffix == "redb") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    };
+    let damaged = |text: &'static [u8]| move |run: &Running| damage(run, text);
+    tokio::join!(
+        after_damage("what both are past", false, damaged(b"INCRBY old 1")),
+        after_damage("what the peer has not applied", true, damaged(b"INCRBY new 1")),
+        after_damage("every restart point", true, damaged(b"remembered_from")),
+        after_damage("everything", true, damaged(b"CWB\x01")),
+        after_damage("the file", true, remove),
+    );
+}
+
+async fn after_damage(what: &str, is_gap: bool, harm: impl Fn(&Running)) {
+    let mut run = Running::start(Memory::new(), "both", "both").await;
+    run.until("begun", |status| status.channels[0].directions.iter().all(|d| d.phase == Phase::Streaming))
+        .await;
+    run.memory.write(Site::First, &["INCRBY old 1"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY theirs 1", "HSET h theirs 1"]).unwrap();
+    run.drained().await;
+    run.daemon.pause(None).await.unwrap();
+    run.memory.write(Site::First, &["INCRBY new 1", "HSET h ours 1"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY theirs 1"]).unwrap();
+    both_logged(&run).await;
+    run.daemon.stop().await;
+    harm(&run);
+    run.memory.write(Site::First, &["INCRBY new 1", "INCRBY old 1"]).unwrap();
+    run.memory.write(Site::Second, &["INCRBY theirs 1"]).unwrap();
+    run.daemon = Daemon::start(&run.config, vec![Arc::new(run.memory.clone())]).await.unwrap();
+    run.daemon.resume(None, None).await.unwrap();
+    run.equal().await;
+    let read = |key: &str| run.memory.read(Site::Second, key).map(|found| found.0);
+    for (key, value) in [("old", "string 2"), ("new", "string 2"), ("theirs", "string 3")] {
+        assert_eq!(read(key).as_deref(), Some(value), "{what}: {key}");
+    }
+    assert_eq!(read("h").as_deref(), Some("hash ours 1 theirs 1"), "{what}");
+    assert_eq!(metric(&run, "causeway_gaps_total", "dc") > 0, is_gap, "{what}");
+    assert_eq!(metric(&run, "causeway_gaps_total", "cloud"), 0, "{what}");
+    assert_eq!(metric(&run, "causeway_log_damaged", "dc") > 0, what != "the file", "{what}");
+    // It is behind us: what comes now goes its ordinary way, and the next start finds no gap.
+    run.restart().await;
+    run.memory.write(Site::First, &["INCRBY new 1"]).unwrap();
+    let arrived =
+        |_: &Status| run.memory.read(Site::Second, "new").is_some_and(|found| found.0 == "string 3");
+    run.until("what comes now", arrived).await;
+    assert_eq!(metric(&run, "causeway_gaps_total", "dc"), 0, "{what}");
     run.daemon.stop().await;
 }
 

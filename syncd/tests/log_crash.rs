@@ -161,7 +161,7 @@ async fn read_around(dir: &Path, origin: &str, acked: u64) -> (u64, Vec<String>)
                 good += records.len() as u64;
                 at = Offset(at.0 + records.len() as u64);
             }
-            Err(Error::Corrupt { partition, from, to, reason }) => {
+            Err(Error::Corrupt { partition, from, to, reason, .. }) => {
                 assert_eq!((&partition, from), (&id, at));
                 assert!(to > from && to <= end, "{from}..{to} of {end}");
                 errors.push(format!("{from}..{to} {reason}"));

@@ -368,7 +368,7 @@ fn without_the_right_to_psync_both_ways_are_refused() -> Result<()> {
     link.start()?;
     link.stores[0].connect()?.must(&["SET", "early", "1"])?;
     link.stores[1].connect()?.must(&["SET", "late", "1"])?;
-    let status = wait_for_error(&link, &["psync", "127.0.0.1"])?;
+    let status = wait_for_error(&link, &["psync", "127.0.0.1", "dc: "])?;
     ensure!(status.channels[0].directions[0].phase == Phase::Failed, "{status:#?}");
     link.stores[0].connect()?.must(&["ACL", "SETUSER", "lame", "+psync"])?;
     link.wait_until_drained(DRAIN)?;
@@ -388,7 +388,11 @@ fn without_the_right_to_psync_one_way_is_scanned() -> Result<()> {
     lame_user(&link)?;
     fill(&link.urls()[0], seed, 2_000)?;
     link.start()?;
-    link.wait_until("streaming", DRAIN, |s| s.channels[0].directions[0].phase == Phase::Streaming)?;
+    let status =
+        link.wait_until("streaming", DRAIN, |s| s.channels[0].directions[0].phase == Phase::Streaming)?;
+    let warning = status.channels[0].directions[0].warning.clone().unwrap_or_default();
+    ensure!(warning.starts_with("dc: SCAN mode") && warning.contains("+psync"), "{status:#?}");
+    expect(&link, &["status"], 0, &["warning: dc: SCAN mode"])?;
     let log = std::fs::read_to_string(link.dir().join("syncd.log"))?;
     ensure!(log.contains("replication is refused"), "the log doesn't say it:\n{log}");
     let writer = write(&link.urls()[0], "dc", seed, 500);

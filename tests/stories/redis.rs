@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use causeway_stories::{Link, Setup, seed, servers};
-use causeway_testkit::data::fill;
-use causeway_testkit::resp::Reply;
+use causeway_testkit::data::{fill, load};
+use causeway_testkit::resp::{Reply, cmd};
 use causeway_testkit::servers::{AppendOnly, Options, RedisServer};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -379,4 +379,42 @@ fn a_target_that_comes_back_empty_is_filled_again() -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     link.wait_until_drained(DRAIN)?;
     link.verify()
+}
+
+/// Promise 8: a copy and a line that stands still for some seconds, under the smallest `limits.memory`.
+#[test]
+fn memory_stays_within_what_is_promised() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    const LIMIT_MIB: u64 = 32;
+    // docs/ARCHITECTURE.md, section 7: the program itself and what one channel of Redis may take besides.
+    const BESIDES_MIB: u64 = 96;
+    let seed = seed();
+    let tables = format!("[limits]\nmemory = \"{LIMIT_MIB}MiB\"");
+    let setup = Setup { snapshot: "dc", tables, ..Setup::default() };
+    let mut link = Link::new([Options::default(), Options::default()], &setup)?;
+    fill(&link.urls()[0], seed, 200_000)?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let copied = link.peak_memory()? >> 20;
+    // Nothing gets through, and nothing is said to be broken: what is written meanwhile waits in the log.
+    link.stores[1].pause();
+    let cut = Instant::now();
+    let value = "v".repeat(100);
+    let sets = (0..60_000).map(|n| cmd(&["SET", &format!("cut:{n}"), &value]));
+    load(&link.urls()[0], sets, |_| {})?;
+    std::thread::sleep(Duration::from_secs(3).saturating_sub(cut.elapsed()));
+    let status = link.status()?;
+    link.stores[1].resume();
+    let lag = status.channels[0].directions[0].lag;
+    ensure!(lag.changes > Some(30_000) && lag.seconds > Some(1.0), "nothing waited: {status:#?}");
+    link.wait_until_drained(DRAIN)?;
+    let peak = link.peak_memory()? >> 20;
+    println!("peak memory: {copied} MiB for the copy, {peak} MiB in all");
+    ensure!(peak <= LIMIT_MIB + BESIDES_MIB, "{peak} MiB");
+    let held =
+        |store: usize| -> Result<_> { Ok(link.stores[store].connect()?.must(&["GET", "cut:59999"])?.text()) };
+    ensure!(held(0)? == Some(value.clone()) && held(1)? == Some(value), "what waited did not arrive");
+    Ok(())
 }

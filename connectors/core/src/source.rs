@@ -102,6 +102,12 @@ pub trait Source: Send {
         false
     }
 
+    /// What it does less well than it could, as the last [`open`](Source::open) found it, and what to do about
+    /// it; for the operator, as long as the source is open.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     /// Whether `last`, up to which the log holds the stream, is not a place of the stream that was resumed: a
     /// server that took over from another one had not got so far, and went on in its own way from an earlier
     /// place. What the log holds beyond that place is lost to the store.

@@ -123,6 +123,12 @@ impl Memory {
         self.store(site).changed.notify_waiters();
     }
 
+    /// How often `site`'s stream was opened, and how often a target took the store over; what failed counts.
+    pub fn tries(&self, site: Site) -> (u64, u64) {
+        let state = self.store(site).lock();
+        (state.streams, state.reigns)
+    }
+
     /// Keeps at most so many transactions in `site`'s stream; `None`: all.
     pub fn limit_backlog(&self, site: Site, transactions_max: Option<usize>) {
         self.store(site).lock().backlog_max = transactions_max;

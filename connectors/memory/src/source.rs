@@ -39,7 +39,7 @@ impl MemorySource {
 
     /// Takes what is there; `None` if nothing is.
     fn take(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<Option<()>> {
-        let state = self.store.lock();
+        let mut state = self.store.lock();
         if state.down || self.epoch != Some(state.epoch) {
             self.epoch = None;
             return Err(unavailable("read the stream", &self.endpoint, "the connection is cut"));
@@ -65,9 +65,17 @@ impl MemorySource {
             events.extend(next);
             self.at += 1;
         }
+        if state.cuts_at(events.iter().skip(before).filter_map(change)) {
+            self.epoch = None;
+            return Err(unavailable("read the stream", &self.endpoint, "the connection is cut"));
+        }
         self.read.store(self.at, Ordering::Relaxed);
         Ok((events.len() > before).then_some(()))
     }
+}
+
+fn change(event: &Event) -> Option<&Change> {
+    if let Event::Change(change) = event { Some(change) } else { None }
 }
 
 fn cost(event: &Event) -> usize {
@@ -109,7 +117,8 @@ impl Source for MemorySource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
         // What was asked for before the break is not answered.
         self.id = self.store.unique();
-        let state = self.store.lock();
+        let mut state = self.store.lock();
+        state.streams += 1;
         if state.down {
             return Err(unavailable("open the stream", &self.endpoint, "the store is down"));
         }

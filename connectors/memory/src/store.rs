@@ -26,6 +26,8 @@ pub enum Fault {
     Stall,
     /// The link breaks after so many more batches took effect, before their outcome is told.
     CutAfter(u64),
+    /// The link breaks wherever this key comes by, on the way out and on the way in, before it takes effect.
+    CutAt(String),
 }
 
 /// What the stream holds of one transaction.
@@ -74,6 +76,10 @@ pub(crate) struct State {
     /// Counts up when connections are cut.
     pub(crate) epoch: u64,
     pub(crate) down: bool,
+    /// How often a stream was opened, or tried to be.
+    pub(crate) streams: u64,
+    /// How often a target took over, or tried to.
+    pub(crate) reigns: u64,
     /// The target that took over last.
     pub(crate) holder: u64,
     pub(crate) term: Term,
@@ -371,6 +377,21 @@ impl State {
                 Ok(true)
             }
         }
+    }
+
+    /// Whether the link breaks where one of `changes` comes by; then it did.
+    pub(crate) fn cuts_at<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a causeway_core::Change>,
+    ) -> bool {
+        let names: Vec<_> =
+            changes.into_iter().map(|change| String::from_utf8_lossy(&change.key.name)).collect();
+        let hits = |fault: &Fault| matches!(fault, Fault::CutAt(key) if names.iter().any(|name| name == key));
+        let cuts = self.faults.iter().any(hits);
+        if cuts {
+            self.cut();
+        }
+        cuts
     }
 
     /// Takes everything of ours out; how many keys that were.

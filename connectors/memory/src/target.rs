@@ -59,6 +59,9 @@ impl MemoryTarget {
     fn commit(&mut self, batch: &Batch) -> Result<UnderWay> {
         let mut state = self.store.lock();
         self.check(&state, "apply a batch")?;
+        if state.cuts_at(&batch.changes) {
+            return Err(unavailable("apply a batch", &self.endpoint, "the connection is cut"));
+        }
         if batch.watched && state.is_touched(&std::mem::take(&mut self.watched)) {
             return Ok(UnderWay::Done(Outcome::Touched));
         }
@@ -91,6 +94,7 @@ fn place(name: &str) -> u64 {
 impl Target for MemoryTarget {
     async fn take_over(&mut self, term: Term) -> Result<Option<Marker>> {
         let mut state = self.store.lock();
+        state.reigns += 1;
         if state.down {
             return Err(unavailable("take over", &self.endpoint, "the store is down"));
         }

@@ -44,6 +44,16 @@ impl Iterator for Args<'_> {
     }
 }
 
+/// The two databases of a `SWAPDB`, where the RESP array `command` is one.
+pub(crate) fn swapped(command: &[u8]) -> Option<(u32, u32)> {
+    let mut args =
+        Args::at(command, 0).filter(|args| args.left() == 3)?.map_while(|range| command.get(range));
+    let swaps = args.next()?.eq_ignore_ascii_case(b"SWAPDB");
+    let mut db = || std::str::from_utf8(args.next()?).ok()?.parse().ok();
+    let databases = (db()?, db()?);
+    swaps.then_some(databases)
+}
+
 /// `<kind><number>\r\n` at `at`: the number, and where the line ends.
 fn header(bytes: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
     if *bytes.get(at)? != kind {

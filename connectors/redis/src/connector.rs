@@ -10,7 +10,7 @@ use causeway_core::{
 };
 
 use crate::apply::{RedisTarget, db_of};
-use crate::args::Args;
+use crate::args::swapped;
 use crate::config::RedisConfig;
 use crate::source::RedisSource;
 use crate::{check, commands, rdb};
@@ -80,14 +80,10 @@ impl Connector for Redis {
     }
 
     fn moved(&self, change: &Change, key: &Key) -> Option<Key> {
-        let value = change.value.as_deref()?;
-        let mut args = Args::at(value, 0)?.map_while(|range| value.get(range));
-        let swaps = args.next()?.eq_ignore_ascii_case(b"SWAPDB");
-        let mut db = || std::str::from_utf8(args.next()?).ok()?.parse::<u32>().ok();
-        let (first, second) = (db()?, db()?);
+        let (first, second) = swapped(change.value.as_deref()?)?;
         let to = match key.space {
-            Space::Db(db) if swaps && db == first => second,
-            Space::Db(db) if swaps && db == second => first,
+            Space::Db(db) if db == first => second,
+            Space::Db(db) if db == second => first,
             _ => return None,
         };
         Some(Key { space: Space::Db(to), name: key.name.clone() })

@@ -1,6 +1,6 @@
 //! Which keys a channel carries.
 
-use crate::args::Args;
+use crate::args::{Args, swapped};
 use crate::names;
 
 /// A pattern as `KEYS` takes it: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, `\` before a character.
@@ -144,16 +144,11 @@ impl Filter {
         if self.is_whole() && self.dbs.is_none() {
             return true;
         }
-        let words: Vec<&[u8]> =
-            Args::at(command, 0).into_iter().flatten().filter_map(|range| command.get(range)).collect();
-        let number = |word: &[u8]| std::str::from_utf8(word).ok()?.parse::<u32>().ok();
+        let name = Args::at(command, 0).and_then(|mut args| command.get(args.next()?)).unwrap_or_default();
         self.is_whole()
-            && match words.as_slice() {
-                [name, ..] if name.eq_ignore_ascii_case(b"FLUSHDB") => self.carries_db(db),
-                [name, a, b] if name.eq_ignore_ascii_case(b"SWAPDB") => {
-                    [a, b].iter().all(|word| number(word).is_some_and(|db| self.carries_db(db)))
-                }
-                _ => false,
+            && match swapped(command) {
+                Some((a, b)) => self.carries_db(a) && self.carries_db(b),
+                None => name.eq_ignore_ascii_case(b"FLUSHDB") && self.carries_db(db),
             }
     }
 

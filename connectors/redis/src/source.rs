@@ -658,6 +658,16 @@ impl Source for RedisSource {
         }
     }
 
+    fn warning(&self) -> Option<String> {
+        self.is_scanning().then(|| {
+            format!(
+                "SCAN mode: {} refuses replication, so keys are scanned, and read again at each keyspace event; \
+                 FLUSHALL, FLUSHDB and SWAPDB are not seen; give the user +psync +replconf there (ACL SETUSER)",
+                self.endpoint().label()
+            )
+        })
+    }
+
     fn diverged(&self, last: &Position) -> bool {
         matches!(&self.live, Some(Mode::Stream(live)) if !live.stream.history().knows(last))
     }

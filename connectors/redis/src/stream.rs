@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use bytes::Bytes;
 use causeway_core::{Change, Event, Group, Key, Marker, Op, Part, Position, Space, Token};
 
+use crate::args::swapped;
 use crate::commands::{Effects, SplitOp, effects};
 use crate::filter::{EMPTY_NAME, Filter};
 use crate::names::{self, Names};
@@ -573,7 +574,7 @@ impl Stream {
             Item::Reread(keys) => self.reread(keys)?,
             Item::Function { db, raw } => push(Op::Command, db, Bytes::new(), Some(raw)),
             Item::Whole { db, command } => {
-                let swapped = swapped(&command);
+                let swapped = swapped(&command.raw);
                 let carried = match swapped {
                     Some((a, b)) => self.filter.carries_db(a) || self.filter.carries_db(b),
                     None => !command.eq_ignore_case(0, b"FLUSHDB") || self.filter.carries_db(db),
@@ -638,19 +639,13 @@ impl Stream {
     }
 }
 
-/// The databases of a SWAPDB.
-fn swapped(command: &Command) -> Option<(u32, u32)> {
-    let db = |i| std::str::from_utf8(command.arg(i)?).ok()?.parse().ok();
-    if command.eq_ignore_case(0, b"SWAPDB") { Some((db(1)?, db(2)?)) } else { None }
-}
-
 fn is_whole(command: &Command) -> bool {
     [&b"FLUSHALL"[..], b"FLUSHDB", b"SWAPDB"].iter().any(|name| command.eq_ignore_case(0, name))
 }
 
 /// Whether a command on a whole database concerns database 0, where the marker is.
 fn touches_first(command: &Command, db: u32) -> bool {
-    match swapped(command) {
+    match swapped(&command.raw) {
         Some((a, b)) => a == 0 || b == 0,
         None => db == 0 || !command.eq_ignore_case(0, b"FLUSHDB"),
     }

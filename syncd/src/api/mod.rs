@@ -5,17 +5,18 @@
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
 //! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
 //! | `POST /v1/pause`, `/v1/resume` | the same, of all channels |
-//! | `GET /v1/dead-letters` | a list of [`DeadLetter`](crate::status::DeadLetter) |
+//! | `GET /v1/dead-letters` | a [`DeadLetterPage`](crate::status::DeadLetterPage), newest first |
+//! | `POST /v1/dead-letters/{id}/ack`, `/v1/dead-letters/ack` | [`Acknowledged`]: that one, or all |
 //! | `GET /v1/conflicts` | a [`ConflictPage`](crate::status::ConflictPage), newest first |
 //! | `GET /v1/conflicts/{id}` | a [`ConflictEntry`](crate::status::ConflictEntry) |
 //! | `GET /metrics` | Prometheus's text |
 //! | `GET /healthz`, `/readyz` | 200, or 503 as long as a store was not reached |
 //! | `GET /` | the page |
 //!
-//! `resume` takes `?held=apply` or `?held=drop`, `dead-letters` takes `?channel=`, `conflicts` takes
-//! `?channel=&key=&since=&limit=`, and `before=` the `next` of the page before. An error is
-//! `{"error": "…"}`: 400 what was asked makes no sense, 404 no such channel or conflict, 409 not in this
-//! state.
+//! `resume` takes `?held=apply` or `?held=drop`, `dead-letters` takes `?channel=&limit=`, `dead-letters/ack`
+//! takes `?channel=`, `conflicts` takes `?channel=&key=&since=&limit=`; both lists take `before=` the `next` of
+//! the page before. An error is `{"error": "…"}`: 400 what was asked makes no sense, 404 no such channel,
+//! conflict or dead letter, 409 not in this state.
 
 mod guard;
 
@@ -31,7 +32,9 @@ use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use crate::status::{ConflictQuery, Control, ControlError, HeldAnswer, parse_rfc3339};
+use crate::status::{
+    Acknowledged, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, parse_rfc3339,
+};
 
 /// The page: one file, without anything from elsewhere.
 const PAGE: &str = include_str!("../../assets/page.html");
@@ -49,6 +52,8 @@ pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/dead-letters", get(dead_letters))
+        .route("/v1/dead-letters/ack", post(acknowledge_all))
+        .route("/v1/dead-letters/{id}/ack", post(acknowledge))
         .route("/v1/conflicts", get(conflicts))
         .route("/v1/conflicts/{id}", get(conflict))
         .route("/v1/pause", post(pause_all))
@@ -100,7 +105,9 @@ fn error(code: StatusCode, message: impl Into<String>) -> Response {
 impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
         let code = match self {
-            ControlError::NoSuchChannel { .. } => StatusCode::NOT_FOUND,
+            ControlError::NoSuchChannel { .. } | ControlError::NoSuchDeadLetter { .. } => {
+                StatusCode::NOT_FOUND
+            }
             ControlError::Refused(_) => StatusCode::CONFLICT,
             ControlError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -132,6 +139,14 @@ struct Resume {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DeadLetters {
+    channel: Option<String>,
+    before: Option<u64>,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acknowledge {
     channel: Option<String>,
 }
 
@@ -180,23 +195,51 @@ fn known(control: &dyn Control, channel: Option<&str>) -> Result<(), ControlErro
 }
 
 async fn dead_letters(State(control): Shared, asked: Asked<DeadLetters>) -> Response {
-    let channel = match asked {
-        Ok(Query(DeadLetters { channel })) => channel,
-        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    let asked =
+        asked.map_err(|wrong| wrong.body_text()).and_then(|Query(DeadLetters { channel, before, limit })| {
+            Ok(DeadLetterQuery { channel, before, limit: within(limit, DeadLetterQuery::LIMIT_MAX)? })
+        });
+    let query = match asked {
+        Ok(query) => query,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong),
     };
-    if let Err(unknown) = known(&*control, channel.as_deref()) {
-        return unknown.into_response();
+    match known(&*control, query.channel.as_deref()) {
+        Ok(()) => Json(control.dead_letters(&query)).into_response(),
+        Err(unknown) => unknown.into_response(),
     }
-    // They are read from disk.
-    let read = tokio::task::spawn_blocking(move || control.dead_letters(channel.as_deref())).await;
-    match read {
-        Ok(letters) => Json(letters).into_response(),
-        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the dead letters could not be read"),
+}
+
+async fn acknowledge_all(State(control): Shared, asked: Asked<Acknowledge>) -> Response {
+    match asked {
+        Ok(Query(Acknowledge { channel })) => acknowledged(&*control, channel.as_deref(), None).await,
+        Err(wrong) => error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    }
+}
+
+async fn acknowledge(State(control): Shared, id: Result<Path<u64>, PathRejection>) -> Response {
+    match id {
+        Ok(Path(id)) => acknowledged(&*control, None, Some(id)).await,
+        Err(wrong) => error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    }
+}
+
+async fn acknowledged(control: &dyn Control, channel: Option<&str>, id: Option<u64>) -> Response {
+    match control.acknowledge(channel, id).await {
+        Ok(acknowledged) => Json(Acknowledged { acknowledged }).into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
 /// Entries of one answer, unless `limit` says otherwise.
-const CONFLICTS_LIMIT: usize = 100;
+const LIMIT: usize = 100;
+
+fn within(limit: Option<usize>, max: usize) -> Result<usize, String> {
+    let limit = limit.unwrap_or(LIMIT);
+    (1..=max)
+        .contains(&limit)
+        .then_some(limit)
+        .ok_or_else(|| format!("limit is {limit}, allowed is 1 to {max}"))
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -217,10 +260,7 @@ impl Conflicts {
                 )
             })
         });
-        let limit = self.limit.unwrap_or(CONFLICTS_LIMIT);
-        if !(1..=ConflictQuery::LIMIT_MAX).contains(&limit) {
-            return Err(format!("limit is {limit}, allowed is 1 to {}", ConflictQuery::LIMIT_MAX));
-        }
+        let limit = within(self.limit, ConflictQuery::LIMIT_MAX)?;
         let Conflicts { channel, key, before, .. } = self;
         Ok(ConflictQuery { channel, key, since: since.transpose()?, before, limit })
     }

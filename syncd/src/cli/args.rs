@@ -41,6 +41,16 @@ Examples:
 
 Values are only kept and shown with `values = true` in the file's [conflicts].";
 
+const DEAD_LETTERS_HELP: &str = "\
+Examples:
+  syncd dead-letters                              the newest
+  syncd dead-letters list --channel tags --limit 500
+  syncd dead-letters ack 1772330400123            that one was seen to
+  syncd dead-letters ack --all --channel tags
+
+Before one goes off the list, its origin is asked what the key holds now, and the other site gets
+that: mend first what made the target refuse it. The change itself is never done again.";
+
 /// Keeps the stores of two sites equal while both serve traffic.
 #[derive(Debug, Parser)]
 #[command(name = "syncd", version, after_help = EXAMPLES, styles = STYLES, max_term_width = 100)]
@@ -125,8 +135,9 @@ Example: a FLUSHALL at one site is held; the other site shall keep its data:
     Resume(ResumeArgs),
     /// Starts a channel's snapshot again; needs --channel.
     Snapshot,
-    /// What the targets refused.
-    DeadLetters,
+    /// What the targets refused, newest first; and takes it off the list.
+    #[command(after_help = DEAD_LETTERS_HELP)]
+    DeadLetters(DeadLettersArgs),
     /// Concurrent writes and how they were decided; alone: how many.
     #[command(after_help = CONFLICTS_HELP)]
     Conflicts(ConflictsArgs),
@@ -157,7 +168,7 @@ impl Command {
             | Command::Pause
             | Command::Resume(_)
             | Command::Snapshot
-            | Command::DeadLetters
+            | Command::DeadLetters(_)
             | Command::Conflicts(_)
             | Command::Cleanup => None,
         }
@@ -179,6 +190,43 @@ pub(super) struct ResumeArgs {
     /// What becomes of a held whole-store change (FLUSHALL): done at the target, too, or not.
     #[arg(long, value_name = "ANSWER")]
     pub(super) held: Option<HeldAnswer>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeadLettersArgs {
+    #[command(subcommand)]
+    pub(super) asked: Option<DeadLettersCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLettersCommand {
+    /// Lists them, newest first.
+    List(DeadLettersListArgs),
+    /// Takes them off the list; needs ids, or --all.
+    Ack(AckArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeadLettersListArgs {
+    /// At the most so many.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) limit: u32,
+}
+
+impl Default for DeadLettersListArgs {
+    fn default() -> Self {
+        DeadLettersListArgs { limit: 50 }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct AckArgs {
+    /// As listed.
+    #[arg(required_unless_present = "all")]
+    pub(super) ids: Vec<u64>,
+    /// All of them, or of --channel.
+    #[arg(long, conflicts_with = "ids")]
+    pub(super) all: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use super::client::Client;
 use super::table::{Align, Table, Tone, thousands};
 use super::{Failure, output, progress};
 use crate::config::Config;
-use crate::status::{ChannelState, DeadLetter, HeldAnswer, Phase, Status};
+use crate::status::{ChannelState, HeldAnswer, Phase, Status};
 
 /// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -61,40 +61,6 @@ async fn act(common: &Common, config: &Config, verb: &str, query: &[(&str, &str)
     };
     let status: Status = Client::new(common.address(config))?.post(&path, query).await?;
     show(&only(status, common), common)
-}
-
-pub(super) async fn dead_letters(common: &Common, config: &Config) -> Result<(), Failure> {
-    let client = Client::new(common.address(config))?;
-    let query: Vec<_> = common.channel.iter().map(|channel| ("channel", channel.as_str())).collect();
-    let letters: Vec<DeadLetter> = client.get("/v1/dead-letters", &query).await?;
-    if common.json {
-        return output::json(&letters);
-    }
-    if letters.is_empty() {
-        return output::line("no dead letters");
-    }
-    let mut table = Table::new(&[
-        ("CHANNEL", Align::Left),
-        ("DIRECTION", Align::Left),
-        ("SEQ", Align::Right),
-        ("OP", Align::Left),
-        ("TIME", Align::Left),
-        ("KEY", Align::Left),
-    ]);
-    for letter in &letters {
-        let db = letter.db.map(|db| format!("db {db}: ")).unwrap_or_default();
-        let cells = [
-            letter.channel.clone(),
-            format!("{}->{}", letter.from, letter.to),
-            letter.seq.to_string(),
-            letter.op.clone(),
-            letter.time.clone(),
-            format!("{db}{}", letter.key),
-        ];
-        table.row(cells.map(|text| (text, Tone::Plain)).into());
-        table.note(&letter.reason, Tone::Bad);
-    }
-    output::line(&table.render(output::colour()))
 }
 
 pub(super) fn only(mut status: Status, common: &Common) -> Status {
@@ -164,12 +130,16 @@ fn render(status: &Status, colour: bool) -> String {
             if let Some(error) = &d.error {
                 table.note(format!("error: {error}"), Tone::Bad);
             }
+            if let Some(warning) = &d.warning {
+                table.note(format!("warning: {warning}"), Tone::Busy);
+            }
         }
         if channel.state == ChannelState::Paused {
             table.note(format!("paused; go on with `syncd resume --channel {}`", channel.name), Tone::Plain);
         }
     }
-    format!("link {}: {}\n{}", status.link, status.sites.join(" <-> "), table.render(colour))
+    let sites = status.sites.join(" <-> ");
+    format!("link {}: {sites}, counted since {}\n{}", status.link, status.since, table.render(colour))
 }
 
 #[cfg(test)]
@@ -194,6 +164,7 @@ mod tests {
             applied_per_second: 100_000.4,
             held: None,
             error: None,
+            warning: None,
         };
         let back = DirectionStatus {
             from: "cloud".into(),
@@ -201,6 +172,7 @@ mod tests {
             phase: Phase::Streaming,
             lag: Lag::default(),
             held: Some("FLUSHALL at cloud, 2026-03-01T02:00:00.000Z".into()),
+            warning: Some("cloud: SCAN mode".into()),
             error: Some(
                 "write at 127.0.0.1:6402: out of memory; raise maxmemory there or free some, ".repeat(3),
             ),
@@ -212,7 +184,12 @@ mod tests {
             state: ChannelState::Running,
             directions: vec![direction, back],
         };
-        Status { link: "dc-cloud".into(), sites: vec!["dc".into(), "cloud".into()], channels: vec![channel] }
+        Status {
+            link: "dc-cloud".into(),
+            sites: vec!["dc".into(), "cloud".into()],
+            since: "2026-03-01T02:00:00.000Z".into(),
+            channels: vec![channel],
+        }
     }
 
     #[test]
@@ -228,6 +205,8 @@ mod tests {
             "?",
             "--held apply|drop",
             "error: write at",
+            "warning: cloud: SCAN",
+            "since 2026-03-01T02:00:00.000Z",
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }

@@ -9,6 +9,7 @@ mod cleanup;
 mod client;
 mod commands;
 mod conflicts;
+mod dead_letters;
 mod logging;
 mod output;
 mod progress;
@@ -21,7 +22,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{Config, ConfigError};
-use args::{Args, Command, ConflictsArgs, ConflictsCommand};
+use args::{
+    Args, Command, ConflictsArgs, ConflictsCommand, DeadLettersArgs, DeadLettersCommand, DeadLettersListArgs,
+};
 
 /// Why a command did not do what it was asked to; decides the exit code.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,7 +101,11 @@ async fn dispatch(args: &Args) -> Result<(), Failure> {
         Command::Pause => commands::pause(&args.common, &config).await,
         Command::Resume(resume) => commands::resume(&args.common, &config, resume.held).await,
         Command::Snapshot => commands::snapshot(&args.common, &config).await,
-        Command::DeadLetters => commands::dead_letters(&args.common, &config).await,
+        Command::DeadLetters(DeadLettersArgs { asked }) => match asked {
+            None => dead_letters::list(&args.common, &config, &DeadLettersListArgs::default()).await,
+            Some(DeadLettersCommand::List(list)) => dead_letters::list(&args.common, &config, list).await,
+            Some(DeadLettersCommand::Ack(ack)) => dead_letters::ack(&args.common, &config, ack).await,
+        },
         Command::Conflicts(ConflictsArgs { asked }) => match asked {
             None => conflicts::count(&args.common, &config).await,
             Some(ConflictsCommand::List(list)) => conflicts::list(&args.common, &config, list).await,

@@ -95,7 +95,7 @@ impl Default for ConflictsTable {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LimitsTable {
-    /// Memory for everything that is buffered, 32MiB at least.
+    /// Sizes the buffers that grow with it, 32MiB at least; docs/ARCHITECTURE.md lists all, in section 7.
     pub(super) memory: Size,
 }
 

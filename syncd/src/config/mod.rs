@@ -78,7 +78,7 @@ pub struct ConflictsConfig {
 /// `[limits]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of memory for everything that is buffered.
+    /// Bytes of memory, of which the buffers get their shares (docs/ARCHITECTURE.md, section 7).
     pub memory: u64,
 }
 

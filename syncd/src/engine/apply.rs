@@ -27,9 +27,11 @@ use super::pauses::{Answers, Begun};
 use super::reader::Reader;
 use super::recent::key_digest;
 use super::redos::{SentUnits, Theirs};
-use super::restart::{recover, restart_point, touched_keys, walk};
+use super::restart::{
+    SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
+};
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
-use super::{EngineError, backoff, shown};
+use super::{BACKOFF_MIN, Backoff, EngineError, shown};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 use crate::status::{HeldAnswer, rfc3339};
 
@@ -57,6 +59,8 @@ pub(crate) struct ApplyTask {
     pub(crate) bytes_max: usize,
     /// Of the target site's own log, kept to be done again.
     pub(crate) own_bytes_max: usize,
+    /// Keys that a pass of a sweep holds.
+    pub(crate) sweep_keys_max: usize,
     pub(crate) paused: watch::Receiver<bool>,
     pub(crate) answers: mpsc::Receiver<HeldAnswer>,
     /// Those that were given before.
@@ -76,6 +80,8 @@ const REJECTED_WAIT: Duration = Duration::from_secs(1);
 const READ_BYTES: usize = 1 << 20;
 /// How often it is seen whether the target's own capture has caught up.
 const CAUGHT_UP_WAIT: Duration = Duration::from_millis(100);
+/// While so many keys are asked for and not in the log, no more is taken from it.
+const ASKED_MAX: usize = 100_000;
 /// If more of a batch of reads than one in this many exist already, the careful way is taken at once.
 const EXISTING_RARE: usize = 16;
 
@@ -151,7 +157,9 @@ impl ApplyTask {
         let stop = self.stop.clone();
         let term = Term(self.log.bounds(&self.partition).end.0);
         let mut entry = Entry::enter(&self.shared).await;
-        let mut failures = 0;
+        let mut backoff = Backoff::new(&format!("apply {}", self.partition), 2 * BACKOFF_MIN);
+        // The furthest place of the log that was answered for.
+        let (mut reached, mut further) = (Seq(0), false);
         let mut ended = false;
         loop {
             let mut target = self.connector.target(self.site);
@@ -167,8 +175,12 @@ impl ApplyTask {
                     }
                     Ok(mut reign) => {
                         *lock(&self.stats.apply_error) = None;
-                        failures = 0;
-                        reign.carry(&mut self, target.as_mut()).await
+                        self.stats.apply_connected.store(true, Ordering::SeqCst);
+                        backoff.began();
+                        let carried = reign.carry(&mut self, target.as_mut()).await;
+                        further = reign.answered > reached;
+                        reached = reached.max(reign.answered);
+                        carried
                     }
                     Err(error) => Err(error),
                 },
@@ -181,19 +193,20 @@ impl ApplyTask {
                 Err(error) => {
                     // Nothing more is applied; but the site's own capture needs the marker when it opens.
                     error!(partition = %self.partition, %error, "apply ended");
-                    *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup: true });
+                    *lock(&self.stats.apply_error) = Some(Trouble::ended(&error));
                     ended = true;
                     continue;
                 }
                 Ok(()) => return Ok(()),
             };
-            failures += 1;
-            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "apply failed");
             let setup = error.kind() == causeway_core::ErrorKind::Setup;
-            *lock(&self.stats.apply_error) = Some(Trouble { text: error.to_string(), setup });
+            let (failures, wait) = backoff.failed(std::mem::take(&mut further), setup);
+            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "apply failed");
+            *lock(&self.stats.apply_error) = Some(Trouble::of(&error));
+            self.stats.apply_connected.store(false, Ordering::SeqCst);
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(backoff(failures, setup)) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => return Ok(()),
             }
         }
@@ -223,23 +236,36 @@ impl ApplyTask {
             .map_err(|error| unavailable(self, "write beside the log", error.to_string()))
     }
 
-    /// Asks for a snapshot of the origin that closes a gap, and waits until the log says that it was begun:
-    /// the marker must not pass the gap before.
-    async fn ask_for_snapshot(&self) -> Result<(), EngineError> {
-        let asked_at = self.log.bounds(&self.partition).end;
-        self.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
-        self.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
-        let mut at = asked_at;
+    /// Sees to a snapshot of the origin that closes a gap: unless one was begun behind `lost`, where the gap
+    /// ends in the log, it is asked for. Waits until the log says that it was begun: the marker must not pass
+    /// the gap before.
+    async fn ask_for_snapshot(&self, lost: Offset) -> Result<(), EngineError> {
+        let (mut at, mut first, mut asked) = (lost, None, false);
         loop {
-            let records = self.log.read(&self.partition, at, READ_BYTES).await?;
+            let records = match self.log.read(&self.partition, at, READ_BYTES).await {
+                Err(LogError::Corrupt { to: next, .. } | LogError::Trimmed { start: next, .. }) => {
+                    (at, first) = (next, None);
+                    continue;
+                }
+                records => records?,
+            };
+            let mut seqs = records.iter().filter(|(_, change)| change.op != Op::Fence).map(|(_, c)| c.seq);
+            first = first.or_else(|| seqs.next());
             let begins = |change: &Change| {
                 let snapshot = restart_point(change).and_then(|point| point.snapshot);
-                change.op == Op::Position && snapshot.is_some_and(|s| s.gap && s.end.is_none())
+                let behind = |s: &SnapshotPoint| first.is_some_and(|first| Seq(s.first) >= first);
+                change.op == Op::Position && snapshot.is_some_and(|s| s.gap && s.end.is_none() && behind(&s))
             };
             if records.iter().any(|(_, change)| begins(change)) {
                 return Ok(());
             }
             at = records.last().map_or(at, |(offset, _)| Offset(offset.0 + 1));
+            if at < self.log.bounds(&self.partition).end {
+                continue;
+            }
+            if !std::mem::replace(&mut asked, true) {
+                self.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
+            }
             tokio::select! {
                 biased;
                 () = self.log.wait_beyond(&self.partition, at) => {
@@ -251,6 +277,22 @@ impl ApplyTask {
                 () = self.stop.cancelled() => return Err(EngineError::Stopped),
             }
         }
+    }
+
+    /// Of what the target site wrote itself below `seq` some cannot be read any more: its own capture begins
+    /// anew, and says what every key holds.
+    pub(crate) fn lost_own(&self, seq: Seq) -> Result<(), EngineError> {
+        let shared = &self.shared;
+        if shared.lost_below.load(Ordering::SeqCst) >= seq.0 {
+            return Ok(());
+        }
+        warn!(partition = %self.partition, below = %seq, "gap: of the target's own log is damaged what has to be \
+            decided with: a snapshot of the target closes it");
+        let full =
+            || unavailable(self, "ask the target's capture for a snapshot", "it does not answer".to_owned());
+        shared.ask.try_send(Ask::Snapshot { gap: true }).map_err(|_| full())?;
+        shared.lost_below.fetch_max(seq.0, Ordering::SeqCst);
+        Ok(())
     }
 
     fn own_log(&self) -> Option<OwnLog> {
@@ -305,6 +347,8 @@ pub(crate) struct Reign {
     /// The `low` of the last record taken from the log.
     pub(crate) low: Seq,
     refreshing: FuturesUnordered<Refreshing>,
+    /// Keys in those.
+    asked: usize,
     /// Nothing at or above these counts as settled.
     pins: Vec<Seq>,
     /// Keys, by their digests, of which a value in pieces was refused and asked for once more, and did not go in
@@ -322,6 +366,8 @@ pub(crate) struct Reign {
     pub(crate) own_log: Option<OwnLog>,
     /// Something waits for the pipeline to run empty.
     draining: bool,
+    /// It was noted that something was applied.
+    begun: bool,
 }
 
 impl Reign {
@@ -354,6 +400,9 @@ impl Reign {
         let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
         info!(partition = %task.partition, %applied, %settled, "apply begins");
         task.stats.applied_to(applied);
+        if let Some((seq, time)) = first_data(task.log.as_ref(), &task.partition, reader.offset()).await {
+            lock(&task.stats.waiting).begins(seq, time);
+        }
         let kept_from = task.log.locate(&task.partition, settled).await?;
         task.stats.settled_offset.store(kept_from.0, Ordering::SeqCst);
         let mut reign = Reign {
@@ -363,6 +412,7 @@ impl Reign {
             answered: applied,
             low: Seq(0),
             refreshing: FuturesUnordered::new(),
+            asked: 0,
             pins: Vec::new(),
             asked_again: HashSet::new(),
             contested: Vec::new(),
@@ -372,6 +422,7 @@ impl Reign {
             careful_reads: false,
             own_log: task.own_log(),
             draining: false,
+            begun: false,
         };
         lock(&task.shared.on_the_way).give_up();
         lock(&task.shared.redos).send_again();
@@ -399,7 +450,8 @@ impl Reign {
         let mut reads: Vec<Change> = Vec::new();
         let mut wanted: Vec<Key> = Vec::new();
         let mut whole: Vec<Change> = Vec::new();
-        walk(task.log.as_ref(), &task.partition, start, self.reader.offset(), |_, change| {
+        let end = self.reader.offset();
+        walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
             let named = !change.key.name.is_empty() && change.part.is_none_or(|part| part.last);
             if change.seq >= settled && change.op == Op::Ddl {
                 whole.push(change);
@@ -414,6 +466,10 @@ impl Reign {
             }
         })
         .await?;
+        if is_damaged(task.log.as_ref(), &task.partition, start, end) {
+            warn!(partition = %task.partition, "gap: what is not settled is damaged: a snapshot of the origin closes it");
+            task.ask_for_snapshot(end).await?;
+        }
         keys.sort_unstable();
         keys.dedup();
         keys.retain(|key| !key.name.is_empty());
@@ -465,6 +521,7 @@ impl Reign {
     pub(crate) fn ask(&mut self, capture: &mpsc::Sender<Ask>, pin: Seq, keys: Vec<Key>) {
         debug!(%pin, keys = keys.len(), "asked for states");
         self.pins.push(pin);
+        self.asked += keys.len();
         let capture = capture.clone();
         self.refreshing.push(Box::pin(async move {
             let (done, durable) = oneshot::channel();
@@ -487,6 +544,7 @@ impl Reign {
 
     fn asked(&mut self, (capture, pin, keys, answered): Answered) {
         self.unpin(pin);
+        self.asked -= keys.len();
         if !answered {
             self.ask(&capture, pin, keys);
         }
@@ -531,7 +589,12 @@ impl Reign {
                 debug!(partition = %task.partition, waits, "the target's own capture is behind");
             }
             self.draining |= task.redo_waits();
-            let open = !self.draining && !paused && !stopping && !waits && !task.shared.gate.wanted();
+            task.stats.asked.store(self.asked as u64, Ordering::SeqCst);
+            task.stats.under_way.store(self.under_way.len() as u64, Ordering::SeqCst);
+            // As with a capture that is behind: it may wait for room, which only appliers make.
+            let asks = self.asked >= ASKED_MAX && task.log.room().is_ok();
+            let open =
+                !self.draining && !asks && !paused && !stopping && !waits && !task.shared.gate.wanted();
             tokio::select! {
                 biased;
                 outcome = target.outcome(), if !self.under_way.is_empty() => self.outcome(task, outcome?).await?,
@@ -568,7 +631,11 @@ impl Reign {
         loop {
             if in_group && self.reader.peek().is_none() {
                 // A group stands in one append: the rest of it is there.
-                self.reader.refill().await?;
+                if let Err(EngineError::Log(error)) = self.reader.refill().await {
+                    // The snapshot has the keys of the group, and of what came before it.
+                    self.ask_own(task, self.marker.applied, wanted);
+                    return self.log_failed(task, error).await;
+                }
             }
             let Some((_, change)) = self.reader.peek() else { break };
             let full = changes.len().max(wanted.len()).max(self.contested.len()) >= task.items_max;
@@ -679,10 +746,6 @@ impl Reign {
         let mut marker = self.marker_for(task, &changes, to);
         (marker.basis, marker.dropped) = (plan.basis, plan.dropped);
         self.on_the_way(task, &marker, self.low, plan.units);
-        let oldest = changes.first().map_or(0, |change| change.time);
-        if self.under_way.is_empty() {
-            task.stats.oldest_unapplied.store(oldest, Ordering::SeqCst);
-        }
         for change in &changes {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
@@ -708,7 +771,9 @@ impl Reign {
         task.apply_seconds.record(sent.at.elapsed());
         match outcome {
             Outcome::Committed { refused, existing } => {
-                task.has_begun()?;
+                if !std::mem::replace(&mut self.begun, true) {
+                    task.has_begun()?;
+                }
                 self.overtaken |= !self.rejected.is_empty();
                 self.refused(task, sent.decided.as_deref().unwrap_or(&sent.changes), refused).await?;
                 self.note(task, &sent.pairs).await;
@@ -723,15 +788,13 @@ impl Reign {
                     self.settle(task, sent.to, sent.end, sent.low);
                 }
                 task.stats.applied.fetch_add(sent.changes.len() as u64, Ordering::SeqCst);
-                let next = self.under_way.front().and_then(|sent| sent.changes.first());
-                task.stats.oldest_unapplied.store(next.map_or(0, |change| change.time), Ordering::SeqCst);
             }
             Outcome::Rejected { transient, reason } => {
                 warn!(partition = %task.partition, from = %sent.from, to = %sent.to, transient, reason, "batch refused");
                 self.rejected_transient = transient;
                 self.draining = true;
                 if transient {
-                    *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
+                    *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
                 }
                 self.rejected.push_back(sent);
             }
@@ -850,7 +913,7 @@ impl Reign {
             target.send(Batch { marker, changes, watched: false, keep_existing: sent.fill }).await?;
             match target.outcome().await? {
                 Outcome::Rejected { transient: true, reason } => {
-                    *lock(&task.stats.apply_error) = Some(Trouble { text: reason, setup: false });
+                    *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
                     transient = true;
                     self.rejected.push_front(sent);
                 }
@@ -967,6 +1030,9 @@ impl Reign {
         let range = (task.log.locate(own, whole.seen).await?, task.log.locate(own, end).await?);
         let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
         let written = touched_keys(log, own, range, connector, |_, _, _| true).await?;
+        if is_damaged(log, own, range.0, range.1) {
+            task.ask_for_snapshot(task.log.bounds(&task.partition).end).await?;
+        }
         let moved: Vec<Key> = written.values().filter_map(|key| connector.moved(whole, key)).collect();
         let keys: Vec<Key> = written.into_values().chain(moved).collect();
         if !keys.is_empty() {
@@ -1002,7 +1068,7 @@ impl Reign {
             _ => return Err(EngineError::Log(error)),
         };
         warn!(partition = %task.partition, error = %error, "gap: a snapshot of the origin closes it");
-        task.ask_for_snapshot().await?;
+        task.ask_for_snapshot(next).await?;
         self.reader.skip_to(next);
         Ok(())
     }
@@ -1072,13 +1138,18 @@ async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker
         return Ok(Marker { applied, settled, ..Marker::default() });
     }
     let begun = low() > Seq(0) || lock(&task.begun).contains(&task.partition);
+    if begun && task.own.is_some() {
+        // The site's own capture has to be at the store as it is now: that there is no marker tells it what was
+        // forgotten, and a new one would hide it.
+        watch_keys(task, target, &[]).await?;
+    }
     if !begun || !has_keys(target).await? {
         return Ok(Marker::default());
     }
     let end = task.log.bounds(&task.partition).end;
     let applied = recover(task.log.as_ref(), &task.partition, end).await?.next_seq;
     warn!(partition = %task.partition, "gap: the target has keys and no marker: a snapshot of the origin closes it");
-    task.ask_for_snapshot().await?;
+    task.ask_for_snapshot(end).await?;
     Ok(Marker { applied, settled: applied, ..Marker::default() })
 }
 

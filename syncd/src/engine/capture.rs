@@ -18,10 +18,12 @@ use tracing::{error, info, trace, warn};
 use super::known::{Known, News};
 use super::races::{Refresh, Ships};
 use super::recent::{Written, key_digest, touches, unsure};
-use super::restart::{RestartPoint, SnapshotPoint, position_record, recover, touched_keys, walk, walk_kept};
+use super::restart::{
+    RestartPoint, SnapshotPoint, is_damaged, position_record, recover, touched_keys, walk_kept,
+};
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
 use super::switch::{Part, is_off};
-use super::{EngineError, backoff, shown};
+use super::{BACKOFF_MIN, Backoff, EngineError, shown};
 use crate::log::{Appended, Log, Offset, PartitionId};
 
 /// What capture of one site needs to know of its channel.
@@ -71,9 +73,9 @@ impl CaptureTask {
         let mut capture = Capture::begin(&self).await?;
         let mut source = self.connector.source(self.site);
         self.shared.backlog.told_by(source.behind());
-        let mut failures = 0;
+        let mut backoff = Backoff::new(&format!("capture {}", self.partition), BACKOFF_MIN);
         while !stop.is_cancelled() {
-            let ended = carry(&mut self, &mut capture, source.as_mut(), &stop).await;
+            let ended = carry(&mut self, &mut capture, source.as_mut(), &stop, &mut backoff).await;
             let error = match ended {
                 Ok(End::Stopped) => break,
                 Ok(End::SnapshotAsked) => continue,
@@ -81,14 +83,13 @@ impl CaptureTask {
                 Err(other) => return Err(other),
             };
             self.stats.capture_connected.store(false, Ordering::SeqCst);
-            failures = if capture.progressed { 0 } else { failures + 1 };
-            capture.progressed = false;
-            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
             let setup = error.kind() == ErrorKind::Setup;
-            *lock(&self.stats.capture_error) = Some(Trouble { text: error.to_string(), setup });
+            let (failures, wait) = backoff.failed(std::mem::take(&mut capture.progressed), setup);
+            warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
+            *lock(&self.stats.capture_error) = Some(Trouble::of(&error));
             tokio::select! {
                 biased;
-                () = tokio::time::sleep(backoff(failures, setup)) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => break,
             }
         }
@@ -110,12 +111,14 @@ async fn carry(
     capture: &mut Capture,
     source: &mut dyn Source,
     stop: &CancellationToken,
+    backoff: &mut Backoff,
 ) -> Result<End, EngineError> {
     tokio::select! {
         biased;
         opened = capture.open(task, source) => opened?,
         () = stop.cancelled() => return Ok(End::Stopped),
     }
+    backoff.began();
     let mut events = std::mem::take(&mut capture.early);
     capture.take(task, source, &mut events).await?;
     capture.ship(task, source).await?;
@@ -128,6 +131,7 @@ async fn carry(
             Some(ask) = task.asks.recv() => match ask {
                 Ask::Refresh { keys, done } => capture.refresh_keys(source, keys, Some(done)).await?,
                 Ask::Snapshot { gap } => {
+                    task.stats.gaps_total.fetch_add(u64::from(gap), Ordering::SeqCst);
                     capture.snapshot_asked = Some(gap);
                     return Ok(End::SnapshotAsked);
                 }
@@ -186,6 +190,7 @@ pub(super) struct Capture {
     known: Known,
     /// And whether it closes a gap.
     snapshot_asked: Option<bool>,
+    /// It came to a place of the stream where it never was before, or to a snapshot's end.
     progressed: bool,
     bytes_since_position: usize,
     /// What came before the carrying began.
@@ -214,6 +219,7 @@ impl Capture {
         let found = recover(task.log.as_ref(), &task.partition, place).await?;
         let remembered_from = Seq(found.point.remembered_from);
         let mut written = Written::default();
+        let mut damaged = found.damaged;
         if task.peer.is_some() {
             let begin = Offset(place.0.saturating_sub(Written::KEYS_MAX as u64))
                 .max(task.log.bounds(&task.partition).start);
@@ -222,7 +228,13 @@ impl Capture {
             })
             .await?;
             let history = found.last.as_ref().or(found.resume_at.as_ref()).map(|last| last.history.clone());
-            remember(task, remembered_from, place, &history.unwrap_or_default()).await?;
+            damaged |= remember(task, remembered_from, place, &history.unwrap_or_default()).await?;
+            // What was damaged before the snapshot that closed the gap is closed with it.
+            let covered = found.point.snapshot.as_ref().filter(|snapshot| snapshot.gap);
+            if let Some(first) = covered.map(|snapshot| Seq(snapshot.first)).filter(|_| !found.damaged) {
+                let from = task.log.locate(&task.partition, first.max(remembered_from)).await?;
+                damaged = is_damaged(task.log.as_ref(), &task.partition, from, place);
+            }
             lock(&task.shared.recent).reach(found.next_seq);
             lock(&task.shared.redos).begin(term.0 << REDOS_BITS);
         }
@@ -231,6 +243,12 @@ impl Capture {
         *lock(&task.stats.snapshot) = found.point.snapshot.clone();
         task.stats.data_end.store(found.last_data.map_or(0, |seq| seq.next().0), Ordering::SeqCst);
         task.stats.position_offset.store(found.position_offset.0, Ordering::SeqCst);
+        if damaged {
+            error!(partition = %task.partition, "gap: of this site's log is damaged what the peer may not have, or \
+                where capture was: a snapshot closes it");
+            task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+            task.shared.lost_below.store(found.next_seq.0, Ordering::SeqCst);
+        }
         info!(partition = %task.partition, term = term.0, next_seq = found.next_seq.0, "capture begins");
         Ok(Capture {
             term,
@@ -251,7 +269,7 @@ impl Capture {
             forgotten: HashSet::new(),
             unsettled: HashSet::new(),
             known: Known::default(),
-            snapshot_asked: None,
+            snapshot_asked: damaged.then_some(true),
             progressed: false,
             bytes_since_position: 0,
             early: Vec::new(),
@@ -279,6 +297,7 @@ impl Capture {
         let marker = known.as_ref().and_then(Option::as_ref).cloned().unwrap_or_default();
         let applied = marker.applied;
         *lock(&task.stats.capture_error) = None;
+        *lock(&task.stats.warning) = source.warning();
         task.shared.unbroken.store(opened == Opened::Resumed, Ordering::SeqCst);
         match opened {
             // The log may be ahead of where a restart reads on, and so of a server that took over.
@@ -505,6 +524,7 @@ impl Capture {
                     self.passed = pos.clone();
                     self.last = pos;
                     let end = self.next_seq.0;
+                    self.progressed = true;
                     if let Some(snapshot) = &mut self.point.snapshot {
                         snapshot.end = Some(end);
                         snapshot.left_out = left_out.0;
@@ -532,7 +552,6 @@ impl Capture {
                 }
             }
         }
-        self.progressed = true;
         if self.bytes_since_position >= POSITION_EVERY_BYTES && self.open_group.is_empty() {
             self.push_position(task, source, &mut batch);
         }
@@ -607,6 +626,9 @@ impl Capture {
     fn reached(&mut self, pos: Position) {
         self.passed = pos.clone();
         if self.held_below.is_none_or(|held| pos.at > held) {
+            // What a snapshot that breaks has read is read again, and the stream goes on beside it.
+            let further = pos.history == self.last.history && pos.at > self.last.at;
+            self.progressed |= further && !self.in_snapshot();
             self.last = pos;
         }
     }
@@ -623,6 +645,7 @@ impl Capture {
         change.term = self.term;
         change.seq = self.next_seq;
         self.next_seq = self.next_seq.next();
+        self.point.data_end = self.next_seq.0;
         (change.seen, change.low) = self.seen(task, &change.key);
         let is_asked_for = change.op == Op::State && self.is_asked_for(&change.key);
         // What is read again and not written just now: nobody knows when it was written last.
@@ -690,6 +713,8 @@ impl Capture {
         if batch.data > 0 {
             // What waits for room in the log is outstanding, too.
             task.stats.data_end.fetch_max(batch.end.0, Ordering::SeqCst);
+            let first = batch.changes.iter().find(|change| change.op.is_data());
+            first.into_iter().for_each(|change| lock(&task.stats.waiting).note(change.seq, change.time));
         }
         let changes = std::mem::take(&mut batch.changes);
         let appended: Appended = task.log.append(&task.partition, changes).await?;
@@ -730,16 +755,16 @@ impl Capture {
     }
 }
 
-/// Reads again what the peer may not have seen of our own changes.
+/// Reads again what the peer may not have seen of our own changes; whether some of it is damaged.
 async fn remember(
     task: &CaptureTask,
     from: Seq,
     end: Offset,
     history: &bytes::Bytes,
-) -> Result<(), EngineError> {
+) -> Result<bool, EngineError> {
     let start = task.log.locate(&task.partition, from).await?;
     let mut terms = super::restart::Terms::default();
-    walk(task.log.as_ref(), &task.partition, start, end, |_, change| {
+    walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
             let mut touched = touches(&change, task.connector.as_ref());
             if change.pos.history != *history {
@@ -750,5 +775,5 @@ async fn remember(
     })
     .await?;
     lock(&task.shared.recent).forget_below(from, |_| false);
-    Ok(())
+    Ok(is_damaged(task.log.as_ref(), &task.partition, start, end))
 }

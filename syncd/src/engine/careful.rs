@@ -14,7 +14,7 @@ use tracing::debug;
 use super::EngineError;
 use super::apply::{ApplyTask, Reign, group_boundary};
 use super::recent::touches;
-use super::restart::walk;
+use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
 
 /// After so many tries the batch is halved.
@@ -194,10 +194,13 @@ async fn recall(task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError>
     }
     let (start, end) = (task.log.locate(own, seen).await?, task.log.locate(own, floor).await?);
     let mut older = Vec::new();
-    walk(task.log.as_ref(), own, start, end, |_, change| {
+    walk_kept(task.log.as_ref(), own, start, end, |_, change| {
         older.extend(touches(&change, task.connector.as_ref()));
     })
     .await?;
+    if is_damaged(task.log.as_ref(), own, start, end) {
+        task.lost_own(floor)?;
+    }
     lock(&task.shared.recent).recall(seen, &older);
     Ok(())
 }

@@ -1,10 +1,11 @@
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use causeway_core::{Connector, ErrorKind, Finding, Seq, Site};
-use tokio::sync::{mpsc, watch};
+use bytes::Bytes;
+use causeway_core::{Connector, Error as StoreError, ErrorKind, Finding, Key, Op, Seq, Site, Space};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -16,16 +17,19 @@ use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
 use super::pauses::{Answers, Begun, Pauses};
 use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
-use super::{EngineError, backoff};
+use super::{BACKOFF_MIN, Backoff, EngineError, sweep};
 use crate::config::{Channel, Config};
 use crate::log::{self, EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 use crate::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
-    DeadLetter, DirectionStatus, HeldAnswer, Lag, Phase, Progress, Resolution, Status,
+    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, Phase, Progress, Resolution,
+    Status, rfc3339,
 };
 
 /// How long a stop may take before what is left is given up; a service manager waits ten seconds.
 const STOP_AT_MOST: Duration = Duration::from_secs(8);
+/// How long an origin may take to say what keys hold.
+const ANSWER_AT_MOST: Duration = Duration::from_secs(10);
 const RETENTION_EVERY: Duration = Duration::from_secs(5);
 const RATES_EVERY: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,8 @@ pub struct Daemon {
     metrics: Metrics,
     /// What stamps each site's changes.
     clocks: [Clock; 2],
+    /// When the daemon began.
+    since: SystemTime,
     stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
 }
@@ -85,6 +91,8 @@ struct DirectionRun {
     answers: mpsc::Sender<HeldAnswer>,
     /// The channel goes the other way, too.
     both: bool,
+    /// A key that both sites had before: the origin's wins.
+    origin_wins: bool,
     snapshot: bool,
     labels: Labels,
     rates: Mutex<Rates>,
@@ -158,13 +166,16 @@ impl Daemon {
             begun: Arc::new(Mutex::new(Begun::open(dir).map_err(folder)?)),
             metrics: Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?,
             clocks,
+            since: SystemTime::now(),
             stop: CancellationToken::new(),
             tasks: tokio::sync::Mutex::default(),
         };
         let mut tasks = JoinSet::new();
-        let own_bytes_max = share(config) / (2 * config.channels.len().max(1));
+        let channels = config.channels.len().max(1);
+        let own_bytes_max = share(config) / (2 * channels);
+        let sweep_keys_max = share(config) / channels / sweep::KEY_BYTES;
         for (channel, connector) in config.channels.iter().zip(connectors) {
-            let run = daemon.start_channel(channel, connector, own_bytes_max, &mut tasks);
+            let run = daemon.start_channel(channel, connector, (own_bytes_max, sweep_keys_max), &mut tasks);
             daemon.channels.push(run);
         }
         let daemon = Arc::new(daemon);
@@ -177,7 +188,7 @@ impl Daemon {
         &self,
         channel: &Channel,
         connector: Arc<dyn Connector>,
-        own_bytes_max: usize,
+        (own_bytes_max, sweep_keys_max): (usize, usize),
         tasks: &mut JoinSet<()>,
     ) -> ChannelRun {
         let paused = watch::Sender::new(lock(&self.pauses).contains(&channel.name));
@@ -230,6 +241,7 @@ impl Daemon {
                 items_max: channel.batch.items_max,
                 bytes_max: channel.batch.bytes_max,
                 own_bytes_max,
+                sweep_keys_max,
                 paused: paused.subscribe(),
                 answers: answered,
                 answered: Arc::clone(&self.answers),
@@ -261,6 +273,7 @@ impl Daemon {
                 shared: Arc::clone(&shared[from.index()]),
                 answers,
                 both,
+                origin_wins: channel.existing.is_none_or(|site| site == from),
                 snapshot: channel.snapshot.names(from),
                 labels,
                 rates: Mutex::default(),
@@ -378,26 +391,23 @@ impl Daemon {
 
     fn direction_status(&self, channel: &ChannelRun, direction: &DirectionRun) -> DirectionStatus {
         let stats = &direction.stats;
-        let trouble = lock(&stats.capture_error).clone().or_else(|| lock(&stats.apply_error).clone());
-        let full = self.log.room().err();
+        let trouble = self.trouble(direction);
+        let full =
+            self.log.room().err().map(|full| format!("{full}; free that disk, or raise [log] size_max"));
         let held = lock(&stats.held).clone();
-        let connected = stats.capture_connected.load(Ordering::SeqCst);
+        let reached = direction.shared.capture_ready.is_up()
+            && stats.capture_connected.load(Ordering::SeqCst)
+            && stats.apply_connected.load(Ordering::SeqCst);
         let in_snapshot = stats.in_snapshot();
         let phase = match (&trouble, &in_snapshot) {
             (Some(trouble), _) if trouble.setup => Phase::Failed,
             _ if *channel.paused.borrow() || held.is_some() || full.is_some() => Phase::Paused,
             (_, Some(snapshot)) if snapshot.gap => Phase::Gap,
+            _ if !reached => Phase::Starting,
             (_, Some(_)) => Phase::Snapshot,
-            _ if !direction.shared.capture_ready.is_up() => Phase::Starting,
             _ => Phase::Streaming,
         };
-        let behind = stats.lag_changes();
-        let oldest = stats.oldest_unapplied.load(Ordering::SeqCst);
-        let seconds = match (behind, oldest) {
-            (0, _) => Some(0.0),
-            (_, 0) => None,
-            (_, oldest) => Some(unix_ms().saturating_sub(oldest) as f64 / 1000.0),
-        };
+        let warning = lock(&stats.warning).clone();
         let rates = lock(&direction.rates);
         let snapshot = lock(&stats.snapshot).clone().unwrap_or_default();
         DirectionStatus {
@@ -405,26 +415,74 @@ impl Daemon {
             to: self.sites[direction.from.peer().index()].clone(),
             phase,
             snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
-            lag: Lag {
-                changes: connected.then_some(behind),
-                seconds: if connected { seconds } else { None },
-            },
+            lag: stats.lag(self.clocks[direction.from.index()]()),
             applied: stats.applied.load(Ordering::SeqCst),
             conflicts: direction.conflicts.total(),
-            dead_letters: self
-                .dead_letters
-                .list(Some(&channel.name))
-                .iter()
-                .filter(|letter| letter.from == self.sites[direction.from.index()])
-                .count() as u64,
+            dead_letters: self.dead_letters.count(&channel.name, &self.sites[direction.from.index()]),
             gaps: u64::from(in_snapshot.is_some_and(|snapshot| snapshot.gap)),
             left_out: snapshot.left_out + stats.left_out_of_stream.load(Ordering::SeqCst),
             captured_per_second: rates.captured.1,
             applied_per_second: rates.applied.1,
             held,
-            error: trouble.map(|trouble| trouble.text).or_else(|| full.map(|full| full.to_string())),
+            error: trouble.map(|trouble| trouble.text).or(full),
+            warning: warning.map(|warning| format!("{}: {warning}", self.sites[direction.from.index()])),
         }
     }
+
+    /// Asks the origins of `letters` what the keys hold now, and waits until their logs say it.
+    async fn refresh(&self, letters: &[DeadLetter]) -> Result<(), ControlError> {
+        for channel in &self.channels {
+            for direction in &channel.directions {
+                let from = &self.sites[direction.from.index()];
+                let of_it = letters.iter().filter(|l| l.channel == channel.name && l.from == *from);
+                // Where what exists stays, a row must not come back as a state, which replaces.
+                let comes_back = of_it.filter(|l| l.op != Op::Read.as_str() || direction.origin_wins);
+                let keys: Vec<Key> = comes_back.filter_map(key_of).collect();
+                if keys.is_empty() {
+                    continue;
+                }
+                let (done, durable) = oneshot::channel();
+                let asked = async {
+                    let sent = direction.shared.ask.send(Ask::Refresh { keys, done }).await.is_ok();
+                    sent && durable.await.is_ok()
+                };
+                if !tokio::time::timeout(ANSWER_AT_MOST, asked).await.unwrap_or(false) {
+                    return Err(ControlError::Failed(format!(
+                        "{}: {from} was not reached, and has to be asked for the keys; nothing is acknowledged: try \
+                         again once `syncd status` shows no error",
+                        channel.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in a direction's way, the worst first, with the site where it is.
+    fn trouble(&self, direction: &DirectionRun) -> Option<Trouble> {
+        let stats = &direction.stats;
+        let at = |site: Site, error: &Mutex<Option<Trouble>>| {
+            let trouble = lock(error).clone();
+            let named = |text| format!("{}: {text}", self.sites[site.index()]);
+            trouble.map(|trouble| Trouble { text: named(trouble.text), ..trouble })
+        };
+        let checked = lock(&stats.check_error).clone();
+        let [origin, target] =
+            [at(direction.from, &stats.capture_error), at(direction.from.peer(), &stats.apply_error)];
+        let found = [checked, origin, target];
+        found
+            .clone()
+            .into_iter()
+            .flatten()
+            .find(|trouble| trouble.setup)
+            .or(found.into_iter().flatten().next())
+    }
+}
+
+/// The key of a dead letter; `None` if it was a change of none.
+fn key_of(letter: &DeadLetter) -> Option<Key> {
+    let name = Bytes::from(letter.key.bytes().filter(|name| !name.is_empty())?);
+    Some(Key { space: letter.db.map_or(Space::Whole, Space::Db), name })
 }
 
 /// Keeps a channel from starting while its connector finds something fatal.
@@ -439,31 +497,32 @@ struct Preflight {
 
 impl Preflight {
     async fn run(self) {
-        let mut failures = 0;
+        let mut backoff = Backoff::new(&format!("check {}", self.channel), BACKOFF_MIN);
         loop {
+            let told = |error: &StoreError| {
+                let trouble = Trouble::of(error);
+                Trouble { text: format!("before the start: {}", trouble.text), ..trouble }
+            };
             let trouble = match self.connector.check().await {
                 Ok(findings) => {
                     let fatal = findings.into_iter().find(|finding| finding.fatal);
                     fatal.map(|finding| Trouble { text: text(&finding), setup: true })
                 }
                 Err(error) if self.known && error.kind() == ErrorKind::Retry => None,
-                Err(error) => {
-                    Some(Trouble { text: error.to_string(), setup: error.kind() == ErrorKind::Setup })
-                }
+                Err(error) => Some(told(&error)),
             };
             let Some(trouble) = trouble else { break };
-            if failures == 0 {
+            let (failures, wait) = backoff.failed(false, trouble.setup);
+            if failures == 1 {
                 warn!(channel = %self.channel, reason = trouble.text, "the channel does not start like this");
             }
-            failures += 1;
-            let wait = backoff(failures, trouble.setup);
             for stats in &self.stats {
-                *lock(&stats.capture_error) = Some(trouble.clone());
+                *lock(&stats.check_error) = Some(trouble.clone());
             }
             tokio::time::sleep(wait).await;
         }
         for stats in &self.stats {
-            *lock(&stats.capture_error) = None;
+            *lock(&stats.check_error) = None;
         }
         self.cleared.raise();
     }
@@ -486,7 +545,7 @@ fn ended(what: &str, result: Result<(), EngineError>, about: &Mutex<Option<Troub
         Ok(()) | Err(EngineError::Stopped) => {}
         Err(failed) => {
             error!(error = %failed, "{what} ended");
-            *lock(about) = Some(Trouble { text: failed.to_string(), setup: true });
+            *lock(about) = Some(Trouble::ended(&failed));
         }
     }
 }
@@ -508,7 +567,12 @@ impl Control for Daemon {
             };
             ChannelStatus { name: channel.name.clone(), store: channel.store.clone(), state, directions }
         });
-        Status { link: self.link.clone(), sites: self.sites.to_vec(), channels: channels.collect() }
+        Status {
+            link: self.link.clone(),
+            sites: self.sites.to_vec(),
+            since: rfc3339(self.since),
+            channels: channels.collect(),
+        }
     }
 
     async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError> {
@@ -549,8 +613,25 @@ impl Control for Daemon {
         Ok(())
     }
 
-    fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter> {
-        self.dead_letters.list(channel)
+    fn dead_letters(&self, query: &DeadLetterQuery) -> DeadLetterPage {
+        self.dead_letters.list(query)
+    }
+
+    async fn acknowledge(&self, channel: Option<&str>, id: Option<u64>) -> Result<u64, ControlError> {
+        self.chosen(channel)?;
+        let mut letters = self.dead_letters.of(channel);
+        letters.retain(|letter| id.is_none_or(|id| letter.id == id));
+        if let (Some(id), true) = (id, letters.is_empty()) {
+            return Err(ControlError::NoSuchDeadLetter { id });
+        }
+        self.refresh(&letters).await?;
+        let (kept, count) = (Arc::clone(&self.dead_letters), letters.len() as u64);
+        let ids = letters.into_iter().map(|letter| letter.id).collect();
+        let removed = tokio::task::spawn_blocking(move || kept.remove(&ids)).await;
+        let failed =
+            |error: &dyn std::fmt::Display| ControlError::Failed(format!("the dead letters: {error}"));
+        removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
+        Ok(count)
     }
 
     fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {
@@ -582,6 +663,11 @@ impl Control for Daemon {
                 gauge("causeway_lag_changes", direction.lag.changes.map_or(f64::NAN, |n| n as f64));
                 gauge("causeway_lag_seconds", direction.lag.seconds.unwrap_or(f64::NAN));
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
+                gauge("causeway_log_damaged", self.log.damaged(&run.partition).len() as f64);
+                let read = |number: &AtomicU64| number.load(Ordering::SeqCst) as f64;
+                gauge("causeway_asked_keys", read(&run.stats.asked));
+                gauge("causeway_under_way_batches", read(&run.stats.under_way));
+                gauge("causeway_capture_behind", run.shared.backlog.behind().unwrap_or(f64::NAN));
                 gauge("causeway_left_out", direction.left_out as f64);
                 gauge("causeway_remembered_changes", lock(&run.shared.recent).len() as f64);
                 for resolution in Resolution::ALL {
@@ -594,6 +680,7 @@ impl Control for Daemon {
         }
         let left_out = self.conflicts.as_ref().map_or(0, |log| log.left_out());
         self.metrics.counter("causeway_conflicts_left_out_total", Vec::new()).absolute(left_out);
+        self.metrics.gauge("causeway_log_queued_bytes", Vec::new()).set(self.log.queued_bytes() as f64);
         self.metrics.gauge("causeway_log_bytes", Vec::new()).set(self.log.size_bytes() as f64);
         self.metrics.render()
     }

@@ -112,6 +112,8 @@ impl Reign {
             Some(own_log) => own_log.fetch(&wanted).await?,
             None => HashMap::new(),
         };
+        let lost = wanted.iter().rfind(|seq| !own.contains_key(seq));
+        lost.map_or(Ok(()), |lost| task.lost_own(lost.next()))?;
         let mut decided = Vec::with_capacity(changes.len() + wanted.len());
         let mut met = met.into_iter().peekable();
         for (index, change) in changes.iter().enumerate() {

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::EngineError;
 use super::capture::CaptureTask;
 use super::recent::{is_reread, key_digest};
-use super::restart::{recover, touched_keys, walk_kept};
+use super::restart::{is_damaged, recover, touched_keys, walk_kept};
 use crate::log::{Offset, PartitionId};
 
 /// Keys of which this is known; about 120 bytes each.
@@ -132,6 +132,10 @@ impl Known {
                 known.note(log == 0, &change, applied, connector);
             })
             .await?;
+            if is_damaged(task.log.as_ref(), partition, Offset(0), ends[log]) {
+                // Anything may have come after any word.
+                (known.complete, known.own_seen, known.peer_from) = (false, Seq(u64::MAX), Seq(u64::MAX));
+            }
         }
         if known.keys.len() >= KEYS_MAX {
             warn!(partition = %task.partition, keys = KEYS_MAX, "the logs name more keys than fit: what was \

@@ -39,6 +39,17 @@ impl Metrics {
             ("causeway_dead_letters", "Changes that the target refused."),
             ("causeway_left_out", "Keys that cannot be carried."),
             ("causeway_remembered_changes", "Own changes remembered for the peer's to be decided."),
+            (
+                "causeway_asked_keys",
+                "Keys that a site was asked for, and whose states are not in its log yet.",
+            ),
+            ("causeway_under_way_batches", "Batches sent to the target and not answered yet."),
+            (
+                "causeway_capture_behind",
+                "How much of what the origin keeps for capture is not read yet: 1 is all.",
+            ),
+            ("causeway_log_queued_bytes", "Bytes that wait to be written to the embedded change log."),
+            ("causeway_log_damaged", "Stretches of the origin's log that were found damaged and are kept."),
             ("causeway_log_bytes", "Size of the embedded change log on disk."),
         ] {
             recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());

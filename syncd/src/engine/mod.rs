@@ -30,6 +30,8 @@ pub(crate) mod switch;
 use std::time::Duration;
 
 use causeway_core::{Key, Seq, Space};
+use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::log::{self, Offset, PartitionId};
 
@@ -85,8 +87,65 @@ pub enum EngineError {
     Stopped,
 }
 
-/// How long to wait after the `failures`th failure in a row; longer where a person has to mend something.
-fn backoff(failures: u32, setup: bool) -> Duration {
-    let quick = Duration::from_millis(50).saturating_mul(1 << failures.min(7));
-    if setup { Duration::from_secs(5) } else { quick.min(Duration::from_secs(5)) }
+/// The first try again comes after about this, each later one after twice the time before. A site's applier waits
+/// twice as long as its capture, which has to see a store that came back before it is applied into.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// And at the most this: as long as a person who mends something may wait to see it go on.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// When to try again what fails: more and more seldom, as long as it comes no further.
+#[derive(Debug)]
+struct Backoff {
+    /// The first wait.
+    min: Duration,
+    /// Failures since it came further.
+    failures: u32,
+    /// What sets the waits apart from those of others, that failed together with it.
+    spread: u64,
+    /// When what is tried began to work.
+    began: Option<Instant>,
+}
+
+impl Backoff {
+    /// For what is named `who`.
+    fn new(who: &str, min: Duration) -> Backoff {
+        Backoff { min, failures: 0, spread: xxh3_64_with_seed(who.as_bytes(), 0), began: None }
+    }
+
+    /// It works, as far as can be told yet.
+    fn began(&mut self) {
+        self.began = Some(Instant::now());
+    }
+
+    /// It failed, having come further than ever before or not; says how often it did since it came further, and
+    /// how long to wait. `setup`: a person has to mend something.
+    fn failed(&mut self, further: bool, setup: bool) -> (u32, Duration) {
+        // What works for longer than the longest wait is not tried too often.
+        let lasted = self.began.take().is_some_and(|began| began.elapsed() >= BACKOFF_MAX);
+        self.failures = if further || lasted { 1 } else { self.failures.saturating_add(1) };
+        let longer = 1_u32.checked_shl(self.failures - 1).unwrap_or(u32::MAX);
+        let most = if setup { BACKOFF_MAX } else { self.min.saturating_mul(longer).min(BACKOFF_MAX) };
+        // Up to half of it is taken away; always the same, so that a simulation can be run again.
+        self.spread = xxh3_64_with_seed(&self.spread.to_le_bytes(), u64::from(self.failures));
+        (self.failures, most.mul_f64(1.0 - (self.spread % 1000) as f64 / 2000.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_no_further_is_tried_ever_more_seldom() {
+        let mut backoff = Backoff::new("tags.dc.0", BACKOFF_MIN);
+        let waits: Vec<Duration> = (0..40).map(|_| backoff.failed(false, false).1).collect();
+        for (n, wait) in waits.iter().enumerate() {
+            let most = BACKOFF_MAX.min(BACKOFF_MIN * (1 << n.min(10)));
+            assert!((most / 2..=most).contains(wait), "{n}: {wait:?}");
+        }
+        assert_ne!(waits.last(), waits.get(38));
+        assert_ne!(waits, (0..40).map(|_| backoff.failed(false, false).1).collect::<Vec<_>>());
+        assert_eq!(backoff.failed(true, false).0, 1);
+        assert!(backoff.failed(false, true).1 >= BACKOFF_MAX / 2);
+    }
 }

@@ -7,7 +7,7 @@ use causeway_core::{Change, Op, Seq};
 
 use super::EngineError;
 use super::reader::Reader;
-use crate::log::{Log, PartitionId};
+use crate::log::{Error as LogError, Log, PartitionId};
 
 /// The stretch of a site's own log that was read last. Batch after batch wants about the same one, as long
 /// as the peer has not seen it.
@@ -28,7 +28,8 @@ impl OwnLog {
         OwnLog { log, partition, bytes_max, reader: None, first: Seq(0), kept: VecDeque::new(), bytes: 0 }
     }
 
-    /// The records with the seqs `wanted`, all of which are durable in the log.
+    /// The records with the seqs `wanted`, all of which are durable in the log; those that are damaged there
+    /// are missing.
     ///
     /// # Errors
     ///
@@ -65,9 +66,20 @@ impl OwnLog {
                 self.bytes -= change.cost();
                 self.first = self.first.next();
             }
-            reader.ready().await?;
+            match reader.ready().await {
+                Err(EngineError::Log(LogError::Corrupt { to, .. })) => {
+                    reader.skip_to(to);
+                    self.kept.clear();
+                    self.bytes = 0;
+                    continue;
+                }
+                ready => ready?,
+            }
             while let Some((_, change)) = reader.pop() {
                 if change.op != Op::Fence {
+                    if self.kept.is_empty() {
+                        self.first = change.seq;
+                    }
                     self.bytes += change.cost();
                     self.kept.push_back(change);
                 }

@@ -7,7 +7,7 @@ use causeway_core::{Change, Op, Seq};
 
 use super::EngineError;
 use super::restart::Terms;
-use crate::log::{Log, Offset, PartitionId};
+use crate::log::{Error as LogError, Log, Offset, PartitionId};
 
 const READ_BYTES: usize = 1 << 20;
 const BUFFER_BYTES: usize = 4 << 20;
@@ -21,6 +21,8 @@ pub(crate) struct Reader {
     partition: PartitionId,
     next: Offset,
     expected: Option<Seq>,
+    /// Nothing was read yet.
+    fresh: bool,
     terms: Terms,
     buffer: VecDeque<Item>,
     bytes: usize,
@@ -35,7 +37,8 @@ impl Reader {
     ) -> Result<Reader, EngineError> {
         let next = log.locate(&partition, seq).await?;
         let terms = Terms::default();
-        Ok(Reader { log, partition, next, expected: Some(seq), terms, buffer: VecDeque::new(), bytes: 0 })
+        let buffer = VecDeque::new();
+        Ok(Reader { log, partition, next, expected: Some(seq), fresh: true, terms, buffer, bytes: 0 })
     }
 
     /// Goes on at the oldest record kept, whatever its seq is.
@@ -71,6 +74,7 @@ impl Reader {
             return Ok(());
         }
         let records = self.log.read(&self.partition, self.next, READ_BYTES).await?;
+        let start = self.log.bounds(&self.partition).start;
         for (offset, change) in records {
             self.next = Offset(offset.0 + 1);
             if !self.terms.admits(&change) {
@@ -81,6 +85,11 @@ impl Reader {
                 if change.seq < expected {
                     continue;
                 }
+                if change.seq > expected && std::mem::take(&mut self.fresh) && start > Offset(0) {
+                    let (partition, from) = (self.partition.clone(), Offset(0));
+                    return Err(EngineError::Log(LogError::Trimmed { partition, from, start: offset }));
+                }
+                self.fresh = false;
                 if change.seq > expected {
                     return Err(EngineError::Hole {
                         partition: self.partition.clone(),

@@ -11,7 +11,7 @@ use super::careful::unavailable;
 use super::decide::Pair;
 use super::recent::{Touch, key_digest};
 use super::redos::Redo;
-use super::restart::{Terms, walk};
+use super::restart::{Terms, walk_kept};
 use super::rule::{self, Content, Record};
 use super::shared::lock;
 use super::{EngineError, shown};
@@ -133,7 +133,10 @@ impl Reign {
             None => HashMap::new(),
         };
         for (seq, (digest, touched)) in ours {
-            let Some(change) = own.remove(&seq) else { continue };
+            let Some(change) = own.remove(&seq) else {
+                task.lost_own(seq.next())?;
+                continue;
+            };
             let changes = match &task.own {
                 Some(partition) => whole(task, partition, change).await?,
                 None => vec![change],
@@ -161,7 +164,7 @@ pub(super) async fn theirs(
     let start = task.log.locate(&task.partition, from).await?;
     let stop = task.log.locate(&task.partition, end).await?;
     let (mut found, mut terms) = (Vec::new(), Terms::default());
-    walk(task.log.as_ref(), &task.partition, start, stop, |_, change| {
+    walk_kept(task.log.as_ref(), &task.partition, start, stop, |_, change| {
         let is_wanted = |from: &Seq| change.seq >= *from && change.seq < end;
         if terms.admits(&change)
             && change.op.is_data()
@@ -183,7 +186,7 @@ async fn whole(task: &ApplyTask, partition: &PartitionId, last: Change) -> Resul
     loop {
         let start = Offset(end.0.saturating_sub(window).max(first.0));
         let mut pieces = Vec::new();
-        walk(task.log.as_ref(), partition, start, end, |_, change| {
+        walk_kept(task.log.as_ref(), partition, start, end, |_, change| {
             if change.key == last.key
                 && let Some(piece) = change.part
             {

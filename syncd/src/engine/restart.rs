@@ -23,6 +23,9 @@ pub(crate) struct RestartPoint {
     /// Of the peer's log, what our store holds for good: every `refresh` below is answered in our log.
     #[serde(default)]
     pub(crate) settled: u64,
+    /// One above the seq of the newest data change.
+    #[serde(default)]
+    pub(crate) data_end: u64,
 }
 
 /// A snapshot as capture knows it.
@@ -59,12 +62,15 @@ pub(crate) struct Recovered {
     pub(crate) last_data: Option<Seq>,
     /// Where the newest position stands.
     pub(crate) position_offset: Offset,
+    /// Records behind it are damaged, or there may be a newer one among damaged records.
+    pub(crate) damaged: bool,
 }
 
 const WINDOW: u64 = 2048;
 const READ_BYTES: usize = 4 << 20;
 
 /// Reads the log back to its newest `position` record and from there to `end`, the place of the new fence.
+/// What is damaged is passed over, and told.
 pub(crate) async fn recover(
     log: &dyn Log,
     partition: &PartitionId,
@@ -78,11 +84,11 @@ pub(crate) async fn recover(
         let mut found = None;
         let mut last = None;
         let mut terms = Terms::default();
-        walk(log, partition, from, end, |offset, change| {
+        walk_kept(log, partition, from, end, |offset, change| {
             if !terms.admits(&change) || change.op == Op::Fence {
                 return;
             }
-            last = Some((change.seq, change.hlc));
+            last = Some((offset, change.seq, change.hlc));
             if change.op == Op::Position {
                 found = Some((offset, change));
             }
@@ -93,8 +99,16 @@ pub(crate) async fn recover(
         }
         if from == start {
             // Whatever stands there was written by a capture that never came to say where it began.
-            let (next_seq, hlc) = last.map_or_else(Default::default, |(seq, hlc)| (seq.next(), hlc));
-            return Ok(Recovered { next_seq, hlc, position_offset: start, ..Recovered::default() });
+            let (at, next_seq, hlc) =
+                last.map_or((start, Seq(0), Hlc(0)), |(at, seq, hlc)| (at, seq.next(), hlc));
+            let mut recovered = Recovered { next_seq, hlc, position_offset: start, ..Recovered::default() };
+            recovered.damage(log, partition, at, end);
+            if start > Offset(0) {
+                // Retention never takes the newest position: it is gone with the oldest records.
+                recovered.damaged = true;
+                recovered.next_seq = if next_seq == Seq(0) { Seq(end.0) } else { next_seq };
+            }
+            return Ok(recovered);
         }
         window = window.saturating_mul(8);
     }
@@ -109,6 +123,7 @@ async fn from_position(
 ) -> Result<Recovered, log::Error> {
     let point = restart_point(&position).ok_or_else(|| log::Error::Corrupt {
         partition: partition.clone(),
+        segment: "the log".to_owned(),
         from: offset,
         to: Offset(offset.0 + 1),
         reason: "a position record without a restart point".to_owned(),
@@ -119,15 +134,18 @@ async fn from_position(
         low: position.low,
         resume_at: Some(position.pos.clone()),
         last: point.last.parse().ok(),
+        last_data: point.data_end.checked_sub(1).map(Seq),
         point,
-        last_data: None,
         position_offset: offset,
+        damaged: false,
     };
     let mut terms = Terms::default();
-    walk(log, partition, Offset(offset.0 + 1), end, |_, change| {
+    let mut last = offset;
+    walk_kept(log, partition, Offset(offset.0 + 1), end, |offset, change| {
         if !terms.admits(&change) || change.op == Op::Fence {
             return;
         }
+        last = offset;
         recovered.next_seq = change.seq.next();
         recovered.hlc = recovered.hlc.max(change.hlc);
         recovered.low = recovered.low.max(change.low);
@@ -139,44 +157,42 @@ async fn from_position(
         }
     })
     .await?;
+    recovered.damage(log, partition, last, end);
     Ok(recovered)
 }
 
-/// Calls `each` for every record of `[from, end)`.
-pub(crate) async fn walk(
-    log: &dyn Log,
-    partition: &PartitionId,
-    from: Offset,
-    end: Offset,
-    each: impl FnMut(Offset, Change),
-) -> Result<(), log::Error> {
-    walk_records(log, partition, from, end, false, each).await
+impl Recovered {
+    /// Takes note of what is damaged behind the position and before `end`; `last`: the newest record.
+    fn damage(&mut self, log: &dyn Log, partition: &PartitionId, last: Offset, end: Offset) {
+        self.damaged = is_damaged(log, partition, self.position_offset, end);
+        if is_damaged(log, partition, last, end) {
+            // No record has a seq above its place.
+            self.next_seq = self.next_seq.max(Seq(end.0));
+        }
+    }
 }
 
-/// As [`walk`], from `from` or the oldest record kept, whatever retention takes meanwhile.
+/// Whether some of `[from, end)`, which was read, turned out to be damaged.
+pub(crate) fn is_damaged(log: &dyn Log, partition: &PartitionId, from: Offset, end: Offset) -> bool {
+    log.damaged(partition).iter().any(|damaged| damaged.end > from && damaged.start < end)
+}
+
+/// Calls `each` for every record of `[from, end)` that is kept, whatever retention takes meanwhile. What is
+/// damaged is passed over: ask [`is_damaged`] afterwards, where that matters.
 pub(crate) async fn walk_kept(
     log: &dyn Log,
     partition: &PartitionId,
     from: Offset,
     end: Offset,
-    each: impl FnMut(Offset, Change),
-) -> Result<(), log::Error> {
-    walk_records(log, partition, from, end, true, each).await
-}
-
-async fn walk_records(
-    log: &dyn Log,
-    partition: &PartitionId,
-    from: Offset,
-    end: Offset,
-    kept: bool,
     mut each: impl FnMut(Offset, Change),
 ) -> Result<(), log::Error> {
     let mut at = from;
     while at < end {
         let records = match log.read(partition, at, READ_BYTES).await {
-            Err(log::Error::Trimmed { start, .. }) if kept && start > at => {
-                at = start;
+            Err(log::Error::Trimmed { start: next, .. } | log::Error::Corrupt { to: next, .. })
+                if next > at =>
+            {
+                at = next;
                 continue;
             }
             records => records?,
@@ -216,6 +232,21 @@ pub(crate) async fn touched_keys(
     })
     .await?;
     Ok(touched)
+}
+
+/// The seq and the time of the first data change from `from` on, as far as that can be read.
+pub(crate) async fn first_data(
+    log: &dyn Log,
+    partition: &PartitionId,
+    mut from: Offset,
+) -> Option<(Seq, u64)> {
+    loop {
+        let records = log.read(partition, from, READ_BYTES / 4).await.ok()?;
+        from = Offset(records.last()?.0.0 + 1);
+        if let Some((_, change)) = records.iter().find(|(_, change)| change.op.is_data()) {
+            return Some((change.seq, change.time));
+        }
+    }
 }
 
 /// Builds the record; the source resumes at `resume_at`.

@@ -1,17 +1,19 @@
 //! What capture and applier of one site know of each other, and what status shows of a direction.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use causeway_core::{Behind, Key, Marker, Seq, Token};
+use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Token};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::EngineError;
 use super::recent::Recent;
 use super::redos::{OnTheWay, Redos};
 use super::restart::SnapshotPoint;
+use crate::status::Lag;
 
 /// Locks whatever happened to another holder: what is inside is always whole between two statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -43,6 +45,8 @@ pub(crate) struct SiteShared {
     pub(crate) low: AtomicU64,
     /// Of the marker that passed last: what the store holds for good.
     pub(crate) settled: AtomicU64,
+    /// Of this site's log, what cannot be read below this seq is known to be lost, and a snapshot was asked for.
+    pub(crate) lost_below: AtomicU64,
     /// Asks this site's capture for states.
     pub(crate) ask: mpsc::Sender<Ask>,
 }
@@ -72,6 +76,7 @@ impl SiteShared {
             backlog: Backlog::default(),
             low: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            lost_below: AtomicU64::new(0),
             ask,
         }
     }
@@ -102,7 +107,8 @@ impl Backlog {
         *lock(&self.behind) = behind;
     }
 
-    fn behind(&self) -> Option<f64> {
+    /// How much of what the store keeps for capture it has not read; `None`: it cannot be told.
+    pub(crate) fn behind(&self) -> Option<f64> {
         let behind = lock(&self.behind).clone();
         behind.and_then(|behind| behind())
     }
@@ -254,16 +260,28 @@ pub(crate) struct DirectionStats {
     pub(crate) applied_below: AtomicU64,
     /// Keys of the origin that have to be evaluated again or shipped because of concurrent writes.
     pub(crate) contested: AtomicU64,
-    /// `time` of the oldest change that is read but not applied, 0 if none.
-    pub(crate) oldest_unapplied: AtomicU64,
+    /// It was found out what is applied.
+    pub(crate) applied_known: AtomicBool,
+    pub(crate) waiting: Mutex<Waiting>,
+    /// Keys that somebody was asked for and that are not in a log yet.
+    pub(crate) asked: AtomicU64,
+    /// Batches without an answer.
+    pub(crate) under_way: AtomicU64,
     /// Where the newest restart point stands in the log: retention stops there.
     pub(crate) position_offset: AtomicU64,
     /// Everything before this place of the log is settled.
     pub(crate) settled_offset: AtomicU64,
     pub(crate) capture_connected: AtomicBool,
+    pub(crate) apply_connected: AtomicBool,
+    /// What the source does less well than it could.
+    pub(crate) warning: Mutex<Option<String>>,
     pub(crate) snapshot: Mutex<Option<SnapshotPoint>>,
     pub(crate) held: Mutex<Option<String>>,
+    /// Found before the channel starts; names its sites itself.
+    pub(crate) check_error: Mutex<Option<Trouble>>,
+    /// Of the origin.
     pub(crate) capture_error: Mutex<Option<Trouble>>,
+    /// Of the target.
     pub(crate) apply_error: Mutex<Option<Trouble>>,
     /// Those that were named, at most [`LEFT_OUT_NAMED`] of them.
     pub(crate) left_out: Mutex<Vec<(Key, String)>>,
@@ -283,6 +301,73 @@ pub(crate) struct Trouble {
     pub(crate) setup: bool,
 }
 
+impl Trouble {
+    /// Of a task that tries again by itself: what happened, and what to do.
+    pub(crate) fn of(error: &StoreError) -> Trouble {
+        let advice = match error.kind() {
+            ErrorKind::Retry => "; it is tried again: see that this server runs and lets us in",
+            ErrorKind::Gap => "; a snapshot does that by itself",
+            ErrorKind::Fenced => "; stop one of the two",
+            // They say it themselves.
+            ErrorKind::Setup | ErrorKind::Refused => "",
+        };
+        Trouble { text: format!("{error}{advice}"), setup: error.kind() == ErrorKind::Setup }
+    }
+
+    /// The server takes no changes just now, for a `reason` that lies in none of them.
+    pub(crate) fn waits(reason: &str) -> Trouble {
+        let text = format!("the server takes no changes: {reason}; they wait until that is mended there");
+        Trouble { text, setup: false }
+    }
+
+    /// Of a task that ended.
+    pub(crate) fn ended(error: &EngineError) -> Trouble {
+        let text = format!("{error}; it does not go on by itself: mend that, then restart syncd");
+        Trouble { text, setup: true }
+    }
+}
+
+/// When the changes were made that stand in a log and are not applied: of each append the time of its first
+/// one, so that an age is never told too small.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// From this seq on, they were made at this time or later, in milliseconds since 1970.
+    since: VecDeque<(Seq, u64)>,
+}
+
+/// Appends that are told apart.
+const WAITING_MAX: usize = 1024;
+
+impl Waiting {
+    /// An append begins with `seq`, made at `time`.
+    pub(crate) fn note(&mut self, seq: Seq, time: u64) {
+        if self.since.len() >= WAITING_MAX {
+            // Each one that goes counts as old as the one before it.
+            let mut n = 0;
+            self.since.retain(|_| {
+                n += 1;
+                n % 2 == 1
+            });
+        }
+        self.since.push_back((seq, time));
+    }
+
+    /// What waits begins with `seq`, made at `time`: older than all that was noted here.
+    pub(crate) fn begins(&mut self, seq: Seq, time: u64) {
+        if self.since.front().is_none_or(|(first, _)| *first > seq) {
+            self.since.push_front((seq, time));
+        }
+    }
+
+    /// When the oldest of those was made that are not below `applied`.
+    fn oldest(&mut self, applied: Seq) -> Option<u64> {
+        while self.since.get(1).is_some_and(|(seq, _)| *seq <= applied) {
+            self.since.pop_front();
+        }
+        self.since.front().map(|(_, time)| *time)
+    }
+}
+
 impl DirectionStats {
     /// Changes in the log that are not applied, and keys of the origin that are still contested.
     pub(crate) fn lag_changes(&self) -> u64 {
@@ -294,6 +379,18 @@ impl DirectionStats {
     /// Notes that everything below `applied` is applied.
     pub(crate) fn applied_to(&self, applied: Seq) {
         self.applied_below.store(applied.0, Ordering::SeqCst);
+        self.applied_known.store(true, Ordering::SeqCst);
+    }
+
+    /// How far the target is behind, at `now` in milliseconds since 1970.
+    pub(crate) fn lag(&self, now: u64) -> Lag {
+        let known = self.applied_known.load(Ordering::SeqCst);
+        // What the origin did while nobody listened is not known.
+        let changes = (known && self.capture_connected.load(Ordering::SeqCst)).then(|| self.lag_changes());
+        let waits = known && self.lag_changes() > 0;
+        let oldest = lock(&self.waiting).oldest(Seq(self.applied_below.load(Ordering::SeqCst)));
+        let age = || oldest.map(|oldest| now.saturating_sub(oldest) as f64 / 1000.0);
+        Lag { changes, seconds: if waits { age() } else { changes.map(|_| 0.0) } }
     }
 
     /// The snapshot, as long as its rows are not all applied, or the sweep after it is not done: the sweep
@@ -305,5 +402,38 @@ impl DirectionStats {
             Some(end) if applied > end => None,
             _ => Some(snapshot),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_of_what_waits_is_never_told_too_small() {
+        let stats = DirectionStats::default();
+        assert_eq!(stats.lag(0), Lag { changes: None, seconds: None });
+        stats.applied_to(Seq(0));
+        stats.capture_connected.store(true, Ordering::SeqCst);
+        assert_eq!(stats.lag(0), Lag { changes: Some(0), seconds: Some(0.0) });
+        // An append of ten changes each second.
+        for n in 0..10_000 {
+            lock(&stats.waiting).note(Seq(n * 10), n * 1000);
+        }
+        stats.data_end.store(100_000, Ordering::SeqCst);
+        let now = 10_000_000;
+        for applied in (0..100_000).step_by(7) {
+            stats.applied_to(Seq(applied));
+            let (told, exact) = (stats.lag(now).seconds.unwrap(), (10_000 - applied / 10) as f64);
+            assert!((exact..exact + 64.0).contains(&told), "{applied}: {told}, and it is {exact}");
+        }
+        assert!(lock(&stats.waiting).since.len() <= WAITING_MAX);
+        // The target came back older than it was.
+        lock(&stats.waiting).begins(Seq(5_000), 500_000);
+        stats.applied_to(Seq(5_000));
+        assert_eq!(stats.lag(now).seconds, Some(9_500.0));
+        // What waits here is older than what may wait in the store.
+        stats.capture_connected.store(false, Ordering::SeqCst);
+        assert_eq!(stats.lag(now), Lag { changes: None, seconds: Some(9_500.0) });
     }
 }

@@ -284,6 +284,10 @@ impl Log for EmbeddedLog {
         tokio::task::spawn_blocking(search).await.unwrap_or_else(|error| Err(self.shared.io("locate", error)))
     }
 
+    fn damaged(&self, id: &PartitionId) -> Vec<Range<Offset>> {
+        self.find(id).map_or_else(Vec::new, |partition| partition.damaged())
+    }
+
     fn bounds(&self, id: &PartitionId) -> Range<Offset> {
         let Range { start, end } = self.find(id).map_or(0..0, |partition| partition.bounds());
         Offset(start)..Offset(end)
@@ -304,6 +308,10 @@ impl Log for EmbeddedLog {
         let Some(partition) = self.find(id) else { return Ok(0) };
         let trim = move || writer::trim(&partition, below.0);
         tokio::task::spawn_blocking(trim).await.unwrap_or_else(|error| Err(self.shared.io("trim", error)))
+    }
+
+    fn queued_bytes(&self) -> usize {
+        self.shared.options.in_flight_bytes.saturating_sub(self.shared.permits.available_permits())
     }
 
     fn size_bytes(&self) -> u64 {

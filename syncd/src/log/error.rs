@@ -21,10 +21,14 @@ pub enum Error {
     /// What is stored is not what was written, or is gone though it was acknowledged. The records from
     /// `from` up to `to` cannot be had; those outside, and other partitions, can. What they held has to be
     /// compared and repaired.
-    #[error("{partition}: records {from}..{to} are damaged: {reason}; compare and repair what they held")]
+    #[error(
+        "{partition}: records {from}..{to} in {segment} are damaged: {reason}; compare and repair what they held"
+    )]
     Corrupt {
         /// Whose records.
         partition: PartitionId,
+        /// The file that holds them, or should.
+        segment: String,
         /// The first that cannot be read.
         from: Offset,
         /// Where reading can go on.

@@ -131,12 +131,20 @@ pub trait Log: Send + Sync {
 
     /// The offset of the durable record with this seq, or of the first one with a later seq; the end if
     /// there is none. Fences have no seq and are passed over. If `seq` lies before what is kept, this is
-    /// the first record kept that has a seq: compare.
+    /// the first record kept that has a seq: compare. If it may be among records that are damaged, this is
+    /// the first of those.
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`], [`Error::Io`].
+    /// [`Error::Io`].
     async fn locate(&self, partition: &PartitionId, seq: Seq) -> Result<Offset>;
+
+    /// The stretches that were found damaged since the log was opened, as far as they are kept; in order. Each
+    /// was told when it was found.
+    fn damaged(&self, partition: &PartitionId) -> Vec<Range<Offset>> {
+        let _ = partition;
+        Vec::new()
+    }
 
     /// What is kept and durable: from the oldest record to behind the newest. `0..0` for a partition to
     /// which nothing was ever appended.
@@ -152,6 +160,11 @@ pub trait Log: Send + Sync {
     ///
     /// [`Error::Io`].
     async fn trim(&self, partition: &PartitionId, below: Offset) -> Result<u64>;
+
+    /// What is queued to be written, in bytes of [`Change::cost`].
+    fn queued_bytes(&self) -> usize {
+        0
+    }
 
     /// What the log takes on disk, in bytes; at most a few seconds old.
     fn size_bytes(&self) -> u64;

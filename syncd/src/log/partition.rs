@@ -1,5 +1,6 @@
 //! One partition of the embedded log: its segments, its newest blocks in memory, and reading both.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
@@ -56,6 +57,8 @@ pub(super) struct Partition {
     pub(super) active: RwLock<Option<Active>>,
     /// The closed segment that was read last.
     cold: Mutex<Option<(u64, Arc<Closed>)>>,
+    /// What was found damaged: from, and up to.
+    damaged: Mutex<BTreeMap<u64, u64>>,
     pub(super) acked: Mutex<Option<Acked>>,
     pub(super) queue: Mutex<Queue>,
     pub(super) work: Condvar,
@@ -91,6 +94,7 @@ impl Partition {
             state: Mutex::default(),
             active: RwLock::new(None),
             cold: Mutex::new(None),
+            damaged: Mutex::default(),
             acked: Mutex::new(None),
             queue: Mutex::default(),
             work: Condvar::new(),
@@ -215,14 +219,45 @@ impl Partition {
                 }
                 return Err(match loss {
                     Loss::Damage { to, reason } => {
+                        let segment = self.note_damage(at, to, &reason);
                         let (from, to) = (Offset(at), Offset(to));
-                        Error::Corrupt { partition: self.id.clone(), from, to, reason }
+                        Error::Corrupt { partition: self.id.clone(), segment, from, to, reason }
                     }
                     Loss::Io(reason) => self.error("read", Fault::Io(reason)),
                 });
             }
         }
         Ok(())
+    }
+
+    /// Tells of a stretch of damaged records, once; names the file that should hold them.
+    fn note_damage(&self, from: u64, to: u64, reason: &str) -> String {
+        let segments = lock(&self.state).segments.clone();
+        let first = segments.iter().rev().map(|segment| segment.first).find(|first| *first <= from);
+        let path = segment::path(&self.dir, first.unwrap_or(from));
+        let segment = path.strip_prefix(&self.shared.dir).unwrap_or(&path).display().to_string();
+        if lock(&self.damaged).insert(from, to).is_none() {
+            let after = from.checked_sub(1).and_then(|before| self.load(before).ok()).and_then(last_seq);
+            let after = after.map_or_else(|| "unknown".to_owned(), |seq| seq.to_string());
+            tracing::error!(partition = %self.id, segment, from, to, after_seq = after, reason,
+                "records of the log are damaged; what they held is lost");
+        }
+        segment
+    }
+
+    /// What was found damaged and is still kept.
+    pub(super) fn damaged(&self) -> Vec<Range<Offset>> {
+        let start = self.bounds().start;
+        let mut damaged = lock(&self.damaged);
+        damaged.retain(|_, to| *to > start);
+        let mut ranges: Vec<Range<Offset>> = Vec::new();
+        for (&from, &to) in &*damaged {
+            match ranges.last_mut() {
+                Some(last) if from <= last.end.0 => last.end = last.end.max(Offset(to)),
+                _ => ranges.push(Offset(from)..Offset(to)),
+            }
+        }
+        ranges
     }
 
     /// Takes records out of one block.
@@ -332,18 +367,31 @@ impl Partition {
             }
         }
         let mut at = low;
+        // Where damaged records begin that may hold it.
+        let mut damaged = None;
         while at < end {
             let mut collected = Collected::default();
-            self.collect(at, 1 << 20, true, &mut collected)?;
+            match self.collect(at, 1 << 20, true, &mut collected) {
+                Err(Error::Corrupt { to, .. }) => {
+                    damaged.get_or_insert(at);
+                    at = to.0;
+                    continue;
+                }
+                done => done?,
+            }
             let Some((last, _)) = collected.records.last() else { break };
             at = last.0 + 1;
-            let found =
-                collected.records.iter().find(|(_, change)| change.op != Op::Fence && change.seq >= seq);
-            if let Some((offset, _)) = found {
-                return Ok(offset.0);
+            let mut with_seq =
+                collected.records.iter().filter(|(_, change)| change.op != Op::Fence).peekable();
+            match with_seq.peek() {
+                Some((_, change)) if change.seq <= seq => damaged = None,
+                _ => {}
+            }
+            if let Some((offset, _)) = with_seq.find(|(_, change)| change.seq >= seq) {
+                return Ok(damaged.unwrap_or(offset.0));
             }
         }
-        Ok(end)
+        Ok(damaged.unwrap_or(end))
     }
 
     /// From the block that holds `at` on, and before `end`, the first block with a seq, and that seq.
@@ -366,4 +414,11 @@ impl Partition {
         }
         None
     }
+}
+
+/// The seq of the last record in `block` that has one.
+fn last_seq(block: Sealed) -> Option<Seq> {
+    let mut reader = block.reader();
+    let records = std::iter::from_fn(|| reader.record().ok().flatten());
+    records.filter(|change| change.op != Op::Fence).last().map(|change| change.seq)
 }

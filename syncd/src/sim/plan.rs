@@ -156,9 +156,10 @@ impl Plan {
 
     /// The smallest part of the plan that is found for which `fails` still holds.
     pub(super) fn shrink(mut self, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
-        let simpler: [fn(&mut Plan); 4] = [
+        let simpler: [fn(&mut Plan); 5] = [
             |plan| plan.before.clear(),
             |plan| plan.backlog_max = None,
+            |plan| plan.row_max = 0,
             |plan| plan.skews = Default::default(),
             |plan| plan.before.retain(|(_, write)| write.contains("common")),
         ];

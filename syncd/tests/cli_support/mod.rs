@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use syncd::api;
 use syncd::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
-    ControlError, DeadLetter, DirectionStatus, HeldAnswer, KeyText, Lag, Phase, Progress, Resolution, Status,
-    rfc3339,
+    ControlError, DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyText, Lag,
+    Phase, Progress, Resolution, Status, rfc3339,
 };
 
 /// One channel `tags`, which holds a FLUSHALL; writes down what it is asked.
@@ -51,6 +51,7 @@ impl Control for Fake {
             applied_per_second: 1.0,
             held: Some("FLUSHALL at dc".into()),
             error: None,
+            warning: Some("dc: SCAN mode".into()),
         };
         let channel = ChannelStatus {
             name: "tags".into(),
@@ -58,7 +59,8 @@ impl Control for Fake {
             state: ChannelState::Running,
             directions: vec![direction],
         };
-        Status { link: "l".into(), sites: vec!["dc".into(), "cloud".into()], channels: vec![channel] }
+        let since = "2026-03-01T02:00:00.000Z".into();
+        Status { link: "l".into(), sites: vec!["dc".into(), "cloud".into()], since, channels: vec![channel] }
     }
 
     async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError> {
@@ -78,19 +80,23 @@ impl Control for Fake {
         Err(ControlError::Failed("the log is full".into()))
     }
 
-    fn dead_letters(&self, channel: Option<&str>) -> Vec<DeadLetter> {
-        self.asked.lock().unwrap().push(format!("dead_letters {}", channel.unwrap_or("*")));
-        vec![DeadLetter {
-            channel: "tags".into(),
-            from: "dc".into(),
-            to: "cloud".into(),
-            seq: 4_711,
-            op: "command".into(),
-            key: KeyText::from(&b"push:\xff"[..]),
-            db: Some(3),
-            reason: "WRONGTYPE Operation against a key holding the wrong kind of value".into(),
-            time: "2026-03-01T02:00:00.000Z".into(),
-        }]
+    /// Three of them, 7 to 9, in pages of two at the most.
+    fn dead_letters(&self, query: &DeadLetterQuery) -> DeadLetterPage {
+        let DeadLetterQuery { channel, before, limit } = query;
+        self.asked.lock().unwrap().push(format!("dead_letters {channel:?} {before:?} {limit}"));
+        let ids = (7..before.unwrap_or(10)).rev();
+        let dead_letters: Vec<_> = ids.take((*limit).min(2)).map(dead_letter).collect();
+        let next = dead_letters.last().map(|last| last.id).filter(|last| *last > 7);
+        DeadLetterPage { dead_letters, next }
+    }
+
+    async fn acknowledge(&self, channel: Option<&str>, id: Option<u64>) -> Result<u64, ControlError> {
+        self.known(format!("acknowledge {id:?}"), channel)?;
+        match id {
+            None => Ok(3),
+            Some(7..=9) => Ok(1),
+            Some(id) => Err(ControlError::NoSuchDeadLetter { id }),
+        }
     }
 
     /// Ten of them, 1 to 10, in pages of four at the most.
@@ -117,6 +123,21 @@ impl Control for Fake {
 
     fn metrics(&self) -> String {
         "causeway_gaps_total 0\n".to_owned()
+    }
+}
+
+fn dead_letter(id: u64) -> DeadLetter {
+    DeadLetter {
+        id,
+        channel: "tags".into(),
+        from: "dc".into(),
+        to: "cloud".into(),
+        seq: 4_711,
+        op: "command".into(),
+        key: KeyText::from(&b"push:\xff"[..]),
+        db: Some(3),
+        reason: "WRONGTYPE Operation against a key holding the wrong kind of value".into(),
+        time: "2026-03-01T02:00:00.000Z".into(),
     }
 }
 
