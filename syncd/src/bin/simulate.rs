@@ -32,7 +32,7 @@ struct Args {
     /// Both sites write the same keys.
     #[arg(long)]
     collide: bool,
-    /// Where they do, streams are lost, too, and snapshots repeated.
+    /// Where they do, streams are lost, too, snapshots repeated, and stores out of memory.
     #[arg(long, requires = "collide")]
     gaps: bool,
     /// Switch off this part of the rule for concurrent writes; `all`: one after the other, each until a seed

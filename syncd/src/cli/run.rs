@@ -18,7 +18,7 @@ use crate::status::Control;
 
 /// Longest drain: a SIGTERM ends the process within 10 s, whatever a store does. The engine gives up on a
 /// store that does not answer a little earlier, and closes the log.
-const DRAIN_MAX: Duration = Duration::from_secs(9);
+const DRAIN_MAX: Duration = Duration::from_secs(8);
 
 /// Longest wait for answers of the interface that are under way at the end.
 const INTERFACE_DRAIN_MAX: Duration = Duration::from_millis(500);

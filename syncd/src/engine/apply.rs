@@ -76,6 +76,8 @@ pub(crate) struct ApplyTask {
 const UNDER_WAY_MAX: usize = 8;
 /// A server that cannot take a batch just now is asked again this often.
 const REJECTED_WAIT: Duration = Duration::from_secs(1);
+/// One that has ended looks for the marker this often, where it does not find it.
+const ENDED_WAIT: Duration = Duration::from_secs(1);
 /// Of the log, at a time, while something in it is waited for.
 const READ_BYTES: usize = 1 << 20;
 /// How often it is seen whether the target's own capture has caught up.
@@ -194,7 +196,14 @@ impl ApplyTask {
                     // Nothing more is applied; but the site's own capture needs the marker when it opens.
                     error!(partition = %self.partition, %error, "apply ended");
                     *lock(&self.stats.apply_error) = Some(Trouble::ended(&error));
-                    ended = true;
+                    // It may not even find the marker.
+                    if std::mem::replace(&mut ended, true) {
+                        tokio::select! {
+                            biased;
+                            () = tokio::time::sleep(ENDED_WAIT) => {}
+                            () = stop.cancelled() => return Ok(()),
+                        }
+                    }
                     continue;
                 }
                 Ok(()) => return Ok(()),

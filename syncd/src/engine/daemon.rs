@@ -27,7 +27,7 @@ use crate::status::{
 };
 
 /// How long a stop may take before what is left is given up; a service manager waits ten seconds.
-const STOP_AT_MOST: Duration = Duration::from_secs(8);
+const STOP_AT_MOST: Duration = Duration::from_secs(6);
 /// How long an origin may take to say what keys hold.
 const ANSWER_AT_MOST: Duration = Duration::from_secs(10);
 const RETENTION_EVERY: Duration = Duration::from_secs(5);

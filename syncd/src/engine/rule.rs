@@ -437,3 +437,152 @@ fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
         chosen.extend(more);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const F: Element = Some(1);
+    const G: Element = Some(2);
+
+    fn touch(seq: u64, hlc: u64, class: Class, element: Element) -> Touch {
+        Touch {
+            seq: Seq(seq),
+            seen: Seq(0),
+            at: seq,
+            hlc: Hlc(hlc),
+            class,
+            element,
+            is_expire_at: false,
+            is_state: false,
+            is_guess: false,
+            reread: false,
+        }
+    }
+
+    fn reread(seq: u64, hlc: u64, seen: u64) -> Touch {
+        let touch = touch(seq, hlc, Class::Absolute, None);
+        Touch { is_state: true, reread: true, seen: Seq(seen), ..touch }
+    }
+
+    fn one(own: bool, touch: Touch) -> Record {
+        Record { own, touched: vec![touch], changes: Vec::new() }
+    }
+
+    fn applied(touch: Touch, basis: u64) -> Applied {
+        Applied { touch, dropped: false, on_top: false, basis: Seq(basis), at: u64::MAX }
+    }
+
+    #[test]
+    fn what_is_older_than_a_write_of_ours_is_dropped_and_goes_below_narrower_ones() {
+        let set = touch(5, 50, Class::Absolute, None);
+        let newer_set = touch(9, 60, Class::Absolute, None);
+        assert_eq!(decide(&[set], &[newer_set], false), Verdict::Drop(Seq(9)));
+        let newer_field = touch(9, 60, Class::Absolute, F);
+        assert_eq!(decide(&[set], &[newer_field], false), Verdict::Under(vec![Seq(9)]));
+        let older_field = touch(9, 40, Class::Absolute, F);
+        assert_eq!(decide(&[set], &[older_field], false), Verdict::Apply);
+        let counted = touch(5, 50, Class::Commuting, F);
+        assert_eq!(decide(&[counted], &[touch(9, 60, Class::Commuting, F)], false), Verdict::Apply);
+        assert_eq!(decide(&[counted], &[newer_field], false), Verdict::Drop(Seq(9)));
+        let elsewhere = touch(9, 60, Class::Absolute, G);
+        assert_eq!(decide(&[touch(5, 50, Class::Absolute, F)], &[elsewhere], false), Verdict::Apply);
+    }
+
+    #[test]
+    fn what_would_be_done_again_elsewhere_too_is_left_to_the_race_check() {
+        let theirs = [touch(5, 50, Class::Absolute, F), touch(5, 50, Class::Absolute, Some(3))];
+        let ours = [touch(9, 60, Class::Absolute, F), touch(9, 60, Class::Absolute, G)];
+        assert_eq!(decide(&theirs, &ours, false), Verdict::Unknown(Seq(9)));
+    }
+
+    #[test]
+    fn a_delete_takes_what_its_site_had_seen_whatever_the_clocks_say() {
+        let delete = touch(5, 99, Class::Observed, None);
+        let ours = [touch(8, 10, Class::Commuting, F), touch(9, 11, Class::Absolute, G)];
+        assert_eq!(decide(&[delete], &ours, false), Verdict::Under(vec![Seq(8), Seq(9)]));
+        // What our own delete had seen is gone already, and our delete blocks nothing.
+        let deleted = [ours[0], touch(9, 11, Class::Observed, None)];
+        assert_eq!(decide(&[delete], &deleted, false), Verdict::Apply);
+        assert_eq!(decide(&[touch(5, 1, Class::Absolute, None)], &deleted, false), Verdict::Apply);
+        assert_eq!(decide(&[reread(5, 1, 0)], &deleted, false), Verdict::Drop(Seq(9)));
+        let kept_alive = [Touch { is_expire_at: true, ..touch(8, 10, Class::Absolute, G) }];
+        assert_eq!(decide(&[delete], &kept_alive, false), Verdict::Drop(Seq(8)));
+    }
+
+    #[test]
+    fn only_what_the_decision_did_not_know_is_a_race() {
+        let set = touch(5, 50, Class::Absolute, None);
+        let newer = touch(9, 60, Class::Absolute, F);
+        let redo = [Race::Redo { element: F, ours: newer }];
+        assert_eq!(races(&applied(set, 9), &[newer], false), redo);
+        assert_eq!(races(&applied(set, 10), &[newer], false), []);
+        assert_eq!(races(&Applied { at: 9, ..applied(set, 9) }, &[newer], false), [], "it stands behind");
+        assert_eq!(races(&applied(set, 9), &[touch(9, 40, Class::Absolute, F)], false), [], "it is older");
+    }
+
+    #[test]
+    fn the_authority_ships_where_the_order_of_operations_matters() {
+        let pushed = touch(5, 50, Class::Other, F);
+        let ours = [touch(9, 60, Class::Other, F)];
+        assert_eq!(races(&applied(pushed, 10), &ours, true), [Race::Ship]);
+        assert_eq!(races(&applied(pushed, 10), &ours, false), []);
+        let counted = touch(5, 50, Class::Commuting, F);
+        assert_eq!(races(&applied(counted, 9), &[touch(9, 60, Class::Commuting, F)], true), []);
+    }
+
+    fn evaluated(records: &[Record], element: Element) -> Option<(bool, Vec<usize>)> {
+        let content = evaluate(records, &BTreeSet::from([element]), false)?;
+        Some((content.from_absent, content.then))
+    }
+
+    #[test]
+    fn a_key_is_its_newest_write_and_what_is_newer() {
+        let records = [
+            one(true, touch(1, 10, Class::Commuting, F)),
+            one(false, touch(1, 30, Class::Commuting, F)),
+            one(true, touch(2, 20, Class::Absolute, None)),
+            one(false, touch(2, 15, Class::Absolute, F)),
+        ];
+        assert_eq!(evaluated(&records, None), Some((false, vec![2, 1])));
+        assert_eq!(
+            evaluated(&records, F),
+            Some((false, vec![2, 1])),
+            "a write of the whole key counts for all"
+        );
+        assert_eq!(evaluated(&records[..2], F), None, "nothing says from what to count");
+    }
+
+    #[test]
+    fn what_a_delete_had_seen_is_left_out() {
+        let delete = Touch { seen: Seq(2), ..touch(3, 1, Class::Observed, None) };
+        let records = [
+            one(true, touch(1, 10, Class::Absolute, F)),
+            one(true, touch(2, 20, Class::Absolute, G)),
+            one(false, touch(2, 30, Class::Absolute, F)),
+            one(false, delete),
+            one(false, touch(4, 40, Class::Commuting, F)),
+        ];
+        assert_eq!(evaluated(&records, None), Some((true, vec![1, 4])));
+    }
+
+    #[test]
+    fn over_a_state_goes_what_it_does_not_hold_unless_it_holds_something_newer() {
+        let state = one(false, reread(9, 0, 1));
+        let records = [
+            state,
+            one(true, touch(0, 10, Class::Absolute, F)),
+            one(true, touch(1, 20, Class::Absolute, F)),
+            one(true, touch(2, 25, Class::Commuting, G)),
+            one(false, touch(3, 30, Class::Absolute, F)),
+        ];
+        assert_eq!(evaluated(&records, None), Some((false, vec![0, 3])), "the state's own F is newer");
+        // Ours is newer than what the state holds of F, but for an operation on it, which is done again.
+        let records = [
+            one(false, reread(9, 0, 1)),
+            one(true, touch(2, 25, Class::Absolute, F)),
+            one(false, touch(3, 30, Class::Commuting, F)),
+        ];
+        assert_eq!(evaluated(&records, None), Some((false, vec![0, 1, 2])));
+    }
+}

@@ -131,8 +131,8 @@ impl Plan {
             steps.into_iter().map(|at| (at, writer.write(&mut random, at))).collect();
         let mut weights = [(); 10].map(|()| random.pick(&[0, 0, 1, 2, 5]));
         if gapless {
-            // A store that loses its history, and a repeated snapshot.
-            (weights[2], weights[7]) = (0, 0);
+            // A store that loses its history or refuses for the time being, and a repeated snapshot.
+            (weights[2], weights[4], weights[7]) = (0, 0, 0);
         }
         if weights.iter().sum::<u64>() > 0 {
             for _ in 0..random.scaled(1, 30) - 1 {

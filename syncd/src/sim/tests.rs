@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::{Options, digest, run};
+use super::{Options, Part, digest, run};
 
 /// Seeds that failed once.
 const FAILED_ONCE: [u64; 58] = [
@@ -10,6 +10,36 @@ const FAILED_ONCE: [u64; 58] = [
     4_001_631, 4_001_965, 4_009_147, 4_029_061, 4_029_517, 5_013_895, 7_000_829, 7_124_204, 7_125_502,
     7_130_018, 7_203_076, 7_216_111, 7_219_800, 7_226_465, 7_230_591, 32_006_307,
 ];
+
+/// Of those in which both sites write the same keys.
+const COLLIDED_ONCE: [u64; 20] = [
+    471, 604, 1305, 1339, 1360, 1949, 2485, 2491, 2564, 2803, 2808, 2827, 3123, 3215, 3222, 3317, 3844, 3915,
+    4738, 7_502,
+];
+
+/// FF15, FF28, FF46: concurrent writes to one key end equal, and none is lost that no newer one replaces.
+#[test]
+fn concurrent_writes_end_equal() {
+    let begin = Instant::now();
+    let options = Options { collide: true, ..Options::default() };
+    let seeds = COLLIDED_ONCE.into_iter().chain(9_000_000..);
+    for seed in seeds.take_while(|_| begin.elapsed() < Duration::from_secs(8)) {
+        let verdict = run(seed, options);
+        let again = format!("scripts/simulate --collide --seed {seed} --trace");
+        assert!(verdict.failures.is_empty(), "{again}\n{}", verdict.failures.join("\n"));
+    }
+}
+
+/// The simulation finds out when a part of the rule is missing. `scripts/simulate --collide --off all` tells of all.
+#[test]
+fn a_missing_part_of_the_rule_is_found() {
+    for part in [Part::Basis, Part::Redo, Part::Ship, Part::Reapply, Part::DeleteRace] {
+        let options = Options { collide: true, off: Some(part), ..Options::default() };
+        let begin = Instant::now();
+        let mut seeds = (0..).take_while(|_| begin.elapsed() < Duration::from_secs(60));
+        assert!(seeds.any(|seed| !run(seed, options).failures.is_empty()), "{part:?} is not missed");
+    }
+}
 
 #[test]
 fn one_seed_gives_one_run() {
