@@ -1121,8 +1121,8 @@ pub(crate) fn group_boundary(changes: &[Change]) -> Option<usize> {
 }
 
 /// Cuts a batch between groups; `Err` gives back one that is one change or one group.
-fn halves(mut sent: Sent) -> Result<(Sent, Sent), Sent> {
-    let Some(cut) = group_boundary(&sent.changes) else { return Err(sent) };
+fn halves(mut sent: Sent) -> Result<(Sent, Sent), Box<Sent>> {
+    let Some(cut) = group_boundary(&sent.changes) else { return Err(Box::new(sent)) };
     let rest = sent.changes.split_off(cut);
     let boundary = rest.first().map_or(sent.to, |change| change.seq);
     let Sent { changes, fill, from, to, at, end, low, .. } = sent;

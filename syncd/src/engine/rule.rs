@@ -338,7 +338,7 @@ pub(crate) fn evaluate(
         let mut from: Option<(Hlc, bool)> = None;
         let mut whole = false;
         // Of an element that no absolute write is known of nothing was overwritten.
-        wanted.retain(|element| deletes.len() > 0 || newest(*element).is_some());
+        wanted.retain(|element| !deletes.is_empty() || newest(*element).is_some());
         for element in &wanted {
             match newest(*element) {
                 Some((_, record)) => {

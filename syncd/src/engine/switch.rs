@@ -3,7 +3,7 @@
 
 /// A part of the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(any(test, feature = "simulate")), allow(dead_code))]
+#[cfg_attr(not(any(test, feature = "simulate")), allow(dead_code, unreachable_pub))]
 pub enum Part {
     /// Our newer changes are done again on top of the peer's older absolute one.
     Reapply,
