@@ -25,12 +25,8 @@ pub enum Part {
     RestartPoint,
     /// The clock moves with what was applied.
     Clock,
-    /// Own changes are forgotten only after the race check has passed them.
-    Forgetting,
     /// Races with deletes are looked for.
     DeleteRace,
-    /// A key that a delete of the peer left alive keeps its expire-at.
-    ExpireAt,
 }
 
 #[cfg(any(test, feature = "simulate"))]
@@ -45,7 +41,7 @@ mod on {
 
     impl Part {
         /// All of them.
-        pub const ALL: [Part; 13] = [
+        pub const ALL: [Part; 11] = [
             Part::Reapply,
             Part::Basis,
             Part::Redo,
@@ -56,9 +52,7 @@ mod on {
             Part::Seen,
             Part::RestartPoint,
             Part::Clock,
-            Part::Forgetting,
             Part::DeleteRace,
-            Part::ExpireAt,
         ];
     }
 

@@ -33,7 +33,7 @@ fn concurrent_writes_end_equal() {
 /// The simulation finds out when a part of the rule is missing. `scripts/simulate --collide --off all` tells of all.
 #[test]
 fn a_missing_part_of_the_rule_is_found() {
-    for part in [Part::Basis, Part::Redo, Part::Ship, Part::Reapply, Part::DeleteRace] {
+    for part in [Part::Basis, Part::Redo, Part::Ship, Part::Reapply, Part::Seen] {
         let options = Options { collide: true, off: Some(part), ..Options::default() };
         let begin = Instant::now();
         let mut seeds = (0..).take_while(|_| begin.elapsed() < Duration::from_secs(60));
