@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
-use causeway_core::{Change, Hlc, Key, Marker, Op, Position, Seq, Site, Source, Token};
+use causeway_core::{Change, Error as StoreError, Hlc, Key, Marker, Op, Position, Seq, Site, Source, Token};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -79,11 +79,12 @@ impl Capture {
         if self.checked_to.as_ref().is_some_and(|to| to.history == pos.history && to.at >= pos.at) {
             return Ok(());
         }
-        self.checked_to = Some(pos.clone());
         let (units, low) = match sent {
             Some(sent) => (sent.units, Some(sent.low)),
-            None => units_of(task, marker).await?,
+            // A log that cannot be read just now, as on a full disk, is tried again with the stream.
+            None => units_of(task, marker).await.map_err(|error| later(task, error))?,
         };
+        self.checked_to = Some(pos.clone());
         let recent = &mut *lock(&task.shared.recent);
         let redos = &mut *lock(&task.shared.redos);
         for theirs in &units {
@@ -275,6 +276,15 @@ impl Capture {
         let places = places.filter(|place| place.history == self.last.history && place.at < self.last.at);
         places.min_by_key(|place| place.at).unwrap_or(&self.last).clone()
     }
+}
+
+fn later(task: &CaptureTask, error: EngineError) -> EngineError {
+    let EngineError::Log(error) = error else { return error };
+    EngineError::Store(StoreError::Unavailable {
+        action: "read in the log what was applied".to_owned(),
+        endpoint: task.channel.clone(),
+        source: error.to_string().into(),
+    })
 }
 
 /// What a transaction touched that this process did not send, from the peer's log.
