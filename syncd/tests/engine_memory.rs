@@ -644,6 +644,35 @@ fn damage(run: &Running, text: &[u8]) {
     assert!(damaged > 0, "{} is nowhere", text.escape_ascii());
 }
 
+/// FF42: capture was behind the damage, and the peer, too: the stream is not read again from before it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_carried_before_the_damage_is_not_carried_twice() {
+    tell_logs();
+    let mut run = Running::start(Memory::new(), "both", "none").await;
+    run.until("begun", |status| status.channels[0].directions.iter().all(|d| d.phase == Phase::Streaming))
+        .await;
+    run.memory.write(Site::First, &["INCRBY n 1"]).unwrap();
+    run.until("carried", |_| run.memory.read(Site::Second, "n").is_some()).await;
+    run.daemon.stop().await;
+    damage(&run, b"INCRBY n 1");
+    // Of the restart points, those behind it.
+    for end in 1..9 {
+        let held = format!("\"data_end\":{end}}}");
+        let files = std::fs::read_dir(own_log(&run))
+            .unwrap()
+            .map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        if files.into_iter().any(|bytes| bytes.windows(held.len()).any(|part| part == held.as_bytes())) {
+            damage(&run, held.as_bytes());
+        }
+    }
+    run.restart().await;
+    run.memory.write(Site::First, &["INCRBY n 1"]).unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::Second, "n").unwrap().0, "string 2");
+    assert!(metric(&run, "causeway_gaps_total", "dc") > 0);
+    run.daemon.stop().await;
+}
+
 fn metric(run: &Running, name: &str, from: &str) -> u64 {
     let from = format!("from=\"{from}\"");
     let metrics = run.daemon.metrics();
