@@ -126,6 +126,24 @@ impl Link {
         Ok((daemon.wait()?.code(), began.elapsed()))
     }
 
+    /// Stops the daemon by SIGTERM; it has to end with 0 within 10 s.
+    pub fn stop_in_order(&mut self) -> Result<()> {
+        let (code, took) = self.terminate()?;
+        println!("stopped after {took:?}");
+        ensure!(
+            code == Some(0) && took < Duration::from_secs(10),
+            "exit {code:?} after {took:?}\n{}",
+            self.log_end()
+        );
+        Ok(())
+    }
+
+    /// Waits until more than `count` changes were applied in each direction.
+    pub fn wait_until_applied(&self, count: u64, at_most: Duration) -> Result<Status> {
+        let applied = |s: &Status| s.channels[0].directions.iter().all(|d| d.applied > count);
+        self.wait_until("streaming", at_most, applied)
+    }
+
     /// The daemon's process id.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.daemon.as_ref().context("no daemon runs")?.id())

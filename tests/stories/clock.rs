@@ -126,7 +126,7 @@ fn a_clock_that_jumps_loses_nothing_and_reorders_nothing() -> Result<()> {
     let began_ms = unix_ms()?;
     link.start()?;
     let writers = link.traffic(seed, 800);
-    link.wait_until("streaming", DRAIN, |s| s.channels[0].directions.iter().all(|d| d.applied > 500))?;
+    link.wait_until_applied(500, DRAIN)?;
 
     let mut expiring = Vec::new();
     let mut go_on = |link: &Link, when: &str| -> Result<()> {

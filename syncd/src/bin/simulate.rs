@@ -1,5 +1,6 @@
 //! Runs seeds of the simulation and says which fail.
 
+use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,32 +78,18 @@ fn main() -> ExitCode {
         return if verdict.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let (from, seeds) = args.seed.map_or((args.from, args.seeds), |seed| (seed, 1));
-    let (begin, next, late) = (Instant::now(), AtomicU64::new(from), AtomicU64::new(0));
-    let failed = Mutex::new(Vec::new());
-    let threads =
-        args.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= from + seeds {
-                return;
-            }
-            let mut verdict = sim::run(seed, options);
-            if args.twice && sim::digest(seed, options) != sim::digest(seed, options) {
-                verdict.failures.push("two runs of this seed differ".to_owned());
-            }
-            late.fetch_add(u64::from(verdict.late), Ordering::Relaxed);
-            if !verdict.failures.is_empty() {
-                println!("seed {seed}: {}", verdict.failures.join("\n    "));
-                if let Ok(mut failed) = failed.lock() {
-                    failed.push(seed);
-                }
-            }
+    let (begin, late) = (Instant::now(), AtomicU64::new(0));
+    let failed = failing(from..from + seeds, args.threads, |seed| {
+        let mut verdict = sim::run(seed, options);
+        if args.twice && sim::digest(seed, options) != sim::digest(seed, options) {
+            verdict.failures.push("two runs of this seed differ".to_owned());
         }
-    };
-    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let mut failed = failed.into_inner().unwrap_or_default();
-    failed.sort_unstable();
+        late.fetch_add(u64::from(verdict.late), Ordering::Relaxed);
+        if !verdict.failures.is_empty() {
+            println!("seed {seed}: {}", verdict.failures.join("\n    "));
+        }
+        !verdict.failures.is_empty()
+    });
     let seconds = begin.elapsed().as_secs_f64();
     println!(
         "{seeds} seeds, {} failed, {} late, {:.0} seeds/s",
@@ -117,32 +104,40 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Those of `seeds` that fail, ascending.
+fn failing(seeds: Range<u64>, threads: Option<usize>, fails: impl Fn(u64) -> bool + Sync) -> Vec<u64> {
+    let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
+    let threads = threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            if fails(seed)
+                && let Ok(mut failed) = failed.lock()
+            {
+                failed.push(seed);
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let mut failed = failed.into_inner().unwrap_or_default();
+    failed.sort_unstable();
+    failed
+}
+
 /// Shows that each part of the rule is needed: how many of the seeds fail without it.
 fn each_off(args: &Args) -> ExitCode {
     let mut found = true;
     for part in Part::ALL {
         let options =
             Options { collide: true, gaps: args.gaps, off: Some(part), trim: args.trim, pieces: args.pieces };
-        let next = AtomicU64::new(args.from);
-        let failed = Mutex::new(Vec::new());
-        let work = || {
-            loop {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= args.from + args.seeds {
-                    return;
-                }
-                if !sim::run(seed, options).failures.is_empty()
-                    && let Ok(mut failed) = failed.lock()
-                {
-                    failed.push(seed);
-                }
-            }
-        };
-        let threads = args.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
-        std::thread::scope(|scope| (0..threads.unwrap_or(1)).for_each(|_| _ = scope.spawn(work)));
-        let failed = failed.into_inner().unwrap_or_default();
+        let failed = failing(args.from..args.from + args.seeds, args.threads, |seed| {
+            !sim::run(seed, options).failures.is_empty()
+        });
         found &= !failed.is_empty();
-        let first = failed.iter().min().map_or("-".to_owned(), |seed| (seed - args.from + 1).to_string());
+        let first = failed.first().map_or("-".to_owned(), |seed| (seed - args.from + 1).to_string());
         println!(
             "{:<14} {:>6} of {} seeds fail, the first is number {first}",
             format!("{part:?}"),

@@ -21,12 +21,12 @@ use tracing::{debug, error, info, trace, warn};
 use super::careful::{unavailable, watch as watch_keys};
 use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
-use super::decide::{Pair, forgettable};
+use super::decide::{Pair, Plan};
 use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
 use super::recent::key_digest;
-use super::redos::{SentUnits, Theirs};
+use super::redos::SentUnits;
 use super::restart::{
     SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
 };
@@ -751,10 +751,8 @@ impl Reign {
         to: Seq,
     ) -> Result<(), EngineError> {
         let from = self.marker.applied.min(to);
-        let plan = self.plan(task, &changes, fill).await?;
-        let mut marker = self.marker_for(task, &changes, to);
-        (marker.basis, marker.dropped) = (plan.basis, plan.dropped);
-        self.on_the_way(task, &marker, self.low, plan.units);
+        let mut plan = self.plan(task, &changes, fill).await?;
+        let marker = self.announce(task, &changes, (to, self.low), &mut plan);
         for change in &changes {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
@@ -767,12 +765,23 @@ impl Reign {
         Ok(())
     }
 
-    /// Tells the target's own capture what a transaction touches, before it can see it pass.
-    pub(crate) fn on_the_way(&self, task: &ApplyTask, marker: &Marker, low: Seq, units: Vec<Theirs>) {
+    /// The marker of a transaction that takes the store to `to` by what was planned. Tells the target's own capture
+    /// what it touches, before it can see it pass; `low` is that of its last change.
+    pub(crate) fn announce(
+        &mut self,
+        task: &ApplyTask,
+        changes: &[Change],
+        (to, low): (Seq, Seq),
+        plan: &mut Plan,
+    ) -> Marker {
+        let mut marker = self.marker_for(task, changes, to);
+        (marker.basis, marker.dropped) = (plan.basis, std::mem::take(&mut plan.dropped));
         if task.own.is_some() {
+            let units = std::mem::take(&mut plan.units);
             let sent = SentUnits { marker: marker.clone(), low, units, is_given_up: false };
             lock(&task.shared.on_the_way).send(sent);
         }
+        marker
     }
 
     async fn outcome(&mut self, task: &ApplyTask, outcome: Outcome) -> Result<(), EngineError> {
@@ -817,7 +826,7 @@ impl Reign {
     fn settle(&mut self, task: &ApplyTask, to: Seq, end: Offset, low: Seq) {
         self.answered = self.answered.max(to);
         if self.pins.is_empty() {
-            forgettable(task, low);
+            task.shared.forgettable.fetch_max(low.0, Ordering::SeqCst);
             // What is evaluated again is read from the log.
             if lock(&task.shared.redos).is_empty() {
                 task.stats.settled_offset.store(end.0, Ordering::SeqCst);
@@ -913,10 +922,8 @@ impl Reign {
                     () = task.stop.cancelled() => return Err(EngineError::Stopped),
                 }
             }
-            let plan = self.plan(task, &sent.changes, sent.fill).await?;
-            let mut marker = self.marker_for(task, &sent.changes, sent.to);
-            (marker.basis, marker.dropped) = (plan.basis, plan.dropped);
-            self.on_the_way(task, &marker, sent.low, plan.units);
+            let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
+            let marker = self.announce(task, &sent.changes, (sent.to, sent.low), &mut plan);
             let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
             let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.clone());
             target.send(Batch { marker, changes, watched: false, keep_existing: sent.fill }).await?;

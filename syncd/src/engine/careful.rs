@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use causeway_core::{Batch, Change, Error as StoreError, Key, Marker, Op, Outcome, Refused, Seq, Target};
+use causeway_core::{Batch, Change, Key, Marker, Op, Outcome, Refused, Seq, Target};
 use tracing::debug;
 
 use super::EngineError;
@@ -68,11 +68,9 @@ impl Reign {
             // it can.
             self.plan(task, &changes, false).await?;
             watch(task, target, &keys).await?;
-            let plan = self.plan(task, &changes, false).await?;
+            let mut plan = self.plan(task, &changes, false).await?;
+            let marker = self.announce(task, &changes, (to, self.low), &mut plan);
             let decided = plan.decided.unwrap_or_else(|| changes.clone());
-            let mut marker = self.marker_for(task, &changes, to);
-            (marker.from, marker.basis, marker.dropped) = (before.applied, plan.basis, plan.dropped);
-            self.on_the_way(task, &marker, self.low, plan.units);
             let keep_existing = !task.origin_wins;
             let batch = Batch { marker, changes: decided.clone(), watched: true, keep_existing };
             target.send(batch).await?;
@@ -134,7 +132,8 @@ impl Reign {
         to: Seq,
         count: u64,
     ) -> Result<(), EngineError> {
-        let marker = self.marker_for(task, &[], to);
+        let mut plan = self.plan(task, &[], false).await?;
+        let marker = self.announce(task, &[], (to, self.low), &mut plan);
         target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;
         match target.outcome().await? {
             Outcome::Committed { .. } => {
@@ -148,11 +147,7 @@ impl Reign {
 }
 
 pub(crate) fn unavailable(task: &ApplyTask, action: &str, reason: String) -> EngineError {
-    EngineError::Store(StoreError::Unavailable {
-        action: action.to_owned(),
-        endpoint: task.channel.clone(),
-        source: reason.into(),
-    })
+    EngineError::unavailable(action, &task.channel, reason)
 }
 
 /// A batch of at least so many states and nothing else is a repeated snapshot, of which most is there.

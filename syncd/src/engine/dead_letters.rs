@@ -126,11 +126,7 @@ impl DeadLetters {
     }
 
     fn failed(&self, error: &dyn std::fmt::Display) -> EngineError {
-        EngineError::Store(causeway_core::Error::Unavailable {
-            action: "keep a dead letter".to_owned(),
-            endpoint: self.path.display().to_string(),
-            source: error.to_string().into(),
-        })
+        EngineError::unavailable("keep a dead letter", &self.path.display().to_string(), error.to_string())
     }
 
     /// Of `channel`, or all; oldest first.

@@ -2,7 +2,6 @@
 //! site's own log holds of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use causeway_core::{Change, Key, Op, Seq, Site};
@@ -279,16 +278,11 @@ fn pairs(task: &ApplyTask, change: &Change, met: &Met, own: &HashMap<Seq, Change
 }
 
 /// The one element of `key` that `change` touches; `None` if it is the whole key, or several.
-pub(crate) fn element(task: &ApplyTask, change: &Change, key: &Key) -> Option<Bytes> {
+fn element(task: &ApplyTask, change: &Change, key: &Key) -> Option<Bytes> {
     let units = task.connector.units(change);
     let mut elements = units.into_iter().filter(|(unit, _)| unit.key == *key).map(|(unit, _)| unit.element);
     match (elements.next(), elements.next()) {
         (Some(element), None) => element,
         _ => None,
     }
-}
-
-/// Our changes below are forgotten, as far as the applier is concerned, once capture has passed them.
-pub(crate) fn forgettable(task: &ApplyTask, low: Seq) {
-    task.shared.forgettable.fetch_max(low.0, Ordering::SeqCst);
 }

@@ -87,6 +87,17 @@ pub enum EngineError {
     Stopped,
 }
 
+impl EngineError {
+    /// Something that may go better the next time.
+    fn unavailable(action: &str, endpoint: &str, reason: String) -> EngineError {
+        EngineError::Store(causeway_core::Error::Unavailable {
+            action: action.to_owned(),
+            endpoint: endpoint.to_owned(),
+            source: reason.into(),
+        })
+    }
+}
+
 /// The first try again comes after about this, each later one after twice the time before. A site's applier waits
 /// twice as long as its capture, which has to see a store that came back before it is applied into.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
-use causeway_core::{Change, Error as StoreError, Hlc, Key, Marker, Op, Position, Seq, Site, Source, Token};
+use causeway_core::{Change, Hlc, Key, Marker, Position, Seq, Site, Source};
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::capture::{Capture, CaptureTask};
 use super::recent::{Recent, Touch, key_digest, touched_units};
 use super::redos::{Redo, Redos, Theirs};
-use super::restart::{Terms, walk_kept};
+use super::restart::walk_seqs;
 use super::rule::{self, Applied, Race};
 use super::shared::lock;
 use super::switch::{Part, is_off};
@@ -44,19 +44,19 @@ struct Ship {
     key: Key,
     /// From where the stream has to be read again to find out about it.
     place: Position,
-    asked: Option<Token>,
+    is_asked: bool,
 }
 
 impl Ships {
     pub(super) fn open(&mut self, key: &Key, place: &Position) {
-        let ship = || Ship { key: key.clone(), place: place.clone(), asked: None };
+        let ship = || Ship { key: key.clone(), place: place.clone(), is_asked: false };
         // What was read already may lack what came since.
-        self.open.entry(key_digest(key)).or_insert_with(ship).asked = None;
+        self.open.entry(key_digest(key)).or_insert_with(ship).is_asked = false;
     }
 
     /// What was asked for is not answered any more.
     pub(super) fn ask_again(&mut self) {
-        self.open.values_mut().for_each(|ship| ship.asked = None);
+        self.open.values_mut().for_each(|ship| ship.is_asked = false);
     }
 }
 
@@ -194,21 +194,17 @@ impl Capture {
         let keys: Vec<Key> = {
             let redos = lock(&task.shared.redos);
             let waits = |digest: &u128| redos.is_open(*digest) && !is_off(Part::ShipWaits);
-            let ready =
-                self.ships.open.iter().filter(|(digest, ship)| ship.asked.is_none() && !waits(digest));
+            let ready = self.ships.open.iter().filter(|(digest, ship)| !ship.is_asked && !waits(digest));
             ready.map(|(_, ship)| ship.key.clone()).take(SHIPS_MAX).collect()
         };
         if keys.is_empty() {
             return Ok(());
         }
-        let asked = Refresh { keys: keys.iter().cloned().collect(), done: None, missed: false };
-        let token = source.refresh(keys).await?;
-        for key in &asked.keys {
-            if let Some(ship) = self.ships.open.get_mut(&key_digest(key)) {
-                ship.asked = Some(token);
-            }
+        let digests: Vec<u128> = keys.iter().map(key_digest).collect();
+        self.refresh_keys(source, keys, None).await?;
+        for digest in digests {
+            self.ships.open.entry(digest).and_modify(|ship| ship.is_asked = true);
         }
-        self.refreshes.insert(token, asked);
         Ok(())
     }
 
@@ -218,7 +214,7 @@ impl Capture {
             return (self.low.min(Seq(self.point.settled)), self.low);
         }
         match task.peer {
-            Some(_) => lock(&task.shared.on_the_way).seen(key_digest(key), self.low),
+            Some(_) => lock(&task.shared.on_the_way).seen(key, self.low),
             None => (self.low, self.low),
         }
     }
@@ -236,24 +232,21 @@ impl Capture {
     /// Whether `state` says what the key holds: not where it has to be evaluated again. Then it is asked for
     /// later.
     pub(super) fn may_tell(&mut self, task: &CaptureTask, state: &Change) -> bool {
-        let contested = self.is_contested(task, &state.key);
-        for asked in self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key)) {
-            if contested {
-                asked.missed = true;
-            }
-        }
         if !self.is_asked_for(&state.key) {
             return true;
         }
         let digest = key_digest(&state.key);
-        if contested {
-            self.ships.open.entry(digest).and_modify(|ship| ship.asked = None);
-        } else if state.part.is_none_or(|part| part.last)
-            && self.ships.open.get(&digest).is_some_and(|ship| ship.asked.is_some())
-        {
+        if self.is_contested(task, &state.key) {
+            let asked = self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key));
+            asked.for_each(|asked| asked.missed = true);
+            self.ships.open.entry(digest).and_modify(|ship| ship.is_asked = false);
+            return false;
+        }
+        let is_whole = state.part.is_none_or(|part| part.last);
+        if is_whole && self.ships.open.get(&digest).is_some_and(|ship| ship.is_asked) {
             self.ships.open.remove(&digest);
         }
-        !contested
+        true
     }
 
     /// The version of a state that is read again: of our newest write of the whole key that still stands.
@@ -280,11 +273,7 @@ impl Capture {
 
 fn later(task: &CaptureTask, error: EngineError) -> EngineError {
     let EngineError::Log(error) = error else { return error };
-    EngineError::Store(StoreError::Unavailable {
-        action: "read in the log what was applied".to_owned(),
-        endpoint: task.channel.clone(),
-        source: error.to_string().into(),
-    })
+    EngineError::unavailable("read in the log what was applied", &task.channel, error.to_string())
 }
 
 /// What a transaction touched that this process did not send, from the peer's log.
@@ -293,17 +282,7 @@ async fn units_of(task: &CaptureTask, marker: &Marker) -> Result<(Vec<Theirs>, O
     let Some(peer) = task.peer.as_ref().filter(|_| marker.from < marker.applied) else {
         return Ok((units, low));
     };
-    let start = task.log.locate(peer, marker.from).await?;
-    let end = task.log.locate(peer, marker.applied).await?;
-    let mut terms = Terms::default();
-    walk_kept(task.log.as_ref(), peer, start, end, |_, change| {
-        if !terms.admits(&change)
-            || change.seq < marker.from
-            || change.seq >= marker.applied
-            || change.op == Op::Fence
-        {
-            return;
-        }
+    walk_seqs(task.log.as_ref(), peer, marker.from..marker.applied, |change| {
         low = Some(change.low);
         for (digest, touch) in touched_units(&change, task.connector.as_ref()) {
             units.push(Theirs { digest, key: change.key.clone(), touch, on_top: true });

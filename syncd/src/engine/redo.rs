@@ -11,7 +11,7 @@ use super::careful::unavailable;
 use super::decide::Pair;
 use super::recent::{Touch, key_digest};
 use super::redos::Redo;
-use super::restart::{Terms, walk_kept};
+use super::restart::{walk_kept, walk_seqs};
 use super::rule::{self, Content, Record};
 use super::shared::lock;
 use super::{EngineError, shown};
@@ -161,15 +161,10 @@ pub(super) async fn theirs(
     end: Seq,
 ) -> Result<Vec<Change>, EngineError> {
     let from = wanted.values().copied().min().unwrap_or_default();
-    let start = task.log.locate(&task.partition, from).await?;
-    let stop = task.log.locate(&task.partition, end).await?;
-    let (mut found, mut terms) = (Vec::new(), Terms::default());
-    walk_kept(task.log.as_ref(), &task.partition, start, stop, |_, change| {
-        let is_wanted = |from: &Seq| change.seq >= *from && change.seq < end;
-        if terms.admits(&change)
-            && change.op.is_data()
-            && wanted.get(&key_digest(&change.key)).is_some_and(is_wanted)
-        {
+    let mut found = Vec::new();
+    walk_seqs(task.log.as_ref(), &task.partition, from..end, |change| {
+        let is_wanted = |from: &Seq| change.seq >= *from;
+        if change.op.is_data() && wanted.get(&key_digest(&change.key)).is_some_and(is_wanted) {
             found.push(change);
         }
     })

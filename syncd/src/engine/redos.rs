@@ -91,9 +91,12 @@ impl OnTheWay {
     }
 
     /// How much of the peer's log a key has seen, and all keys, where everything below `low` was sent.
-    pub(crate) fn seen(&self, digest: u128, low: Seq) -> (Seq, Seq) {
+    pub(crate) fn seen(&self, key: &Key, low: Seq) -> (Seq, Seq) {
+        if self.overtaken.is_empty() {
+            return (low, low);
+        }
         let first = |seqs: &BTreeSet<Seq>| seqs.first().map_or(low, |seq| low.min(*seq));
-        let seen = self.overtaken.get(&digest).map_or(low, first);
+        let seen = self.overtaken.get(&key_digest(key)).map_or(low, first);
         (seen, self.overtaken.values().map(first).min().unwrap_or(low))
     }
 }

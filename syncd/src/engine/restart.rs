@@ -1,6 +1,7 @@
 //! The restart point: what capture has to know again after a crash, as it stands in a `position` record.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 use causeway_core::{Change, Connector, Hlc, Key, Op, Position, Seq, Space, Term};
@@ -208,6 +209,23 @@ pub(crate) async fn walk_kept(
         at = next;
     }
     Ok(())
+}
+
+/// Hands the records with `seqs` that count and are kept to `each`, in order.
+pub(crate) async fn walk_seqs(
+    log: &dyn Log,
+    partition: &PartitionId,
+    seqs: Range<Seq>,
+    mut each: impl FnMut(Change),
+) -> Result<(), log::Error> {
+    let (start, end) = (log.locate(partition, seqs.start).await?, log.locate(partition, seqs.end).await?);
+    let mut terms = Terms::default();
+    walk_kept(log, partition, start, end, |_, change| {
+        if terms.admits(&change) && change.op != Op::Fence && seqs.contains(&change.seq) {
+            each(change);
+        }
+    })
+    .await
 }
 
 /// The keys, by their digests, that data changes of `[from, end)` touch, as far as they are kept and `wanted`.

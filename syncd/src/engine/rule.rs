@@ -28,6 +28,11 @@ fn is_absolute(touch: &Touch) -> bool {
     touch.class == Class::Absolute
 }
 
+/// Whether it is an absolute change of the whole key.
+fn replaces(touch: &Touch) -> bool {
+    is_absolute(touch) && touch.element.is_none()
+}
+
 fn is_delete(touch: &Touch) -> bool {
     touch.class == Class::Observed
 }
@@ -72,7 +77,6 @@ fn after_delete(ours: &[Touch]) -> (&[Touch], Option<&Touch>) {
 ///
 /// What was written in a gap takes nothing away of what was done to the key meanwhile, but for a write of all of it.
 fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
-    let replaces = |touch: &Touch| is_absolute(touch) && touch.element.is_none();
     if change.is_guess && !replaces(own) {
         return true;
     }
@@ -177,23 +181,20 @@ pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec
     let (left, _) = after_delete(&unseen);
     let mut races = Vec::new();
     for own in unseen.iter().filter(|own| own.seq >= *basis) {
-        let element = narrower(own.element, change.element);
-        let redo = Race::Redo { element, ours: *own };
-        if is_delete(own) {
-            if (!is_delete(change) || *on_top) && !is_off(Part::DeleteRace) {
-                races.push(Race::Redo { element: None, ours: *own });
-            }
-        } else if !dropped && is_delete(change) {
-            if !is_off(Part::DeleteRace) {
-                races.push(Race::Redo { element: None, ours: *own });
-            }
-        } else if !dropped
-            && overlap(own.element, change.element)
-            && (is_absolute(own) || is_absolute(change))
-            && !is_mixed_pair(own, change)
-            && stands(own, change, is_authority)
-        {
-            races.push(redo);
+        let of_delete = is_delete(own) || is_delete(change);
+        let is_wrong = if of_delete {
+            let is_wrong = if is_delete(own) { !is_delete(change) || *on_top } else { !dropped };
+            is_wrong && !is_off(Part::DeleteRace)
+        } else {
+            !dropped
+                && overlap(own.element, change.element)
+                && (is_absolute(own) || is_absolute(change))
+                && !is_mixed_pair(own, change)
+                && stands(own, change, is_authority)
+        };
+        if is_wrong {
+            let element = if of_delete { None } else { narrower(own.element, change.element) };
+            races.push(Race::Redo { element, ours: *own });
         }
     }
     if *dropped && is_delete(change) && left.iter().any(|own| own.is_expire_at) {
@@ -212,7 +213,7 @@ pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec
 /// of ours came after; 0 if there is none.
 pub(crate) fn whole_version(ours: &[Touch]) -> Hlc {
     let (left, _) = after_delete(ours);
-    let whole = left.iter().filter(|own| is_absolute(own) && own.element.is_none() && !own.reread);
+    let whole = left.iter().filter(|own| replaces(own) && !own.reread);
     whole.map(|own| own.hlc).max().unwrap_or_default()
 }
 
@@ -296,8 +297,6 @@ pub(crate) struct Content {
     pub(crate) from_absent: bool,
     /// Then these records, by their place in what was given, in this order.
     pub(crate) then: Vec<usize>,
-    /// Operations of both sites are among them whose order nobody else knows.
-    pub(crate) ordered: bool,
 }
 
 /// Evaluates `elements` of a key from `records`, at least all that are newer than the newest absolute one of
@@ -380,11 +379,8 @@ pub(crate) fn evaluate(
         })
         .collect();
     then.sort_by_key(|(index, record)| (base != Some(*index), record.version()));
-    let operations = || then.iter().filter(|(_, record)| !record.is(Class::Absolute));
-    let sites: BTreeSet<bool> = operations().map(|(_, record)| record.own).collect();
     Some(Content {
         from_absent: wanted.contains(&None) && base.is_none(),
-        ordered: sites.len() > 1 && operations().any(|(_, record)| record.is(Class::Other)),
         then: then.into_iter().map(|(index, _)| index).collect(),
     })
 }

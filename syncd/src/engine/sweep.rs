@@ -7,7 +7,7 @@ use causeway_core::{Batch, Change, Key, Op, Outcome, Seq, Target};
 use tracing::{debug, info, warn};
 
 use super::apply::{ApplyTask, Reign};
-use super::careful::watch;
+use super::careful::{unavailable, watch};
 use super::recent::key_digest;
 use super::restart::{SnapshotPoint, is_damaged, restart_point, walk_kept};
 use super::shared::lock;
@@ -86,11 +86,8 @@ impl Reign {
                 Outcome::Committed { .. } => return Ok(()),
                 Outcome::Touched => {}
                 Outcome::Rejected { reason, .. } => {
-                    return Err(EngineError::Store(causeway_core::Error::Unavailable {
-                        action: format!("delete {} keys that the origin lacks", keys.len()),
-                        endpoint: task.channel.clone(),
-                        source: reason.into(),
-                    }));
+                    let action = format!("delete {} keys that the origin lacks", keys.len());
+                    return Err(unavailable(task, &action, reason));
                 }
             }
         }
