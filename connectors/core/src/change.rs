@@ -74,6 +74,21 @@ pub struct Key {
     pub name: Bytes,
 }
 
+impl Key {
+    /// A copy that keeps nothing else alive: a key that was read is part of a larger buffer.
+    pub fn detached(&self) -> Key {
+        let own = Bytes::copy_from_slice;
+        let space = match &self.space {
+            Space::Whole => Space::Whole,
+            Space::Db(db) => Space::Db(*db),
+            Space::Table(name) => Space::Table(own(name)),
+            Space::Index(name) => Space::Index(own(name)),
+            Space::Bucket(name) => Space::Bucket(own(name)),
+        };
+        Key { space, name: own(&self.name) }
+    }
+}
+
 /// Changes that commit in one transaction at the target; the header `group = id:n` or `id:n:last`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Group {
@@ -162,9 +177,12 @@ impl Change {
         }
     }
 
-    /// What it costs to hold, in bytes: key and values, and a flat amount for the rest.
+    /// What one without a key and a value costs.
+    pub const COST_MIN: usize = size_of::<Change>();
+
+    /// What it costs to hold, in bytes.
     pub fn cost(&self) -> usize {
         let len = |b: &Option<Bytes>| b.as_ref().map_or(0, Bytes::len);
-        200 + self.key.name.len() + len(&self.value) + len(&self.before)
+        Self::COST_MIN + self.key.name.len() + len(&self.value) + len(&self.before)
     }
 }

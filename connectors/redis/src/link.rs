@@ -419,7 +419,8 @@ impl Reading {
             if !commands.is_empty() {
                 self.at += bytes as u64;
                 self.progress.read_to(self.at);
-                self.push(Item::Commands(commands), bytes).await.map_err(|Gone| None)?;
+                let held = bytes + commands.capacity() * size_of::<Command>();
+                self.push(Item::Commands(commands), held).await.map_err(|Gone| None)?;
             }
             self.reader.fill().await?;
         }

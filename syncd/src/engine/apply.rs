@@ -466,7 +466,7 @@ impl Reign {
                 whole.push(change);
             } else if change.seq < settled || !named {
             } else if change.op == Op::Refresh {
-                wanted.push(change.key);
+                wanted.push(change.key.detached());
             } else if !change.op.is_data() {
             } else if change.op == Op::Read && change.part.is_none() {
                 reads.push(change);
@@ -681,7 +681,7 @@ impl Reign {
                     return self.swept(task, target, changes, way, change).await;
                 }
             } else if change.op == Op::Refresh {
-                wanted.push(change.key);
+                wanted.push(change.key.detached());
             } else if decided_later {
                 self.contested.push(change);
             } else {
@@ -777,7 +777,8 @@ impl Reign {
         let mut marker = self.marker_for(task, changes, to);
         (marker.basis, marker.dropped) = (plan.basis, std::mem::take(&mut plan.dropped));
         if task.own.is_some() {
-            let units = std::mem::take(&mut plan.units);
+            let mut units = std::mem::take(&mut plan.units);
+            units.shrink_to_fit();
             let sent = SentUnits { marker: marker.clone(), low, units, is_given_up: false };
             lock(&task.shared.on_the_way).send(sent);
         }

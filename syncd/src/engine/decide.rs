@@ -228,7 +228,8 @@ fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> (Plan, Vec<Met>) {
             continue;
         }
         let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch);
-        let theirs = |touch| Theirs { digest, key: change.key.clone(), touch, on_top: false };
+        let key = change.key.detached();
+        let theirs = |touch| Theirs { digest, key: key.clone(), touch, on_top: false };
         let ours = if fill { &[] } else { recent.unseen(digest, first.seen) };
         if ours.is_empty() {
             plan.units.extend(touched.map(theirs));

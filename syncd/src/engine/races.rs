@@ -81,6 +81,7 @@ impl Capture {
         }
         let (units, low) = match sent {
             Some(sent) => (sent.units, Some(sent.low)),
+            None if lock(&task.shared.recent).is_empty() => (Vec::new(), None),
             // A log that cannot be read just now, as on a full disk, is tried again with the stream.
             None => units_of(task, marker).await.map_err(|error| later(task, error))?,
         };
@@ -284,8 +285,9 @@ async fn units_of(task: &CaptureTask, marker: &Marker) -> Result<(Vec<Theirs>, O
     };
     walk_seqs(task.log.as_ref(), peer, marker.from..marker.applied, |change| {
         low = Some(change.low);
+        let key = change.key.detached();
         for (digest, touch) in touched_units(&change, task.connector.as_ref()) {
-            units.push(Theirs { digest, key: change.key.clone(), touch, on_top: true });
+            units.push(Theirs { digest, key: key.clone(), touch, on_top: true });
         }
     })
     .await?;

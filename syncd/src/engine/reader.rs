@@ -10,7 +10,7 @@ use super::restart::Terms;
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 
 const READ_BYTES: usize = 1 << 20;
-const BUFFER_BYTES: usize = 4 << 20;
+const BUFFER_BYTES: usize = 2 << 20;
 
 /// A record and its place in the log.
 pub(crate) type Item = (Offset, Change);

@@ -170,6 +170,11 @@ impl Recent {
         self.in_order.len()
     }
 
+    /// Nothing is remembered of any key.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
     /// All that is remembered of a key, durable or not; oldest first.
     pub(crate) fn all(&self, digest: u128) -> &[Touch] {
         self.by_key.get(&digest).map_or(&[], Vec::as_slice)

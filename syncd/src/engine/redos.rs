@@ -39,8 +39,8 @@ pub(crate) struct OnTheWay {
     overtaken: BTreeMap<u128, BTreeSet<Seq>>,
 }
 
-/// Of about 150 bytes each. What is older is read from the log again, where capture needs it.
-const UNITS_MAX: usize = 1 << 16;
+/// Of about 200 bytes each. What is older is read from the log again, where capture needs it.
+const UNITS_MAX: usize = 1 << 15;
 
 impl OnTheWay {
     pub(crate) fn send(&mut self, sent: SentUnits) {

@@ -189,7 +189,10 @@ pub(crate) async fn walk_kept(
 ) -> Result<(), log::Error> {
     let mut at = from;
     while at < end {
-        let records = match log.read(partition, at, READ_BYTES).await {
+        // Not far beyond the end: of small records one read holds many thousands.
+        let left = (end.0 - at.0).saturating_mul(Change::COST_MIN as u64);
+        let bytes = left.clamp(READ_BYTES as u64 / 16, READ_BYTES as u64) as usize;
+        let records = match log.read(partition, at, bytes).await {
             Err(log::Error::Trimmed { start: next, .. } | log::Error::Corrupt { to: next, .. })
                 if next > at =>
             {
