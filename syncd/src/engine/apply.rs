@@ -337,7 +337,13 @@ impl ApplyTask {
 
     /// Whether the target changed the key and the origin had not seen it.
     pub(crate) fn has_live(&self, change: &Change) -> bool {
-        !lock(&self.shared.recent).live(&change.key, change.seen).is_empty()
+        // Whatever cannot be read now is in question, and looked at by who can tell of it.
+        self.is_live(&change.key, change.seen).unwrap_or(true)
+    }
+
+    /// Whether the target changed `key` and whoever had seen ours up to `seen` did not know.
+    pub(crate) fn is_live(&self, key: &Key, seen: Seq) -> Result<bool, EngineError> {
+        lock(&self.shared.recent).has_unseen(key, seen).map_err(EngineError::Spilled)
     }
 }
 

@@ -452,7 +452,7 @@ impl Capture {
                     continue;
                 }
                 let absent = Change::captured(Op::State, key, None, pos.clone(), (task.clock)());
-                self.stamp(task, absent, batch);
+                self.stamp(task, absent, batch)?;
                 if batch.changes.len() >= REFRESHES {
                     self.append(task, std::mem::take(batch)).await?;
                 }
@@ -489,9 +489,22 @@ impl Capture {
         events: &mut Vec<Event>,
     ) -> Result<(), EngineError> {
         let mut batch = Batch::default();
+        let taken = self.take_events(task, source, events, &mut batch).await;
+        // What came before something that failed has its seqs, and does not come again.
+        self.append(task, batch).await?;
+        taken
+    }
+
+    async fn take_events(
+        &mut self,
+        task: &CaptureTask,
+        source: &mut dyn Source,
+        events: &mut Vec<Event>,
+        batch: &mut Batch,
+    ) -> Result<(), EngineError> {
         for event in events.drain(..) {
             match event {
-                Event::Change(change) => self.change(task, change, &mut batch),
+                Event::Change(change) => self.change(task, change, batch)?,
                 Event::Marker { marker, pos } => {
                     self.low = self.low.max(marker.applied);
                     self.point.settled = self.point.settled.max(marker.settled.0);
@@ -516,11 +529,11 @@ impl Capture {
                     self.last = pos;
                     if let Some(snapshot) = &mut self.point.snapshot {
                         snapshot.total = total;
-                        self.push_position(task, source, &mut batch);
+                        self.push_position(task, source, batch);
                     }
                 }
                 Event::SnapshotEnded { pos, left_out } => {
-                    self.deleted_in_gap(task, &pos, &left_out, &mut batch).await?;
+                    self.deleted_in_gap(task, &pos, &left_out, batch).await?;
                     self.passed = pos.clone();
                     self.last = pos;
                     let end = self.next_seq.0;
@@ -535,7 +548,7 @@ impl Capture {
                         warn!(partition = %task.partition, key = %shown(key), reason, "left out");
                     }
                     *lock(&task.stats.left_out) = left_out.1;
-                    self.push_position(task, source, &mut batch);
+                    self.push_position(task, source, batch);
                 }
                 Event::LeftOut { key, reason, pos } => {
                     // Counted before the break.
@@ -547,15 +560,15 @@ impl Capture {
                     self.reached(pos);
                     // Before the first change stands in the log, it has to say where the stream began.
                     if self.resume_at.is_none() {
-                        self.push_position(task, source, &mut batch);
+                        self.push_position(task, source, batch);
                     }
                 }
             }
         }
         if self.bytes_since_position >= POSITION_EVERY_BYTES && self.open_group.is_empty() {
-            self.push_position(task, source, &mut batch);
+            self.push_position(task, source, batch);
         }
-        self.append(task, batch).await
+        Ok(())
     }
 
     /// Something of the stream cannot be carried.
@@ -576,42 +589,48 @@ impl Capture {
         }
     }
 
-    fn change(&mut self, task: &CaptureTask, mut change: Change, batch: &mut Batch) {
+    fn change(
+        &mut self,
+        task: &CaptureTask,
+        mut change: Change,
+        batch: &mut Batch,
+    ) -> Result<(), EngineError> {
         if let Some(group) = change.group {
             let group_end = change.pos.clone();
             self.open_group.push(change);
             if group.last {
                 for change in std::mem::take(&mut self.open_group) {
-                    self.stamp(task, change, batch);
+                    self.stamp(task, change, batch)?;
                 }
                 self.reached(group_end);
             }
-            return;
+            return Ok(());
         }
         if change.op == Op::Read {
             if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key) {
-                return;
+                return Ok(());
             }
             if let Some(snapshot) = self.point.snapshot.as_ref().filter(|snapshot| snapshot.sweep) {
                 let known = self.known.note_row(&change.key);
                 if self.is_contested(task, &change.key) {
                     // It may hold what it should not: it is told once it doesn't.
                     self.ships.open(&change.key, &self.passed);
-                    return;
+                    return Ok(());
                 }
                 // A repeated snapshot replaces what an earlier one brought.
                 if !snapshot.initial || task.peer.is_none() || known {
                     change.op = Op::State;
                 }
             }
-            self.stamp(task, change, batch);
+            self.stamp(task, change, batch)?;
         } else {
             let pos = change.pos.clone();
             if change.op != Op::State || self.may_tell(task, &change) {
-                self.stamp(task, change, batch);
+                self.stamp(task, change, batch)?;
             }
             self.reached(pos);
         }
+        Ok(())
     }
 
     fn may_be_forgotten(&self, key: &Key) -> bool {
@@ -638,9 +657,14 @@ impl Capture {
     }
 
     /// Gives the change its place and version, unless the log holds it from before a break.
-    fn stamp(&mut self, task: &CaptureTask, mut change: Change, batch: &mut Batch) {
+    fn stamp(
+        &mut self,
+        task: &CaptureTask,
+        mut change: Change,
+        batch: &mut Batch,
+    ) -> Result<(), EngineError> {
         if self.held_below.is_some_and(|held| change.pos.at <= held) {
-            return;
+            return Ok(());
         }
         change.term = self.term;
         change.seq = self.next_seq;
@@ -658,7 +682,7 @@ impl Capture {
         change.hlc = match (change.op, news) {
             (Op::Read, _) => Hlc(0),
             _ if is_asked_for && !self.in_snapshot() && task.peer.is_some() => {
-                self.whole_version(task, &change.key)
+                self.whole_version(task, &change.key)?
             }
             (_, News::Known) => self.written.last(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
@@ -675,6 +699,7 @@ impl Capture {
         batch.data += 1;
         self.bytes_since_position += change.cost();
         batch.changes.push(change);
+        Ok(())
     }
 
     fn push_position(&mut self, task: &CaptureTask, source: &mut dyn Source, batch: &mut Batch) {
@@ -774,6 +799,6 @@ async fn remember(
         }
     })
     .await?;
-    lock(&task.shared.recent).forget_below(from, |_| false);
+    lock(&task.shared.recent).forget_below(from);
     Ok(is_damaged(task.log.as_ref(), &task.partition, start, end))
 }

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::EngineError;
 use super::apply::{ApplyTask, Reign, group_boundary};
-use super::recent::touches;
+use super::recent::{Touch, touches};
 use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
 
@@ -178,6 +178,9 @@ fn replaces(change: &Change) -> bool {
     matches!(change.op, Op::State | Op::Read) && !change.key.name.is_empty() && whole
 }
 
+/// Changes taken back in one go.
+const RECALLED_AT_ONCE: usize = 1 << 16;
+
 /// A peer that came back older than it was has seen less of ours than it had: what we forgot since is read
 /// again.
 async fn recall(task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError> {
@@ -189,14 +192,22 @@ async fn recall(task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError>
     }
     let (start, end) = (task.log.locate(own, seen).await?, task.log.locate(own, floor).await?);
     let mut older = Vec::new();
+    let mut recalled = Ok(());
     walk_kept(task.log.as_ref(), own, start, end, |_, change| {
-        older.extend(touches(&change, task.connector.as_ref()));
+        // Whatever the stream numbers now, they stand before all that comes in it.
+        let touched = touches(&change, task.connector.as_ref()).into_iter();
+        older.extend(touched.map(|(digest, own)| (digest, Touch { at: 0, ..own })));
+        if older.len() >= RECALLED_AT_ONCE && recalled.is_ok() {
+            recalled = lock(&task.shared.recent).recall(&older);
+            older.clear();
+        }
     })
     .await?;
+    recalled.and_then(|()| lock(&task.shared.recent).recall(&older)).map_err(EngineError::Spilled)?;
     if is_damaged(task.log.as_ref(), own, start, end) {
         task.lost_own(floor)?;
     }
-    lock(&task.shared.recent).recall(seen, &older);
+    lock(&task.shared.recent).recalled_to(seen);
     Ok(())
 }
 

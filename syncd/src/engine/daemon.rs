@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -16,6 +17,7 @@ use super::conflicts::{ConflictLog, Conflicts};
 use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
 use super::pauses::{Answers, Begun, Pauses};
+use super::recent::{Recent, TOUCH_COST};
 use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, sweep};
 use crate::config::{Channel, Config};
@@ -116,6 +118,32 @@ fn share(config: &Config) -> usize {
     usize::try_from(config.limits.memory / 16).unwrap_or(usize::MAX)
 }
 
+/// What one channel may hold.
+struct Shares {
+    /// [`ApplyTask::own_bytes_max`].
+    own_bytes_max: usize,
+    /// [`ApplyTask::sweep_keys_max`].
+    sweep_keys_max: usize,
+    /// Own changes of a site that are remembered in memory.
+    remembered_max: usize,
+    /// Where the others go.
+    spill_dir: PathBuf,
+}
+
+impl Shares {
+    fn of(config: &Config) -> Shares {
+        let share = share(config) / config.channels.len().max(1);
+        // A log may have no folder.
+        let dir = Some(&config.log.dir).filter(|dir| dir.is_dir());
+        Shares {
+            spill_dir: dir.cloned().unwrap_or_else(std::env::temp_dir),
+            own_bytes_max: share / 2,
+            sweep_keys_max: share / sweep::KEY_BYTES,
+            remembered_max: share / 2 / TOUCH_COST,
+        }
+    }
+}
+
 impl Daemon {
     /// Opens the log and starts every channel. `connectors` are those of `config.channels`, in their order.
     ///
@@ -171,11 +199,9 @@ impl Daemon {
             tasks: tokio::sync::Mutex::default(),
         };
         let mut tasks = JoinSet::new();
-        let channels = config.channels.len().max(1);
-        let own_bytes_max = share(config) / (2 * channels);
-        let sweep_keys_max = share(config) / channels / sweep::KEY_BYTES;
+        let shares = Shares::of(config);
         for (channel, connector) in config.channels.iter().zip(connectors) {
-            let run = daemon.start_channel(channel, connector, (own_bytes_max, sweep_keys_max), &mut tasks);
+            let run = daemon.start_channel(channel, connector, &shares, &mut tasks);
             daemon.channels.push(run);
         }
         let daemon = Arc::new(daemon);
@@ -188,13 +214,19 @@ impl Daemon {
         &self,
         channel: &Channel,
         connector: Arc<dyn Connector>,
-        (own_bytes_max, sweep_keys_max): (usize, usize),
+        shares: &Shares,
         tasks: &mut JoinSet<()>,
     ) -> ChannelRun {
         let paused = watch::Sender::new(lock(&self.pauses).contains(&channel.name));
         let (asks, receivers): (Vec<_>, Vec<_>) =
             Site::BOTH.map(|_| mpsc::channel::<Ask>(16)).into_iter().unzip();
-        let shared: Vec<_> = asks.iter().map(|ask| Arc::new(SiteShared::new(ask.clone()))).collect();
+        let shared: Vec<_> = asks
+            .iter()
+            .map(|ask| {
+                let recent = Recent::new(shares.spill_dir.clone(), shares.remembered_max);
+                Arc::new(SiteShared::new(ask.clone(), recent))
+            })
+            .collect();
         let partition = |site: Site| PartitionId {
             channel: channel.name.clone(),
             origin: self.sites[site.index()].clone(),
@@ -240,8 +272,8 @@ impl Daemon {
                 sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
                 items_max: channel.batch.items_max,
                 bytes_max: channel.batch.bytes_max,
-                own_bytes_max,
-                sweep_keys_max,
+                own_bytes_max: shares.own_bytes_max,
+                sweep_keys_max: shares.sweep_keys_max,
                 paused: paused.subscribe(),
                 answers: answered,
                 answered: Arc::clone(&self.answers),
@@ -669,7 +701,9 @@ impl Control for Daemon {
                 gauge("causeway_under_way_batches", read(&run.stats.under_way));
                 gauge("causeway_capture_behind", run.shared.backlog.behind().unwrap_or(f64::NAN));
                 gauge("causeway_left_out", direction.left_out as f64);
-                gauge("causeway_remembered_changes", lock(&run.shared.recent).len() as f64);
+                let (remembered, spilled) = lock(&run.shared.recent).len();
+                gauge("causeway_remembered_changes", remembered as f64);
+                gauge("causeway_spilled_changes", spilled as f64);
                 for resolution in Resolution::ALL {
                     let mut labels = run.labels.clone();
                     labels.push(metrics::Label::new("resolution", resolution.as_str()));

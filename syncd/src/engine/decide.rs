@@ -1,6 +1,7 @@
 //! What becomes of a batch of the peer's changes, by the rule for concurrent writes (`rule.rs`), with what the
 //! site's own log holds of them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
@@ -90,7 +91,7 @@ impl Reign {
         if task.own.is_none() {
             return Ok(Plan { basis: lock(&task.shared.recent).end(), ..Plan::default() });
         }
-        let (mut plan, met) = look(task, changes, fill);
+        let (mut plan, met) = look(task, changes, fill)?;
         if !met.is_empty() {
             let met = over_states(task, met).await?;
             self.work_out(task, changes, met, &mut plan).await?;
@@ -215,7 +216,7 @@ async fn over_states(task: &ApplyTask, mut met: Vec<Met>) -> Result<Vec<Met>, En
 
 /// Looks at what was changed here and the peer had not seen. One look for the whole batch: its basis holds for
 /// each change.
-fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> (Plan, Vec<Met>) {
+fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> Result<(Plan, Vec<Met>), EngineError> {
     let connector = task.connector.as_ref();
     let all: Vec<Vec<(u128, Touch)>> =
         changes.iter().map(|change| touched_units(change, connector)).collect();
@@ -230,20 +231,24 @@ fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> (Plan, Vec<Met>) {
         let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch);
         let key = change.key.detached();
         let theirs = |touch| Theirs { digest, key: key.clone(), touch, on_top: false };
-        let ours = if fill { &[] } else { recent.unseen(digest, first.seen) };
+        let ours = if fill {
+            Cow::default()
+        } else {
+            recent.unseen(digest, first.seen).map_err(EngineError::Spilled)?
+        };
         if ours.is_empty() {
             plan.units.extend(touched.map(theirs));
             continue;
         }
         let touched: Vec<Touch> = touched.collect();
         plan.units.extend(touched.iter().copied().map(theirs));
-        let verdict = rule::decide(&touched, ours, task.site == Site::First);
+        let verdict = rule::decide(&touched, &ours, task.site == Site::First);
         if let Verdict::Unknown(from) = verdict {
             plan.basis = plan.basis.min(from);
         }
-        met.push(Met::new(index, digest, touched, ours, verdict));
+        met.push(Met::new(index, digest, touched, &ours, verdict));
     }
-    (plan, met)
+    Ok((plan, met))
 }
 
 /// What the conflict log hears of one change: the newest of ours that was overwritten, and the newest of each

@@ -39,6 +39,7 @@ impl Metrics {
             ("causeway_dead_letters", "Changes that the target refused."),
             ("causeway_left_out", "Keys that cannot be carried."),
             ("causeway_remembered_changes", "Own changes remembered for the peer's to be decided."),
+            ("causeway_spilled_changes", "Those of them that are in a file, as memory has no room for them."),
             (
                 "causeway_asked_keys",
                 "Keys that a site was asked for, and whose states are not in its log yet.",

@@ -24,6 +24,7 @@ mod redos;
 mod restart;
 mod rule;
 mod shared;
+mod spill;
 mod sweep;
 pub(crate) mod switch;
 
@@ -79,6 +80,9 @@ pub enum EngineError {
         /// Its place.
         at: Offset,
     },
+    /// Own changes that did not fit into memory cannot be read.
+    #[error("cannot read own changes from their file in the log's folder: {0}; they stand in the log, too")]
+    Spilled(std::io::Error),
     /// The site's own capture waits for the applier to read the marker again and let it in.
     #[error("capture of the target opens its stream anew")]
     CaptureWaits,

@@ -22,6 +22,9 @@ pub(crate) struct OwnLog {
     bytes: usize,
 }
 
+/// So many records that nobody wants are not read: looking one up costs about as much.
+const FAR: u64 = 4096;
+
 impl OwnLog {
     /// Keeps at the most about `bytes_max` of [`Change::cost`] between two calls.
     pub(crate) fn new(log: Arc<dyn Log>, partition: PartitionId, bytes_max: usize) -> OwnLog {
@@ -39,7 +42,7 @@ impl OwnLog {
         wanted: &BTreeSet<Seq>,
     ) -> Result<HashMap<Seq, Change>, EngineError> {
         let mut found = HashMap::with_capacity(wanted.len());
-        let (Some(&oldest), Some(&newest)) = (wanted.first(), wanted.last()) else { return Ok(found) };
+        let Some(&oldest) = wanted.first() else { return Ok(found) };
         let end = self.first.0 + self.kept.len() as u64;
         let reader = match &mut self.reader {
             Some(reader) if (self.first.0..=end).contains(&oldest.0) => reader,
@@ -56,10 +59,13 @@ impl OwnLog {
                 let change = self.kept.get((seq.0 - self.first.0) as usize);
                 found.extend(change.map(|change| (seq, change.clone())));
             }
-            if newest < end {
-                return Ok(found);
-            }
+            let Some(&next) = wanted.range(end.max(from)..).next() else { return Ok(found) };
             from = end;
+            if next.0 > end.0 + FAR {
+                (self.first, self.bytes) = (next, 0);
+                self.kept.clear();
+                *reader = Reader::at(Arc::clone(&self.log), self.partition.clone(), next).await?;
+            }
             while self.bytes > self.bytes_max
                 && let Some(change) = self.kept.pop_front()
             {

@@ -89,14 +89,14 @@ impl Capture {
         let recent = &mut *lock(&task.shared.recent);
         let redos = &mut *lock(&task.shared.redos);
         for theirs in &units {
-            self.race(task, recent, redos, (marker, pos), theirs);
+            self.race(task, recent, redos, (marker, pos), theirs)?;
         }
         for id in &marker.redone {
-            self.close(recent, redos, *id, (marker.basis, pos.at));
+            self.close(recent, redos, *id, (marker.basis, pos.at))?;
         }
         let forgettable = Seq(task.shared.forgettable.load(Ordering::SeqCst));
         if let Some(low) = low {
-            recent.forget_below(low.min(forgettable), |digest| redos.is_open(digest));
+            recent.forget_below(low.min(forgettable));
         }
         if redos.has_waiting() {
             task.shared.redo_waits.raise();
@@ -117,14 +117,14 @@ impl Capture {
     fn race(
         &mut self,
         task: &CaptureTask,
-        recent: &Recent,
+        recent: &mut Recent,
         redos: &mut Redos,
         (marker, pos): (&Marker, &Position),
         theirs: &Theirs,
-    ) {
-        let ours = recent.all(theirs.digest);
+    ) -> Result<(), EngineError> {
+        let ours = recent.all(theirs.digest).map_err(EngineError::Spilled)?;
         if ours.is_empty() {
-            return;
+            return Ok(());
         }
         let touch = theirs.touch;
         let applied = Applied {
@@ -134,7 +134,7 @@ impl Capture {
             at: pos.at,
             basis: if is_off(Part::Basis) { Seq(u64::MAX) } else { marker.basis },
         };
-        for race in rule::races(&applied, ours, task.site == Site::First) {
+        for race in rule::races(&applied, &ours, task.site == Site::First) {
             debug!(partition = %task.partition, key = %shown(&theirs.key), theirs = %touch.seq, ?race, "race");
             match race {
                 Race::Redo { .. } if is_off(Part::Redo) => {}
@@ -150,14 +150,25 @@ impl Capture {
                 Race::Ship => self.ships.open(&theirs.key, &self.passed),
             }
         }
+        if redos.is_open(theirs.digest) {
+            recent.keep(theirs.digest);
+        }
+        Ok(())
     }
 
     /// A redo has passed: what we wrote before it and it did not know was overwritten.
-    fn close(&mut self, recent: &mut Recent, redos: &mut Redos, id: u64, (basis, at): (Seq, u64)) {
-        let Some(mut redo) = redos.close(id) else { return };
-        let digest = key_digest(&redo.key);
+    fn close(
+        &mut self,
+        recent: &mut Recent,
+        redos: &mut Redos,
+        id: u64,
+        (basis, at): (Seq, u64),
+    ) -> Result<(), EngineError> {
+        let Some(digest) = redos.digest(id) else { return Ok(()) };
         let is_unknown = |own: &&Touch| own.seq >= basis && own.at < at;
-        let unknown: Vec<Touch> = recent.all(digest).iter().filter(is_unknown).copied().collect();
+        let all = recent.all(digest).map_err(EngineError::Spilled)?;
+        let unknown: Vec<Touch> = all.iter().filter(is_unknown).copied().collect();
+        let Some(mut redo) = redos.close(id) else { return Ok(()) };
         if let Some(oldest) = unknown.iter().map(|own| own.seen).min()
             && !is_off(Part::RedoRace)
         {
@@ -168,6 +179,7 @@ impl Capture {
         } else if !redos.is_open(digest) {
             recent.release(digest);
         }
+        Ok(())
     }
 
     /// Asks the source for states; `done` is told once they are durable.
@@ -251,11 +263,12 @@ impl Capture {
     }
 
     /// The version of a state that is read again: of our newest write of the whole key that still stands.
-    pub(super) fn whole_version(&self, task: &CaptureTask, key: &Key) -> Hlc {
+    pub(super) fn whole_version(&self, task: &CaptureTask, key: &Key) -> Result<Hlc, EngineError> {
         if is_off(Part::StateVersion) {
-            return self.clock.last();
+            return Ok(self.clock.last());
         }
-        rule::whole_version(lock(&task.shared.recent).all(key_digest(key)))
+        let recent = lock(&task.shared.recent);
+        Ok(rule::whole_version(&recent.all(key_digest(key)).map_err(EngineError::Spilled)?))
     }
 
     /// How far a restart may read on.

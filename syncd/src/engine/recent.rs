@@ -1,7 +1,15 @@
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::borrow::Cow;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
 
 use causeway_core::{Change, Class, Connector, Hlc, Key, Op, Seq, Space, Unit};
+use smallvec::SmallVec;
+use tracing::warn;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use super::spill::Spill;
 
 /// What one change does to one unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,16 +34,24 @@ pub(crate) struct Touch {
 
 /// What the site itself changed lately, by key: from the seq up to which the peer is known to have applied
 /// our changes, to the end of what capture has read. Keys are held as 128-bit digests, so that nothing of
-/// the stream's buffers is kept alive.
-#[derive(Debug, Default)]
+/// the stream's buffers is kept alive. The oldest go to a file where they are many.
+#[derive(Debug)]
 pub(crate) struct Recent {
-    by_key: HashMap<u128, Vec<Touch>>,
+    by_key: HashMap<u128, SmallVec<[Touch; 1]>>,
     in_order: VecDeque<(Seq, u128)>,
-    /// Keys of which changes below the floor are remembered.
-    kept: BTreeSet<u128>,
+    /// Of `in_order`.
+    held_max: usize,
+    /// More than these are given to the file.
+    spill_above: usize,
+    spill: Spill,
+    /// Keys of which changes below the floor are remembered, from here on.
+    kept: BTreeMap<u128, Seq>,
     floor: Seq,
     end: Seq,
 }
+
+/// What one change in memory takes, about.
+pub(crate) const TOUCH_COST: usize = 160;
 
 /// When the site itself wrote each of its keys last, for as many keys as fit; others count as never.
 #[derive(Debug, Default)]
@@ -136,12 +152,55 @@ fn named(hasher: &mut Xxh3, kind: &[u8], name: &[u8]) {
 }
 
 impl Recent {
+    /// Holds at most about `held_max` changes in memory, and the older ones in a file in `dir`.
+    pub(crate) fn new(dir: PathBuf, held_max: usize) -> Recent {
+        let held_max = held_max.max(1);
+        Recent {
+            by_key: HashMap::new(),
+            in_order: VecDeque::new(),
+            held_max,
+            spill_above: held_max,
+            spill: Spill::new(dir, held_max.saturating_mul(4)),
+            kept: BTreeMap::new(),
+            floor: Seq(0),
+            end: Seq(0),
+        }
+    }
+
     /// Notes what a change of ours touches. Seqs ascend.
     pub(crate) fn note(&mut self, touched: &[(u128, Touch)]) {
         for (digest, own) in touched {
             self.by_key.entry(*digest).or_default().push(*own);
             self.in_order.push_back((own.seq, *digest));
         }
+        if self.in_order.len() > self.spill_above {
+            self.spill_above = self.held_max;
+            if let Err(error) = self.spill_oldest() {
+                // There is no other place for them. Tried again when there are some more.
+                self.spill_above = self.in_order.len() + self.held_max;
+                warn!(%error, held = self.in_order.len(), "own changes cannot be written to a file and stay in memory");
+            }
+        }
+    }
+
+    /// Gives a quarter of what is held to the file.
+    fn spill_oldest(&mut self) -> io::Result<()> {
+        let Some((newest, _)) = self.in_order.get(self.in_order.len() / 4) else { return Ok(()) };
+        let end = newest.next();
+        let count = self.in_order.partition_point(|(seq, _)| *seq < end);
+        let digests: BTreeSet<u128> = self.in_order.range(..count).map(|(_, digest)| *digest).collect();
+        let older = |own: &SmallVec<[Touch; 1]>| own.partition_point(|own| own.seq < end);
+        let mut oldest = Vec::with_capacity(count);
+        for digest in &digests {
+            let own = self.by_key.get(digest).into_iter().flat_map(|own| own.iter().take(older(own)));
+            oldest.extend(own.map(|own| (*digest, *own)));
+        }
+        self.spill.add(&oldest)?;
+        self.in_order.drain(..count);
+        for digest in digests {
+            self.drop_below(digest, end);
+        }
+        Ok(())
     }
 
     /// Notes that our log holds everything below `end` durably.
@@ -161,90 +220,122 @@ impl Recent {
 
     /// The oldest change that is remembered stands here or above.
     pub(crate) fn oldest(&self) -> Seq {
-        let kept = self.kept.iter().filter_map(|digest| self.by_key.get(digest)?.first());
-        kept.map(|own| own.seq).min().map_or(self.floor, |seq| seq.min(self.floor))
+        self.kept.values().fold(self.floor, |oldest, from| oldest.min(*from))
     }
 
-    /// How many changes are remembered.
-    pub(crate) fn len(&self) -> usize {
-        self.in_order.len()
+    /// How many changes are remembered, and how many of them in the file.
+    pub(crate) fn len(&self) -> (u64, u64) {
+        (self.in_order.len() as u64 + self.spill.len(), self.spill.len())
     }
 
     /// Nothing is remembered of any key.
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
+        self.by_key.is_empty() && self.spill.len() == 0
     }
 
     /// All that is remembered of a key, durable or not; oldest first.
-    pub(crate) fn all(&self, digest: u128) -> &[Touch] {
-        self.by_key.get(&digest).map_or(&[], Vec::as_slice)
+    ///
+    /// # Errors
+    ///
+    /// The file's.
+    pub(crate) fn all(&self, digest: u128) -> io::Result<Cow<'_, [Touch]>> {
+        let held = self.by_key.get(&digest).map_or(&[][..], SmallVec::as_slice);
+        let mut all = self.spill.of(digest, self.kept.get(&digest).copied().unwrap_or(self.floor))?;
+        if all.is_empty() {
+            return Ok(Cow::Borrowed(held));
+        }
+        // What was recalled may be held besides.
+        all.extend_from_slice(held);
+        let unit = |own: &Touch| (own.seq, own.element, own.class as u8);
+        all.sort_by_key(unit);
+        all.dedup_by_key(|own| unit(own));
+        Ok(Cow::Owned(all))
     }
 
     /// Our changes to a key, durable by now, that a peer's change which had seen ours up to `seen` did not
     /// know; oldest first, one for each unit.
-    pub(crate) fn unseen(&self, digest: u128, seen: Seq) -> &[Touch] {
-        let all = self.all(digest);
-        let begin = all.partition_point(|own| own.seq < seen);
-        let end = all.partition_point(|own| own.seq < self.end);
-        all.get(begin..end).unwrap_or_default()
+    ///
+    /// # Errors
+    ///
+    /// The file's.
+    pub(crate) fn unseen(&self, digest: u128, seen: Seq) -> io::Result<Cow<'_, [Touch]>> {
+        let part = |all: &[Touch]| {
+            let begin = all.partition_point(|own| own.seq < seen);
+            begin..all.partition_point(|own| own.seq < self.end).max(begin)
+        };
+        Ok(match self.all(digest)? {
+            Cow::Borrowed(all) => Cow::Borrowed(all.get(part(all)).unwrap_or_default()),
+            Cow::Owned(all) => Cow::Owned(all.get(part(&all)).unwrap_or_default().to_vec()),
+        })
     }
 
-    /// The same, one for each change.
-    pub(crate) fn live(&self, key: &Key, seen: Seq) -> Vec<Touch> {
-        let mut live = self.unseen(key_digest(key), seen).to_vec();
-        live.dedup_by_key(|own| own.seq);
-        live
+    /// Whether there are any.
+    ///
+    /// # Errors
+    ///
+    /// The file's.
+    pub(crate) fn has_unseen(&self, key: &Key, seen: Seq) -> io::Result<bool> {
+        Ok(!self.unseen(key_digest(key), seen)?.is_empty())
     }
 
     /// The stream begins anew: all that is remembered stands before everything that comes.
     pub(crate) fn stream_is_new(&mut self) {
         self.by_key.values_mut().flatten().for_each(|own| own.at = 0);
+        self.spill.stream_is_new();
     }
 
-    /// Takes back what was forgotten: `older` are what our changes from `floor` to the floor that was touched.
-    pub(crate) fn recall(&mut self, floor: Seq, older: &[(u128, Touch)]) {
-        let mut again = Recent::default();
-        again.note(older);
-        for (digest, own) in std::mem::take(&mut self.by_key) {
-            let all = again.by_key.entry(digest).or_default();
-            all.extend(own);
-            all.sort_by_key(|own| own.seq);
-            all.dedup();
-        }
-        again.in_order.append(&mut self.in_order);
-        *self = Recent { floor, end: self.end, kept: std::mem::take(&mut self.kept), ..again };
+    /// Takes back some of what was forgotten: of our changes from below the floor on.
+    ///
+    /// # Errors
+    ///
+    /// The file's.
+    pub(crate) fn recall(&mut self, older: &[(u128, Touch)]) -> io::Result<()> {
+        self.spill.add(older)
+    }
+
+    /// All that was forgotten from `floor` on was taken back.
+    pub(crate) fn recalled_to(&mut self, floor: Seq) {
+        self.floor = self.floor.min(floor);
     }
 
     /// Forgets what the peer is known to have applied, as every later change of the peer has seen it; of keys
-    /// that are `kept` nothing.
-    pub(crate) fn forget_below(&mut self, low: Seq, kept: impl Fn(u128) -> bool) {
-        self.floor = self.floor.max(low);
-        while let Some(&(seq, digest)) = self.in_order.front() {
-            if seq >= low {
-                break;
-            }
+    /// that are kept nothing.
+    pub(crate) fn forget_below(&mut self, low: Seq) {
+        if low <= self.floor {
+            return;
+        }
+        self.floor = low;
+        while let Some(&(seq, digest)) = self.in_order.front()
+            && seq < low
+        {
             self.in_order.pop_front();
-            if kept(digest) {
-                self.kept.insert(digest);
-            } else {
-                self.forget(digest, low);
+            if !self.kept.contains_key(&digest) {
+                self.drop_below(digest, low);
             }
         }
+        if self.spill.len() > 0 && self.spill.end() <= self.oldest() {
+            self.spill.clear();
+        }
+    }
+
+    /// Of a key nothing is forgotten from now on, until it is released.
+    pub(crate) fn keep(&mut self, digest: u128) {
+        self.kept.entry(digest).or_insert(self.floor);
     }
 
     /// A key need not be kept any longer.
     pub(crate) fn release(&mut self, digest: u128) {
-        if self.kept.remove(&digest) {
-            self.forget(digest, self.floor);
+        if self.kept.remove(&digest).is_some() {
+            self.drop_below(digest, self.floor);
         }
     }
 
-    fn forget(&mut self, digest: u128, low: Seq) {
-        if let Some(own) = self.by_key.get_mut(&digest) {
-            own.retain(|own| own.seq >= low);
-            if own.is_empty() {
-                self.by_key.remove(&digest);
-            }
+    fn drop_below(&mut self, digest: u128, low: Seq) {
+        let Entry::Occupied(mut own) = self.by_key.entry(digest) else { return };
+        let count = own.get().partition_point(|own| own.seq < low);
+        own.get_mut().drain(..count);
+        if own.get().is_empty() {
+            own.remove();
         }
     }
 }
@@ -260,61 +351,105 @@ mod tests {
     }
 
     fn set(recent: &mut Recent, seq: u64, name: &'static str) {
-        let own = Touch {
+        recent.note(&[(key_digest(&key(name)), touch(seq))]);
+    }
+
+    fn touch(seq: u64) -> Touch {
+        Touch {
             seq: Seq(seq),
             seen: Seq(0),
             at: seq,
             hlc: Hlc(seq),
             class: Class::Absolute,
-            element: None,
+            element: (seq % 2 == 0).then_some(seq),
             is_expire_at: false,
             is_state: false,
-            is_guess: false,
+            is_guess: seq % 3 == 0,
             reread: false,
-        };
-        recent.note(&[(key_digest(&key(name)), own)]);
+        }
+    }
+
+    /// Everything in memory, and nearly everything in the file.
+    fn both(test: impl Fn(&mut Recent)) {
+        let dir = tempfile::tempdir().unwrap();
+        for held_max in [1 << 12, 1] {
+            test(&mut Recent::new(dir.path().to_owned(), held_max));
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a file is left");
+    }
+
+    fn unseen(recent: &Recent, name: &'static str, seen: u64) -> Vec<u64> {
+        recent.unseen(key_digest(&key(name)), Seq(seen)).unwrap().iter().map(|own| own.seq.0).collect()
     }
 
     #[test]
     fn only_what_the_peer_had_not_seen_is_live() {
-        let mut recent = Recent::default();
-        set(&mut recent, 1, "a");
-        set(&mut recent, 2, "b");
-        set(&mut recent, 5, "a");
-        set(&mut recent, 6, "a");
-        recent.reach(Seq(6));
-        let seqs = |live: Vec<Touch>| live.iter().map(|own| own.seq.0).collect::<Vec<_>>();
-        assert_eq!(seqs(recent.live(&key("a"), Seq(0))), [1, 5]);
-        assert_eq!(seqs(recent.live(&key("a"), Seq(2))), [5]);
-        assert_eq!(seqs(recent.live(&key("a"), Seq(6))), [0; 0]);
-        assert_eq!(recent.end(), Seq(6));
+        both(|recent| {
+            set(recent, 1, "a");
+            set(recent, 2, "b");
+            set(recent, 5, "a");
+            set(recent, 6, "a");
+            recent.reach(Seq(6));
+            assert_eq!(unseen(recent, "a", 0), [1, 5]);
+            assert_eq!(unseen(recent, "a", 2), [5]);
+            assert_eq!(unseen(recent, "a", 6), [0; 0]);
+            assert_eq!(recent.end(), Seq(6));
+        });
     }
 
     #[test]
     fn forgetting_leaves_nothing_behind() {
-        let mut recent = Recent::default();
-        set(&mut recent, 1, "a");
-        set(&mut recent, 2, "a");
-        recent.reach(Seq(3));
-        recent.forget_below(Seq(2), |_| false);
-        assert_eq!(recent.live(&key("a"), Seq(0)).len(), 1);
-        recent.forget_below(Seq(9), |_| false);
-        assert_eq!((recent.len(), recent.by_key.len(), recent.floor()), (0, 0, Seq(9)));
+        both(|recent| {
+            set(recent, 1, "a");
+            set(recent, 2, "a");
+            recent.reach(Seq(3));
+            recent.forget_below(Seq(2));
+            assert_eq!(unseen(recent, "a", 0), [2]);
+            recent.forget_below(Seq(9));
+            assert_eq!((recent.len(), recent.is_empty(), recent.floor()), ((0, 0), true, Seq(9)));
+        });
     }
 
     #[test]
     fn of_a_key_that_is_kept_nothing_is_forgotten_until_it_is_released() {
-        let mut recent = Recent::default();
-        set(&mut recent, 1, "a");
-        set(&mut recent, 2, "b");
-        set(&mut recent, 3, "a");
-        recent.reach(Seq(4));
-        let a = key_digest(&key("a"));
-        recent.forget_below(Seq(3), |digest| digest == a);
-        assert_eq!((recent.floor(), recent.oldest()), (Seq(3), Seq(1)));
-        assert_eq!((recent.all(a).len(), recent.live(&key("b"), Seq(0)).len()), (2, 0));
-        recent.release(a);
-        assert_eq!((recent.oldest(), recent.all(a).len()), (Seq(3), 1));
+        both(|recent| {
+            set(recent, 1, "a");
+            set(recent, 2, "b");
+            set(recent, 3, "a");
+            recent.reach(Seq(4));
+            recent.keep(key_digest(&key("a")));
+            recent.forget_below(Seq(3));
+            assert!(recent.oldest() <= Seq(1));
+            assert_eq!((unseen(recent, "a", 0), unseen(recent, "b", 0)), (vec![1, 3], vec![]));
+            recent.release(key_digest(&key("a")));
+            assert_eq!((recent.oldest(), unseen(recent, "a", 0)), (Seq(3), vec![3]));
+        });
+    }
+
+    #[test]
+    fn what_is_recalled_is_there_once_and_before_the_stream() {
+        both(|recent| {
+            let a = key_digest(&key("a"));
+            (1..9).for_each(|seq| set(recent, seq, "a"));
+            recent.reach(Seq(9));
+            recent.keep(a);
+            recent.forget_below(Seq(6));
+            recent.recall(&(3..6).map(|seq| (a, Touch { at: 0, ..touch(seq) })).collect::<Vec<_>>()).unwrap();
+            recent.recalled_to(Seq(3));
+            recent.release(a);
+            assert_eq!(unseen(recent, "a", 0), [3, 4, 5, 6, 7, 8]);
+            recent.stream_is_new();
+            assert!(recent.all(a).unwrap().iter().all(|own| *own == Touch { at: 0, ..touch(own.seq.0) }));
+        });
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_costs_memory_only() {
+        let mut recent = Recent::new(PathBuf::from("/nowhere"), 2);
+        (1..100).for_each(|seq| set(&mut recent, seq, "a"));
+        recent.reach(Seq(100));
+        assert_eq!(recent.len(), (99, 0));
+        assert_eq!(unseen(&recent, "a", 50), (50..100).collect::<Vec<_>>());
     }
 
     #[test]

@@ -121,7 +121,8 @@ impl Reign {
             let recent = lock(&task.shared.recent);
             for (_, redo) in redos {
                 let digest = key_digest(&redo.key);
-                for own in recent.all(digest).iter().filter(|own| own.seq < recent.end()) {
+                let all = recent.all(digest).map_err(EngineError::Spilled)?;
+                for own in all.iter().filter(|own| own.seq < recent.end()) {
                     ours.entry(own.seq).or_insert((digest, Vec::new())).1.push(*own);
                 }
             }

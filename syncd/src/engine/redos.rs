@@ -167,6 +167,11 @@ impl Redos {
         self.open.insert(self.next, redo);
     }
 
+    /// Of which key one is, if it is open.
+    pub(crate) fn digest(&self, id: u64) -> Option<u128> {
+        self.open.get(&id).map(|redo| key_digest(&redo.key))
+    }
+
     /// Closes one, and gives it back.
     pub(crate) fn close(&mut self, id: u64) -> Option<Redo> {
         let redo = self.open.remove(&id)?;

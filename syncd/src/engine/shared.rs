@@ -61,9 +61,9 @@ pub(crate) enum Ask {
 }
 
 impl SiteShared {
-    pub(crate) fn new(ask: mpsc::Sender<Ask>) -> Self {
+    pub(crate) fn new(ask: mpsc::Sender<Ask>, recent: Recent) -> Self {
         SiteShared {
-            recent: Mutex::default(),
+            recent: Mutex::new(recent),
             on_the_way: Mutex::default(),
             redos: Mutex::default(),
             redo_waits: Flag::default(),

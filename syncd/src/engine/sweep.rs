@@ -10,7 +10,6 @@ use super::apply::{ApplyTask, Reign};
 use super::careful::{unavailable, watch};
 use super::recent::key_digest;
 use super::restart::{SnapshotPoint, is_damaged, restart_point, walk_kept};
-use super::shared::lock;
 use super::{EngineError, shown};
 use crate::log::Offset;
 use crate::status::HeldAnswer;
@@ -76,7 +75,10 @@ impl Reign {
             let watched = task.own.is_some();
             if watched {
                 watch(task, target, &keys).await?;
-                keys.retain(|key| lock(&task.shared.recent).live(key, end.seen).is_empty());
+                let live: Result<Vec<bool>, EngineError> =
+                    keys.iter().map(|key| task.is_live(key, end.seen)).collect();
+                let mut live = live?.into_iter();
+                keys.retain(|_| live.next() == Some(false));
             }
             let changes: Vec<Change> =
                 keys.iter().map(|key| Change { seq: end.seq, ..gone(key, end) }).collect();
@@ -137,7 +139,7 @@ async fn unnamed(
                     Some(Named::Before) => true,
                     None => sweep_all,
                 };
-                if goes && lock(&task.shared.recent).live(&key, end.seen).is_empty() {
+                if goes && !task.is_live(&key, end.seen)? {
                     debug!(partition = %task.partition, key = %shown(&key), "swept");
                     found.count += 1;
                     keys.extend((found.keys.len() + keys.len() < UNNAMED_MAX).then_some(key));

@@ -101,6 +101,7 @@ impl Driver {
         let memory = Memory::new().with_clocks(clocks()).with_part_bytes(part_bytes);
         let line = Line { world: Arc::clone(world), memory: memory.clone() };
         let mut config = config(plan.snapshot);
+        config.limits.memory = plan.memory;
         for channel in &mut config.channels {
             channel.batch.items_max = plan.items_max;
         }

@@ -68,8 +68,8 @@ pub fn trace(seed: u64, options: Options, shrink: bool, keys: Vec<String>) -> Ve
         found = driver::run(&plan, None, false);
     }
     println!(
-        "snapshot {:?}, backlog {:?}, batches of {}, skews {:?}",
-        plan.snapshot, plan.backlog_max, plan.items_max, plan.skews
+        "snapshot {:?}, backlog {:?}, batches of {}, memory {}, skews {:?}",
+        plan.snapshot, plan.backlog_max, plan.items_max, plan.memory, plan.skews
     );
     plan.before.iter().for_each(|(site, write)| println!("before: {} {write}", site.index()));
     plan.steps.iter().for_each(|(at, step)| println!("plan: {at:>6} ms {step}"));

@@ -24,6 +24,8 @@ pub(super) struct Plan {
     pub(super) items_max: usize,
     /// A row of a snapshot may take so many milliseconds more than any other event.
     pub(super) row_max: u64,
+    /// The configuration's `limits.memory`.
+    pub(super) memory: u64,
     pub(super) collide: bool,
     pub(super) trim: bool,
     pub(super) pieces: bool,
@@ -151,15 +153,30 @@ impl Plan {
         let items_max = random.pick(&[1, 3, 8, 64, 512]);
         let backlog_max = backlog_max.filter(|_| !gapless);
         let row_max = if random.chance(250) { random.scaled(1, 1_000) } else { 0 };
-        Plan { seed, snapshot, before, steps, skews, backlog_max, items_max, row_max, collide, trim, pieces }
+        let memory = if random.chance(250) { random.scaled(1, 64) << 14 } else { 512 << 20 };
+        Plan {
+            seed,
+            snapshot,
+            before,
+            steps,
+            skews,
+            backlog_max,
+            items_max,
+            row_max,
+            memory,
+            collide,
+            trim,
+            pieces,
+        }
     }
 
     /// The smallest part of the plan that is found for which `fails` still holds.
     pub(super) fn shrink(mut self, mut fails: impl FnMut(&Plan) -> bool) -> Plan {
-        let simpler: [fn(&mut Plan); 5] = [
+        let simpler: [fn(&mut Plan); 6] = [
             |plan| plan.before.clear(),
             |plan| plan.backlog_max = None,
             |plan| plan.row_max = 0,
+            |plan| plan.memory = 512 << 20,
             |plan| plan.skews = Default::default(),
             |plan| plan.before.retain(|(_, write)| write.contains("common")),
         ];
