@@ -291,9 +291,7 @@ async fn what_is_wrong_with_the_way_in_is_said_without_secrets() {
 #[tokio::test]
 async fn a_cluster_a_replica_and_a_missing_right_are_named() {
     let (Some(master), Some(replica)) = (server(&[]), server(&[])) else { return };
-    // Its own choice is a port that clients' connections may have taken.
-    let bus = causeway_testkit::servers::free_port().unwrap().to_string();
-    let Some(cluster) = server(&["--cluster-enabled", "yes", "--cluster-port", &bus]) else { return };
+    let Some(cluster) = server(&["--cluster-enabled", "yes"]) else { return };
     let error = try_site(&format!("url = \"{}\"", cluster.url())).await.unwrap_err();
     assert!(error.kind() == ErrorKind::Setup && error.to_string().contains("cluster"), "{error}");
     replica.connect().unwrap().must(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]).unwrap();

@@ -184,6 +184,10 @@ impl RedisServer {
             add(&["--tls-ca-cert-file", &file(&tls.ca), "--tls-cert-file", &file(&tls.cert)]);
             add(&["--tls-key-file", &file(&tls.key)]);
         }
+        if options.args.iter().any(|arg| arg == "--cluster-enabled") {
+            // Its own choice is a port that a client's connection may have taken.
+            add(&["--cluster-port", &free_port()?.to_string()]);
+        }
         command.extend(options.args);
         let mut server = RedisServer { command, child: None, port, tls_port, dir };
         server.restart()?;
