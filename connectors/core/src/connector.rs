@@ -132,6 +132,13 @@ pub trait Connector: Send + Sync {
         Some(change.value.as_deref().map_or(0, xxhash_rust::xxh3::xxh3_128))
     }
 
+    /// What to apply instead of `change`, which was refused for `reason`, where only the number that its site gave
+    /// it is in the way of those that the other site gave: the same with a number that fits. `None`: nothing.
+    fn renumbered(&self, change: &Change, reason: &str) -> Option<Change> {
+        let _ = (change, reason);
+        None
+    }
+
     /// Where `change`, which concerns the whole store, takes what `key` holds (`SWAPDB`); `None`: nowhere.
     fn moved(&self, change: &Change, key: &Key) -> Option<Key> {
         let _ = (change, key);

@@ -339,6 +339,29 @@ pub fn units(change: &Change) -> Vec<(Unit, Class)> {
     }
 }
 
+/// The `XADD` of `change` with an id that the server chooses, which is above all that the stream had; `None`: it is
+/// something else, or has one already.
+pub fn with_next_id(change: &Change) -> Option<Change> {
+    let value = change.value.as_deref().filter(|_| change.op == Op::Command)?;
+    let args: Vec<&[u8]> = Args::at(value, 0)?.map_while(|range| value.get(range)).collect();
+    let is =
+        |at: usize, word: &str| args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+    // XADD key [NOMKSTREAM] [MAXLEN | MINID [= | ~] threshold [LIMIT count]] id field value …
+    let mut id = 2 + usize::from(is(2, "NOMKSTREAM"));
+    if is(id, "MAXLEN") || is(id, "MINID") {
+        id += 2 + usize::from(is(id + 1, "=") || is(id + 1, "~"));
+        id += 2 * usize::from(is(id, "LIMIT"));
+    }
+    if !is(0, "XADD") || is(id, "*") || args.len() < id + 3 {
+        return None;
+    }
+    let renumbered: Vec<&[u8]> =
+        args.iter().enumerate().map(|(at, arg)| if at == id { b"*" } else { *arg }).collect();
+    let mut value = BytesMut::new();
+    resp::encode(&mut value, &renumbered);
+    Some(Change { value: Some(value.freeze()), ..change.clone() })
+}
+
 fn command_units(change: &Change, value: &Bytes) -> Option<Vec<(Unit, Class)>> {
     let mut args = Args::at(value, 0)?;
     let n = args.left();

@@ -79,6 +79,12 @@ impl Connector for Redis {
         }
     }
 
+    fn renumbered(&self, change: &Change, reason: &str) -> Option<Change> {
+        // `XADD` of Redis 7.0 to 8.x and Valkey.
+        let late = reason.contains("equal or smaller than the target stream top item");
+        late.then(|| commands::with_next_id(change)).flatten()
+    }
+
     fn moved(&self, change: &Change, key: &Key) -> Option<Key> {
         let (first, second) = swapped(change.value.as_deref()?)?;
         let to = match key.space {

@@ -371,6 +371,8 @@ pub(crate) struct Reign {
     asked_again: HashSet<u128>,
     /// Reads whose key exists at the target, to be decided before anything else is sent.
     contested: Vec<Change>,
+    /// Keys of changes among them that get another number at this site: the peer is told what came of it.
+    renumbered: Vec<Key>,
     /// Batches that the store refused as a whole.
     rejected: VecDeque<Sent>,
     rejected_transient: bool,
@@ -431,6 +433,7 @@ impl Reign {
             pins: Vec::new(),
             asked_again: HashSet::new(),
             contested: Vec::new(),
+            renumbered: Vec::new(),
             rejected: VecDeque::new(),
             rejected_transient: false,
             overtaken: false,
@@ -594,7 +597,7 @@ impl Reign {
                 if task.redo_waits() {
                     self.redo(task, target).await?;
                 }
-                self.draining = false;
+                self.draining = !self.contested.is_empty();
                 if task.shared.marker_lost.take() {
                     self.send(task, target, Vec::new(), false, self.marker.applied).await?;
                 }
@@ -859,6 +862,16 @@ impl Reign {
         for refusal in refused {
             let Some(change) = changes.get(refusal.index) else { continue };
             lock(&task.shared.on_the_way).is_done(key_digest(&change.key), change.seq);
+            let renumbered =
+                task.connector.renumbered(change, &refusal.reason).filter(|_| task.own.is_some());
+            if let Some(renumbered) = renumbered {
+                // One site's numbers count for both.
+                match task.site {
+                    Site::First => self.renumber(renumbered),
+                    Site::Second => keys.push(change.key.clone()),
+                }
+                continue;
+            }
             warn!(partition = %task.partition, seq = %change.seq, op = change.op.as_str(),
                 reason = refusal.reason, "change refused, kept as a dead letter");
             task.dead_letters
@@ -885,6 +898,13 @@ impl Reign {
         Ok(())
     }
 
+    /// Applies it once nothing is under way, and then tells the peer what came of it.
+    fn renumber(&mut self, change: Change) {
+        self.renumbered.push(change.key.detached());
+        self.contested.push(change);
+        self.draining = true;
+    }
+
     /// With nothing under way: decides contested reads, and sends again what was refused as a whole.
     async fn mend(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
         if !self.rejected.is_empty() {
@@ -896,6 +916,10 @@ impl Reign {
                 let to = self.marker.applied;
                 self.careful(task, target, chunk.to_vec(), to).await?;
             }
+            let mut renumbered = std::mem::take(&mut self.renumbered);
+            renumbered.sort_unstable();
+            renumbered.dedup();
+            self.ask_own(task, self.answered, renumbered);
             self.settle_all(task);
         }
         Ok(())
@@ -970,8 +994,11 @@ impl Reign {
         Ok(())
     }
 
-    /// Nothing is under way or left over: all that was sent is answered.
+    /// Nothing is under way: all that was sent is answered, unless something is left over.
     fn settle_all(&mut self, task: &ApplyTask) {
+        if !self.contested.is_empty() || !self.rejected.is_empty() {
+            return;
+        }
         let (applied, end, low) = (self.marker.applied, self.reader.offset(), self.low);
         self.settle(task, applied, end, low);
     }

@@ -168,6 +168,27 @@ fn other_changes_are_of_the_whole_key() {
     }
 }
 
+#[test]
+fn only_an_entry_with_a_number_gets_the_next_one() {
+    let renumbered = |text: &str| {
+        let key = Key { space: Space::Db(0), name: Bytes::from_static(b"s") };
+        let change = Change::captured(Op::Command, key, Some(cmd(text).raw), Position::default(), 0);
+        with_next_id(&change).and_then(|change| change.value)
+    };
+    for (text, with) in [
+        ("XADD s 1-1 f v", "XADD s * f v"),
+        ("xadd s NOMKSTREAM 1-1 f v g w", "xadd s NOMKSTREAM * f v g w"),
+        ("XADD s MAXLEN 9 1-1 f v", "XADD s MAXLEN 9 * f v"),
+        ("XADD s maxlen = 9 1-1 f v", "XADD s maxlen = 9 * f v"),
+        ("XADD s NOMKSTREAM MINID ~ 0-1 LIMIT 10 1-1 f v", "XADD s NOMKSTREAM MINID ~ 0-1 LIMIT 10 * f v"),
+    ] {
+        assert_eq!(renumbered(text), Some(cmd(with).raw), "{text}");
+    }
+    for text in ["XADD s * f v", "XADD s 1-1", "XADD s MAXLEN = 9", "XADD", "XDEL s 1-1", "SET s 1-1 f v"] {
+        assert_eq!(renumbered(text), None, "{text}");
+    }
+}
+
 /// Prints what a command costs here: `cargo test … -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
