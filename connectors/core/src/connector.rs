@@ -132,11 +132,17 @@ pub trait Connector: Send + Sync {
         Some(change.value.as_deref().map_or(0, xxhash_rust::xxh3::xxh3_128))
     }
 
-    /// What to apply instead of `change`, which was refused for `reason`, where only the number that its site gave
-    /// it is in the way of those that the other site gave: the same with a number that fits. `None`: nothing.
-    fn renumbered(&self, change: &Change, reason: &str) -> Option<Change> {
-        let _ = (change, reason);
+    /// The same as `change` with a number that fits, where its site gave it one that can be in the way of those that
+    /// the other site gave; `None`: it has no number.
+    fn renumbered(&self, change: &Change) -> Option<Change> {
+        let _ = change;
         None
+    }
+
+    /// Whether a change was refused for such a number.
+    fn is_misnumbered(&self, reason: &str) -> bool {
+        let _ = reason;
+        false
     }
 
     /// Where `change`, which concerns the whole store, takes what `key` holds (`SWAPDB`); `None`: nowhere.

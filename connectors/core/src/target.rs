@@ -87,7 +87,8 @@ pub trait Target: Send {
     /// As [`send`](Target::send).
     async fn watch(&mut self, keys: &[Key]) -> Result<Token>;
 
-    /// Of each `read` or `state` whether the store holds just that now, expire-at included; `false` where
+    /// Of each `read` or `state` whether the store holds just that now, expire-at included, and of what has a
+    /// number of its own ([`Connector::renumbered`](crate::Connector::renumbered)) whether it is there; `false` where
     /// it cannot be told cheaply. Nothing may be under way.
     ///
     /// # Errors

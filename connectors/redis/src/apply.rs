@@ -28,11 +28,13 @@ pub(crate) mod answer;
 pub(crate) mod encode;
 pub(crate) mod fence;
 mod holds;
+mod lasting;
 mod limit;
 mod probe;
 
 use answer::{Answer, Collector};
 use encode::{Hidden, piece_name};
+use lasting::Clock;
 use limit::Limit;
 
 /// Keys of one WATCH: a command of this many arguments keeps the server busy for well under a millisecond.
@@ -76,6 +78,7 @@ struct Link {
     /// Values of which a piece was refused, and which no committed transaction deleted yet. The next one
     /// does, so that no marker can count the refusal as answered before what is left of the value is gone.
     broken: Vec<Hidden>,
+    clock: Clock,
 }
 
 struct Guard {
@@ -156,8 +159,10 @@ impl RedisTarget {
                 Some(Guard { marker: text })
             }
         };
+        let clock = Clock::read(&mut conn).await?;
         let (reader, writer) = conn.split();
         self.link = Some(Link {
+            clock,
             reader,
             writer,
             guarded,
@@ -215,6 +220,7 @@ impl RedisTarget {
             payloads: &link.payloads,
             broken: &link.broken,
             incomplete: &incomplete,
+            now: link.clock.now(),
         }
         .batch(&batch, &mut out);
         let collector = Collector::new(expected, action, batch.watched || guarded);

@@ -339,26 +339,70 @@ pub fn units(change: &Change) -> Vec<(Unit, Class)> {
     }
 }
 
+/// When what the command at `start` writes is to expire, in milliseconds since 1970, and where in `commands` that
+/// stands; `None`: the command does not say.
+pub(crate) fn expire_at(commands: &[u8], start: usize) -> Option<(Range<usize>, u64)> {
+    let mut args = Args::at(commands, start)?;
+    let is = |range: &Range<usize>, word: &[u8]| {
+        commands.get(range.clone()).is_some_and(|arg| arg.eq_ignore_ascii_case(word))
+    };
+    let name = args.next()?;
+    let at = match commands.get(name.clone())?.len() {
+        // SET key value [… PXAT time …]
+        3 if is(&name, b"SET") => {
+            args.by_ref().skip(2).find(|arg| is(arg, b"PXAT")).and_then(|_| args.next())
+        }
+        // HSETEX key [… PXAT time …] FIELDS count field value …
+        6 if is(&name, b"HSETEX") => {
+            let word = args.by_ref().skip(1).find(|arg| is(arg, b"PXAT") || is(arg, b"FIELDS"))?;
+            args.next().filter(|_| is(&word, b"PXAT"))
+        }
+        // RESTORE key time payload [… ABSTTL …]
+        7 if is(&name, b"RESTORE") => args.nth(1).filter(|_| args.skip(1).any(|arg| is(&arg, b"ABSTTL"))),
+        9 if is(&name, b"PEXPIREAT") => args.nth(1),
+        10 if is(&name, b"HPEXPIREAT") => args.nth(1),
+        _ => None,
+    }?;
+    let time = std::str::from_utf8(commands.get(at.clone())?).ok()?.parse().ok()?;
+    Some((at, time)).filter(|(_, time)| *time > 0)
+}
+
+/// Of an `XADD` where in its value the entry's id stands, and as which argument; `None`: it is something else, or the
+/// server chooses the id.
+pub(crate) fn entry_id(change: &Change) -> Option<(Range<usize>, usize)> {
+    let value = change.value.as_deref().filter(|_| change.op == Op::Command)?;
+    let mut args = Args::at(value, 0)?;
+    let is = |range: Option<&Range<usize>>, words: &[&[u8]]| {
+        let arg = range.and_then(|range| value.get(range.clone()));
+        arg.is_some_and(|arg| words.iter().any(|word| arg.eq_ignore_ascii_case(word)))
+    };
+    if !is(args.next().as_ref(), &[b"XADD"]) {
+        return None;
+    }
+    // XADD key [NOMKSTREAM] [MAXLEN | MINID [= | ~] threshold [LIMIT count]] id field value …
+    let mut args = args.enumerate().skip(1).peekable();
+    args.next_if(|(_, arg)| is(Some(arg), &[b"NOMKSTREAM"]));
+    if args.next_if(|(_, arg)| is(Some(arg), &[b"MAXLEN", b"MINID"])).is_some() {
+        args.next_if(|(_, arg)| is(Some(arg), &[b"=", b"~"]));
+        args.next();
+        if args.next_if(|(_, arg)| is(Some(arg), &[b"LIMIT"])).is_some() {
+            args.next();
+        }
+    }
+    let (at, id) = args.next()?;
+    (args.count() >= 2 && !is(Some(&id), &[b"*"])).then_some((id, at + 1))
+}
+
 /// The `XADD` of `change` with an id that the server chooses, which is above all that the stream had; `None`: it is
 /// something else, or has one already.
 pub fn with_next_id(change: &Change) -> Option<Change> {
-    let value = change.value.as_deref().filter(|_| change.op == Op::Command)?;
+    let (_, id) = entry_id(change)?;
+    let value = change.value.as_deref()?;
     let args: Vec<&[u8]> = Args::at(value, 0)?.map_while(|range| value.get(range)).collect();
-    let is =
-        |at: usize, word: &str| args.get(at).is_some_and(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
-    // XADD key [NOMKSTREAM] [MAXLEN | MINID [= | ~] threshold [LIMIT count]] id field value …
-    let mut id = 2 + usize::from(is(2, "NOMKSTREAM"));
-    if is(id, "MAXLEN") || is(id, "MINID") {
-        id += 2 + usize::from(is(id + 1, "=") || is(id + 1, "~"));
-        id += 2 * usize::from(is(id, "LIMIT"));
-    }
-    if !is(0, "XADD") || is(id, "*") || args.len() < id + 3 {
-        return None;
-    }
-    let renumbered: Vec<&[u8]> =
+    let args: Vec<&[u8]> =
         args.iter().enumerate().map(|(at, arg)| if at == id { b"*" } else { *arg }).collect();
     let mut value = BytesMut::new();
-    resp::encode(&mut value, &renumbered);
+    resp::encode(&mut value, &args);
     Some(Change { value: Some(value.freeze()), ..change.clone() })
 }
 

@@ -79,10 +79,13 @@ impl Connector for Redis {
         }
     }
 
-    fn renumbered(&self, change: &Change, reason: &str) -> Option<Change> {
+    fn renumbered(&self, change: &Change) -> Option<Change> {
+        commands::with_next_id(change)
+    }
+
+    fn is_misnumbered(&self, reason: &str) -> bool {
         // `XADD` of Redis 7.0 to 8.x and Valkey.
-        let late = reason.contains("equal or smaller than the target stream top item");
-        late.then(|| commands::with_next_id(change)).flatten()
+        reason.contains("equal or smaller than the target stream top item")
     }
 
     fn moved(&self, change: &Change, key: &Key) -> Option<Key> {

@@ -196,11 +196,13 @@ impl RedisSource {
 
 /// Id, offset and database to go on behind, or why that cannot be asked for.
 fn resume_from(from: &Position) -> Result<(Bytes, u64, u32), String> {
-    let db = std::str::from_utf8(&from.context).ok().and_then(|text| text.parse().ok());
+    let text = std::str::from_utf8(&from.context).unwrap_or_default();
+    // The database, and how far before the place.
+    let (db, before) = text.split_once('-').unwrap_or((text, "0"));
     let id = &from.history;
-    match db {
-        Some(db) if id.len() == 40 && id.iter().all(u8::is_ascii_alphanumeric) => {
-            Ok((id.clone(), from.at, db))
+    match (db.parse(), before.parse::<u64>()) {
+        (Ok(db), Ok(before)) if id.len() == 40 && id.iter().all(u8::is_ascii_alphanumeric) => {
+            Ok((id.clone(), from.at.saturating_sub(before), db))
         }
         _ => Err("the position is none of a replication stream".to_owned()),
     }

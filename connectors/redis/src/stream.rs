@@ -43,6 +43,11 @@ impl History {
         Position { history: history.clone(), at, context: context(db) }
     }
 
+    /// A place within the transaction that begins behind the byte `start`; the stream is resumed before it.
+    fn within(&self, start: u64, db: u32) -> Position {
+        Position { at: start + 1, context: Bytes::from(format!("{db}-1")), ..self.position(start, db) }
+    }
+
     /// Whether a position is of this stream.
     pub fn knows(&self, position: &Position) -> bool {
         position.history == self.new || position.history == self.old && position.at <= self.until
@@ -163,6 +168,8 @@ struct Tx {
     items: Vec<Item>,
     /// Something of it was seen that writes.
     began: bool,
+    /// Keys that the server deleted in it, of a transaction of ours.
+    ended: Vec<Item>,
     /// Its first write was our marker.
     own: bool,
     marker: Option<Bytes>,
@@ -417,7 +424,13 @@ impl Stream {
     fn add(&mut self, command: &Command) -> Result<Option<Vec<u8>>, StreamError> {
         let db = self.db;
         if self.tx.own && !command.arg(1).is_some_and(names::is_ours) && !is_whole(command) {
-            // What our own applier wrote is the peer's, whatever it is.
+            // What our own applier wrote is the peer's, whatever it is. But a key whose time was over when it came
+            // to it was deleted by the server.
+            if let (b"DEL" | b"UNLINK", Some(key), 2) =
+                (command.arg(0).unwrap_or_default(), command.slice(1), command.len())
+            {
+                self.tx.ended.push(Item::Delete { db, key });
+            }
             return Ok(None);
         }
         let effects = match effects(command, db) {
@@ -519,15 +532,12 @@ impl Stream {
                 .ok()
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| StreamError::Garbled("our own marker cannot be read".into()))?;
+            let within = self.history.within(start, self.tx.start_db);
+            self.tx.items = std::mem::take(&mut self.tx.ended);
+            self.take_items(&within, start, events)?;
             events.push(Event::Marker { marker, pos: pos.clone() });
-        } else if !self.tx.items.is_empty() {
-            let mut items = std::mem::take(&mut self.tx.items);
-            let mut group = std::mem::take(&mut self.group);
-            for item in items.drain(..) {
-                self.item(item, &pos, &mut group)?;
-            }
-            self.tx.items = items;
-            self.flush(start, group, events);
+        } else {
+            self.take_items(&pos, start, events)?;
         }
         for (key, reason) in self.left_out.drain(..) {
             events.push(Event::LeftOut { key, reason, pos: pos.clone() });
@@ -539,6 +549,21 @@ impl Stream {
             self.tokens.push_back((token, start, pos.clone()));
         }
         Ok(self.token().map_or(Step::Done, Step::Token))
+    }
+
+    /// Appends what the transaction that began at `start` holds, at `pos`.
+    fn take_items(&mut self, pos: &Position, start: u64, events: &mut Vec<Event>) -> Result<(), StreamError> {
+        if self.tx.items.is_empty() {
+            return Ok(());
+        }
+        let mut items = std::mem::take(&mut self.tx.items);
+        let mut group = std::mem::take(&mut self.group);
+        for item in items.drain(..) {
+            self.item(item, pos, &mut group)?;
+        }
+        self.tx.items = items;
+        self.flush(start, group, events);
+        Ok(())
     }
 
     /// Appends changes that belong together, and keeps the vector for the next ones.

@@ -341,6 +341,11 @@ impl ApplyTask {
         self.is_live(&change.key, change.seen).unwrap_or(true)
     }
 
+    /// One site's numbers count for both.
+    fn gives_numbers(&self) -> bool {
+        self.own.is_some() && self.site == Site::First
+    }
+
     /// Whether the target changed `key` and whoever had seen ours up to `seen` did not know.
     pub(crate) fn is_live(&self, key: &Key, seen: Seq) -> Result<bool, EngineError> {
         lock(&self.shared.recent).has_unseen(key, seen).map_err(EngineError::Spilled)
@@ -468,6 +473,7 @@ impl Reign {
         let mut reads: Vec<Change> = Vec::new();
         let mut wanted: Vec<Key> = Vec::new();
         let mut whole: Vec<Change> = Vec::new();
+        let mut numbered: Vec<(Change, Change)> = Vec::new();
         let end = self.reader.offset();
         walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
             let named = !change.key.name.is_empty() && change.part.is_none_or(|part| part.last);
@@ -479,6 +485,10 @@ impl Reign {
             } else if !change.op.is_data() {
             } else if change.op == Op::Read && change.part.is_none() {
                 reads.push(change);
+            } else if let Some(again) =
+                task.gives_numbers().then(|| task.connector.renumbered(&change)).flatten()
+            {
+                numbered.push((change, again));
             } else {
                 keys.extend(task.connector.units(&change).into_iter().map(|(unit, _)| unit.key));
             }
@@ -494,11 +504,19 @@ impl Reign {
         reads.retain(|read| keys.binary_search(&read.key).is_err());
         info!(partition = %task.partition, reads = reads.len(), keys = keys.len(), "not settled before the break");
         self.ask_own(task, settled, wanted);
+        let (changes, again): (Vec<_>, Vec<_>) = numbered.into_iter().unzip();
+        for (held, again) in target.holds(&changes).await?.into_iter().zip(again) {
+            if !held {
+                // Until it is there, a crash must find it again.
+                self.answered = settled;
+                self.renumber(again);
+            }
+        }
         if !reads.is_empty() {
             if task.own.is_some() {
                 // Until they are decided, a crash must find them again.
                 self.answered = settled;
-                self.contested = reads;
+                self.contested.extend(reads);
                 self.draining = true;
             } else if task.origin_wins {
                 keys.extend(reads.into_iter().map(|read| read.key));
@@ -862,13 +880,13 @@ impl Reign {
         for refusal in refused {
             let Some(change) = changes.get(refusal.index) else { continue };
             lock(&task.shared.on_the_way).is_done(key_digest(&change.key), change.seq);
-            let renumbered =
-                task.connector.renumbered(change, &refusal.reason).filter(|_| task.own.is_some());
-            if let Some(renumbered) = renumbered {
-                // One site's numbers count for both.
-                match task.site {
-                    Site::First => self.renumber(renumbered),
-                    Site::Second => keys.push(change.key.clone()),
+            if task.own.is_some()
+                && task.connector.is_misnumbered(&refusal.reason)
+                && let Some(renumbered) = task.connector.renumbered(change)
+            {
+                match task.gives_numbers() {
+                    true => self.renumber(renumbered),
+                    false => keys.push(change.key.clone()),
                 }
                 continue;
             }

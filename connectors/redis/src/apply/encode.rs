@@ -4,8 +4,10 @@ use bytes::{Bytes, BytesMut};
 use causeway_core::{Batch, Change, Op, Part, Refused};
 
 use super::db_of;
+use super::lasting::lasting;
 use super::probe::{known, payload, payload_version};
 use crate::args::Args;
+use crate::commands;
 use crate::filter::Filter;
 use crate::names::Names;
 use crate::rdb;
@@ -14,6 +16,8 @@ use crate::resp::{decimal, encode, encode_array, encode_bulk};
 /// How large the commands may be into which a payload is taken apart: small beside what the server buffers
 /// for a client, large beside what a command costs.
 const PIECE_BYTES: usize = 64 << 10;
+/// In the stream of the server, where a transaction of ours may hold deletes of its own: those are in upper case.
+const DEL: &[u8] = b"del";
 /// Why a piece of a value is refused that follows one that is not there.
 pub(super) const PIECES_GONE: &str = "a piece before this one is not there; the key has to be read again";
 
@@ -87,6 +91,8 @@ pub(super) struct Encoder<'a> {
     pub(super) broken: &'a [Hidden],
     /// Values of which not all pieces before those of this batch went in: they don't appear.
     pub(super) incomplete: &'a [Hidden],
+    /// The server's time, in milliseconds since 1970.
+    pub(super) now: u64,
 }
 
 /// Where the commands of one change go.
@@ -94,6 +100,8 @@ struct Out<'a> {
     bytes: &'a mut BytesMut,
     expected: Expected,
     index: u32,
+    /// [`Encoder::now`].
+    now: u64,
 }
 
 impl Out<'_> {
@@ -124,14 +132,14 @@ impl Encoder<'_> {
         encode(out, &[b"MULTI"]);
         let replies = Vec::with_capacity(batch.changes.len() + 2);
         let expected = Expected { replies, deleted: self.broken.to_vec(), ..Expected::default() };
-        let mut out = Out { bytes: out, expected, index: 0 };
+        let mut out = Out { bytes: out, expected, index: 0, now: self.now };
         out.own(&[b"SET", &self.names.marker, self.marker]);
         let mut selected = 0;
         for hidden in self.broken {
             if std::mem::replace(&mut selected, hidden.db) != hidden.db {
                 out.own(&[b"SELECT", &decimal(hidden.db)]);
             }
-            out.own(&[b"DEL", &hidden.key, &hidden.progress]);
+            out.own(&[DEL, &hidden.key, &hidden.progress]);
         }
         let mut emptied = false;
         for (i, change) in batch.changes.iter().enumerate() {
@@ -172,7 +180,7 @@ impl Encoder<'_> {
         let keep = keep_existing && change.op == Op::Read;
         let key = &change.key.name;
         match (change.op, &change.value, change.part) {
-            (Op::Delete, ..) => out.command(&[b"DEL", key], Expect::NoError),
+            (Op::Delete, ..) => out.command(&[DEL, key], Expect::NoError),
             (Op::Read | Op::State | Op::Put, value, Some(part)) => {
                 self.part(change, part, value.as_deref(), keep, out)?;
             }
@@ -180,7 +188,7 @@ impl Encoder<'_> {
             (Op::Read | Op::State | Op::Put, None, None) => {
                 // Pieces of it that were read before it was gone, and never ended, go with it.
                 let Hidden { key: hidden, progress, .. } = Hidden::of(self.names, change);
-                out.command(&[b"DEL", key, &hidden, &progress], Expect::NoError);
+                out.command(&[DEL, key, &hidden, &progress], Expect::NoError);
             }
             (Op::Read, Some(value), None) if key.is_empty() => function(value, keep, out)?,
             (Op::Read | Op::State | Op::Put, Some(value), None) => self.payload(change, value, keep, out)?,
@@ -206,7 +214,7 @@ impl Encoder<'_> {
             encode_array(out.bytes, if keep { 5 } else { 6 });
             encode_bulk(out.bytes, b"RESTORE");
             encode_bulk(out.bytes, key);
-            encode_bulk(out.bytes, &decimal(change.expire_at.unwrap_or(0)));
+            encode_bulk(out.bytes, &decimal(change.expire_at.map_or(0, |at| lasting(at, self.now))));
             encode_bulk(out.bytes, value);
             encode_bulk(out.bytes, b"ABSTTL");
             if !keep {
@@ -219,16 +227,16 @@ impl Encoder<'_> {
         let name: &[u8] = hidden.as_deref().unwrap_or(key);
         let mut pieces = Vec::new();
         rdb::rewrite(name, value, PIECE_BYTES, &mut pieces).map_err(|e| e.to_string())?;
-        out.command(&[b"DEL", name], Expect::NoError);
+        out.command(&[DEL, name], Expect::NoError);
         for piece in &pieces {
             append(out, piece, None)?;
         }
         if let Some(at) = change.expire_at {
-            out.command(&[b"PEXPIREAT", name, &decimal(at)], Expect::NoError);
+            out.command(&[b"PEXPIREAT", name, &decimal(lasting(at, self.now))], Expect::NoError);
         }
         if keep {
             out.command(&[b"RENAMENX", name, key], Expect::RenamedIfAbsent);
-            out.command(&[b"DEL", name], Expect::NoError);
+            out.command(&[DEL, name], Expect::NoError);
         }
         Ok(())
     }
@@ -248,20 +256,20 @@ impl Encoder<'_> {
         let whole = Hidden::of(self.names, change);
         let (hidden, progress): (&[u8], &[u8]) = (&whole.key, &whole.progress);
         let Some(commands) = commands else {
-            out.command(&[b"DEL", hidden, progress], Expect::NoError);
+            out.command(&[DEL, hidden, progress], Expect::NoError);
             return Ok(());
         };
         out.expected.pieces.push((out.index, whole.clone()));
         if part.last && self.incomplete.contains(&whole) {
             let reason = PIECES_GONE.to_owned();
             out.expected.refused.push(Refused { index: out.index as usize, reason });
-            out.command(&[b"DEL", hidden, progress], Expect::NoError);
+            out.command(&[DEL, hidden, progress], Expect::NoError);
             return Ok(());
         }
         let name = piece_name(change, part.n);
         match part.n.checked_sub(1) {
             None => {
-                out.command(&[b"DEL", hidden, progress], Expect::NoError);
+                out.command(&[DEL, hidden, progress], Expect::NoError);
                 out.command(&[b"RPUSH", progress, &name], Expect::NoError);
             }
             Some(before) => {
@@ -274,17 +282,17 @@ impl Encoder<'_> {
         if !part.last {
             return Ok(());
         }
-        out.command(&[b"DEL", progress], Expect::NoError);
+        out.command(&[DEL, progress], Expect::NoError);
         if let Some(at) = change.expire_at {
             // Before the renaming: afterwards it could meet a key that was there.
-            out.command(&[b"PEXPIREAT", hidden, &decimal(at)], Expect::NoError);
+            out.command(&[b"PEXPIREAT", hidden, &decimal(lasting(at, self.now))], Expect::NoError);
         }
         if keep {
             out.command(&[b"RENAMENX", hidden, key], Expect::RenamedIfAbsent);
-            out.command(&[b"DEL", hidden], Expect::NoError);
+            out.command(&[DEL, hidden], Expect::NoError);
         } else {
             // A value of which everything is expired has no hidden key: what was there goes all the same.
-            out.command(&[b"DEL", key], Expect::NoError);
+            out.command(&[DEL, key], Expect::NoError);
             out.command(&[b"RENAME", hidden, key], Expect::RenamedIfThere);
         }
         Ok(())
@@ -350,6 +358,15 @@ fn append(out: &mut Out<'_>, commands: &[u8], key: Option<&[u8]>) -> Result<usiz
         taken += args.by_ref().count();
         if taken != left {
             return Err(NO_COMMAND.to_owned());
+        }
+        if let Some((range, at)) = commands::expire_at(commands, start)
+            && lasting(at, out.now) != at
+        {
+            // The line `$<length>` stands before it.
+            let line = commands.get(..range.start).and_then(|before| before.iter().rposition(|b| *b == b'$'));
+            out.bytes.extend_from_slice(line.and_then(|line| commands.get(rest..line)).ok_or(NO_COMMAND)?);
+            encode_bulk(out.bytes, &decimal(lasting(at, out.now)));
+            rest = range.end + 2;
         }
         start = args.end();
         out.bytes.extend_from_slice(commands.get(rest..start).ok_or(NO_COMMAND)?);

@@ -2,14 +2,16 @@ use bytes::BytesMut;
 use causeway_core::{Change, Result};
 
 use super::{RedisTarget, db_of};
+use crate::commands::entry_id;
 use crate::resp::{self, Reply};
 
-/// What the replies belong to: one SELECT, or a DUMP and a PEXPIRETIME.
+/// What the replies belong to: one SELECT, a DUMP and a PEXPIRETIME, or an XRANGE.
 enum Asked<'a> {
     Database,
     /// The server lacks the database: nothing was asked.
     Nowhere,
     Key(&'a Change),
+    Entry,
 }
 
 impl RedisTarget {
@@ -32,6 +34,13 @@ impl RedisTarget {
                 asked.push(Asked::Database);
                 selected = db;
             }
+            if let Some((range, _)) = entry_id(change)
+                && let Some(id) = change.value.as_deref().and_then(|value| value.get(range))
+            {
+                resp::encode(&mut out, &[b"XRANGE", &change.key.name, id, id]);
+                asked.push(Asked::Entry);
+                continue;
+            }
             resp::encode(&mut out, &[b"DUMP", &change.key.name]);
             resp::encode(&mut out, &[b"PEXPIRETIME", &change.key.name]);
             asked.push(Asked::Key(change));
@@ -43,6 +52,10 @@ impl RedisTarget {
             match asked {
                 Asked::Database => link.answered("compare keys").await?,
                 Asked::Nowhere => held.push(false),
+                Asked::Entry => {
+                    let found = link.reader.reply().await?;
+                    held.push(matches!(found, Reply::Array(Some(entries)) if !entries.is_empty()));
+                }
                 Asked::Key(change) => {
                     let (dump, expire) = (link.reader.reply().await?, link.reader.reply().await?);
                     let value = match dump {

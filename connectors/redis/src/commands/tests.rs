@@ -169,6 +169,32 @@ fn other_changes_are_of_the_whole_key() {
 }
 
 #[test]
+fn the_time_of_expiry_is_found_where_a_command_has_one() {
+    for (text, time) in [
+        ("PEXPIREAT k 77", Some(77)),
+        ("pexpireat k 77 GT", Some(77)),
+        ("SET k v PXAT 77", Some(77)),
+        ("SET k PXAT GET pxat 77", Some(77)),
+        ("SET PXAT 5", None),
+        ("SET k v KEEPTTL", None),
+        ("RESTORE k 77 payload REPLACE ABSTTL", Some(77)),
+        ("RESTORE k 77 payload REPLACE", None),
+        ("RESTORE k 0 payload ABSTTL", None),
+        ("HPEXPIREAT k 77 FIELDS 1 f", Some(77)),
+        ("HSETEX k FNX PXAT 77 FIELDS 1 f v", Some(77)),
+        ("HSETEX k FIELDS 1 PXAT 77", None),
+        ("HSET k PXAT 77", None),
+        ("PEXPIREAT k soon", None),
+        ("PEXPIREAT k", None),
+    ] {
+        let raw = [b"*1\r\n$4\r\nPING\r\n", cmd(text).raw.as_ref()].concat();
+        let found = expire_at(&raw, raw.len() - cmd(text).raw.len());
+        assert_eq!(found.as_ref().map(|(_, time)| *time), time, "{text}");
+        assert!(found.is_none_or(|(range, _)| raw[range] == *b"77"), "{text}");
+    }
+}
+
+#[test]
 fn only_an_entry_with_a_number_gets_the_next_one() {
     let renumbered = |text: &str| {
         let key = Key { space: Space::Db(0), name: Bytes::from_static(b"s") };

@@ -61,6 +61,25 @@ fn token() -> String {
 }
 
 #[test]
+fn what_the_server_deletes_within_a_transaction_of_ours_is_its_own_delete() {
+    let mut s = stream();
+    let marker = Marker { applied: Seq(5), ..Marker::default() };
+    let set = Command::of(&[b"SET", b"causeway:{l.c}:marker", marker.to_string().as_bytes()]);
+    let mut events = Vec::new();
+    let start = s.at();
+    for command in [command("MULTI"), set, command("SELECT 3")] {
+        s.feed(&command, &mut events).unwrap();
+    }
+    let lines = ["DEL k", "APPEND k x", "del l", "UNLINK m", "HDEL h f", "del n o", "EXEC"];
+    for line in lines {
+        s.feed(&command(line), &mut events).unwrap();
+    }
+    assert_eq!(shown(&events), ["delete 3:k 0", "delete 3:m 1 last", "marker 5"]);
+    let Event::Change(deleted) = &events[0] else { panic!() };
+    assert_eq!(deleted.pos, Position { history: "id".into(), at: start + 1, context: "0-1".into() });
+}
+
+#[test]
 fn offsets_count_every_byte_and_positions_stand_behind_the_transaction() {
     let mut s = stream();
     let lines = ["PING", "SELECT 3", "MULTI", "INCR a", "INCR b", "EXEC", "INCR c"];

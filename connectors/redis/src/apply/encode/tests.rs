@@ -28,6 +28,7 @@ fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize
         payloads: &[(10, true), (80, false)],
         broken: &[],
         incomplete: &[],
+        now: 50,
     }
     .batch(&batch, &mut out);
     let mut lines = Vec::new();
@@ -37,6 +38,30 @@ fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize
     }
     assert_eq!(lines.len(), expected.replies.len() + 2, "one reply each, and those of MULTI and EXEC");
     (lines, expected.refused.iter().map(|r| r.index).collect())
+}
+
+#[test]
+fn what_is_over_lives_on_until_its_origin_says_so() {
+    let command = |text: &[&str]| change(Op::Command, 0, "k", Some(&words(text)));
+    let state = |at| Change { expire_at: Some(at), ..change(Op::State, 0, "k", Some(b"v\x0a\x00cccccccc")) };
+    let changes = vec![
+        command(&["PEXPIREAT", "k", "50"]),
+        command(&["PEXPIREAT", "k", "51"]),
+        command(&["SET", "k", "v", "PXAT", "7", "GET"]),
+        state(49),
+        state(51),
+    ];
+    let (lines, refused) = encoded(changes, false);
+    let lines: Vec<_> = lines.iter().skip(2).map(|line| line.replace("v\n\0cccccccc", "payload")).collect();
+    let expected = [
+        "PEXPIREAT k 60050",
+        "PEXPIREAT k 51",
+        "SET k v PXAT 60050 GET",
+        "RESTORE k 60050 payload ABSTTL REPLACE",
+        "RESTORE k 51 payload ABSTTL REPLACE",
+        "EXEC",
+    ];
+    assert_eq!((lines, refused), (expected.map(str::to_owned).to_vec(), vec![]));
 }
 
 #[test]
@@ -86,16 +111,16 @@ fn pieces_go_to_a_hidden_key_whichever_argument_names_it() {
     let hidden = &hidden.replace("causeway:{l.c}:", "~");
     let line = |text: &str| text.replace(" H", &format!(" {hidden}"));
     let (lines, _) = encoded(vec![piece(0, false)], false);
-    let begun = ["DEL H H:progress", "RPUSH H:progress 0:@0:0"];
+    let begun = ["del H H:progress", "RPUSH H:progress 0:@0:0"];
     assert_eq!(lines[2..4], begun.map(line));
     assert_eq!(lines[4..6], ["XADD H 1-1 f v", "XGROUP CREATE H g 0"].map(line));
     let (lines, _) = encoded(vec![piece(1, true)], false);
     let follows = ["LINSERT H:progress BEFORE 0:@0:0 0:@0:1", "LTRIM H:progress 0 0"];
     assert_eq!(lines[2..4], follows.map(line));
-    assert_eq!(lines[6..8], ["DEL H:progress", "PEXPIREAT H 99"].map(line));
-    assert_eq!(lines[8..11], [line("DEL k"), line("RENAME H k"), line("EXEC")]);
+    assert_eq!(lines[6..8], ["del H:progress", "PEXPIREAT H 99"].map(line));
+    assert_eq!(lines[8..11], [line("del k"), line("RENAME H k"), line("EXEC")]);
     let (lines, _) = encoded(vec![piece(1, true)], true);
-    assert_eq!(lines[6..10], ["DEL H:progress", "PEXPIREAT H 99", "RENAMENX H k", "DEL H"].map(line));
+    assert_eq!(lines[6..10], ["del H:progress", "PEXPIREAT H 99", "RENAMENX H k", "del H"].map(line));
 }
 
 #[test]
@@ -114,9 +139,9 @@ fn a_payload_is_restored_or_written_by_its_type() {
     let (lines, _) = encoded(vec![change(Op::Read, 0, "k", Some(&payload(10)))], true);
     assert!(lines[2].ends_with(" ABSTTL"));
     let (lines, _) = encoded(vec![state(80)], false);
-    assert_eq!(lines[2..4], ["DEL k", "SET k x"]);
+    assert_eq!(lines[2..4], ["del k", "SET k x"]);
     // Not tried: not believed.
-    assert_eq!(encoded(vec![state(11)], false).0[2..4], ["DEL k", "SET k x"]);
+    assert_eq!(encoded(vec![state(11)], false).0[2..4], ["del k", "SET k x"]);
     let damaged = change(Op::State, 0, "k", Some(&[payload(80).as_ref(), b"x"].concat()));
     let (lines, refused) = encoded(vec![damaged], false);
     assert_eq!((lines.len(), refused), (3, vec![0]));
