@@ -297,6 +297,11 @@ impl Link {
         self.verify()
     }
 
+    /// What was refused and is kept aside, a line each.
+    pub fn dead_letters(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("data/log/dead-letters.jsonl")).unwrap_or_default()
+    }
+
     /// What the daemon has logged.
     pub fn log(&self) -> String {
         let log = std::fs::read(self.dir.path().join("syncd.log")).unwrap_or_default();

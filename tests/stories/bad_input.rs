@@ -74,8 +74,7 @@ fn dead_letters(status: &Status) -> u64 {
 
 /// Fails with what was kept aside, if anything was.
 fn nothing_is_dead(link: &Link, status: &Status) -> Result<()> {
-    let kept = std::fs::read_to_string(link.dir().join("data/log/dead-letters.jsonl")).unwrap_or_default();
-    ensure!(dead_letters(status) == 0, "dead letters: {kept}\n{}", link.log_end());
+    ensure!(dead_letters(status) == 0, "dead letters: {}\n{}", link.dead_letters(), link.log_end());
     Ok(())
 }
 
