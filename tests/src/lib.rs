@@ -1,5 +1,6 @@
 //! Two real stores, the real `syncd` as a process of its own that can be killed, and the real `verifier`.
 
+pub mod hot;
 pub mod proxy;
 
 use std::ffi::OsString;
