@@ -58,6 +58,7 @@ impl Act {
             ["HINCRBY", key, field, by] => (key, field, number(by)?),
             ["ZINCRBY" | "ZADD", key, by, member] => (key, member, number(by)?),
             ["SADD" | "LPUSH" | "RPUSH" | "SETBIT", key, element, ..] => (key, element, 1),
+            ["XADD", key, _, _, value] => (key, value, 1),
             ["SREM", key, member] => (key, member, -1),
             _ => return None,
         })
@@ -65,7 +66,7 @@ impl Act {
 }
 
 /// Kinds of keys of which the end is known exactly.
-const COUNTED: [&str; 7] = ["sum", "sums", "ranks", "pushed", "scored", "bits", "members"];
+const COUNTED: [&str; 8] = ["sum", "sums", "ranks", "pushed", "scored", "bits", "members", "stream"];
 
 /// What a writer does next: one command, or a few in a MULTI.
 pub type Draw = fn(&mut Writer) -> Vec<String>;
@@ -261,6 +262,12 @@ impl Writer {
 /// The contested keys, by what they hold.
 const KINDS: [&str; 8] =
     ["hot-text", "hot-number", "hot-bits", "hot-hash", "hot-set", "hot-sorted", "hot-list", "hot-stream"];
+
+/// Appends to a few streams.
+pub fn appends(writer: &mut Writer) -> Vec<String> {
+    let (n, fresh) = (writer.below(3), writer.fresh());
+    if writer.below(8) > 0 { Vec::new() } else { vec![format!("XADD stream:{n} * n {fresh}")] }
+}
 
 /// Everything on every key; one in eight is a transaction.
 pub fn everything(writer: &mut Writer) -> Vec<String> {
