@@ -130,7 +130,11 @@ impl Writer {
 
     fn keep(&mut self, at: f64, line: String, reply: &Reply) {
         let verb = line.split(' ').next().unwrap_or_default();
-        let in_vain = ["SADD", "SREM", "HDEL", "ZREM"].contains(&verb) && *reply == Reply::Int(0);
+        let in_vain = match verb {
+            "SADD" | "SREM" | "HDEL" | "ZREM" | "PERSIST" | "EXPIRE" => *reply == Reply::Int(0),
+            "SET" => *reply == Reply::Bulk(None),
+            _ => false,
+        };
         if reply.error().is_some() || in_vain {
             return;
         }
@@ -199,7 +203,22 @@ impl Writer {
         }
     }
 
-    /// On keys of one type that both sites write, delete, rename and let expire.
+    /// On keys that are set once, by one site, to live for a moment: either site may let them live on.
+    fn brief(&mut self) -> String {
+        let slot = (self.now() * 20.0) as usize;
+        let recent = slot.saturating_sub(self.below(8) as usize);
+        match self.below(4) {
+            0 => format!("PERSIST brief:{recent}"),
+            1 => format!("EXPIRE brief:{recent} {}", 600 + self.below(3_000)),
+            // It outlives its slot, so that it is not set twice.
+            _ => {
+                let slot = slot / 2 * 2 + self.site;
+                format!("SET brief:{slot} {} PX {} NX", self.fresh(), 150 + self.below(400))
+            }
+        }
+    }
+
+    /// On keys of one type, or of any, that both sites write, delete, rename and let expire.
     fn contested(&mut self) -> String {
         let kind = KINDS[self.below(KINDS.len() as u32) as usize];
         let [key, from, other] = [(); 3].map(|()| format!("{kind}:{}", self.below(3)));
@@ -211,6 +230,10 @@ impl Writer {
             4 => format!("PERSIST {key}"),
             5 => format!("RENAME {key} {other}"),
             6 if kind == "hot-set" => format!("SUNIONSTORE {key} {from} {other}"),
+            _ if kind == "hot-any" => {
+                let kind = KINDS[1 + self.below(KINDS.len() as u32 - 1) as usize];
+                self.inside(kind, &key)
+            }
             _ => self.inside(kind, &key),
         }
     }
@@ -250,6 +273,7 @@ impl Writer {
                 0..3 => self.counted(),
                 3..5 => self.element().unwrap_or_else(|| self.own()),
                 5 => self.own(),
+                6 => self.brief(),
                 _ => self.contested(),
             };
             if !line.split(' ').any(|word| without.split(',').any(|w| w == word)) {
