@@ -105,6 +105,9 @@ struct Outcome {
     wrong: BTreeMap<String, Vec<String>>,
 }
 
+/// When a site wrote an element last, and its value if it was not removed.
+type Last = (f64, Option<String>);
+
 /// Runs a writer at each site while lines and daemon are disturbed, and waits until all has arrived.
 fn collide(link: &mut Link, lines: &[Proxy; 2], draw: Draw) -> Result<Outcome> {
     let mut random = SmallRng::seed_from_u64(seed());
@@ -211,7 +214,7 @@ impl Outcome {
 
     /// Each element is as one of the two sites wrote it last; as the later one did, where that is certain.
     fn newest_stand(&mut self) {
-        let mut last: BTreeMap<_, [Option<(f64, Option<String>)>; 2]> = BTreeMap::new();
+        let mut last: BTreeMap<_, [Option<Last>; 2]> = BTreeMap::new();
         for act in &self.acts {
             if let Some((key @ ("fields" | "tags" | "scores"), element, value)) = act.written() {
                 let last = last.entry((key.to_owned(), element.to_owned())).or_default();
