@@ -1,5 +1,8 @@
 //! Two real stores, the real `syncd` as a process of its own that can be killed, and the real `verifier`.
 
+pub mod hot;
+pub mod proxy;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
@@ -12,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use causeway_testkit::data::{Traffic, TrafficOptions, judge};
 use causeway_testkit::servers::{Options, RedisServer, free_port, other_redis_server};
 use syncd::status::{Phase, Status};
+
+use crate::proxy::Proxy;
 
 /// How a [`Link`] is configured.
 #[derive(Debug, Clone)]
@@ -86,6 +91,28 @@ impl Link {
     /// URLs of both stores.
     pub fn urls(&self) -> Vec<String> {
         self.stores.iter().map(RedisServer::url).collect()
+    }
+
+    /// Replaces `from` in the configuration, which has to have it.
+    pub fn edit(&self, from: &str, to: &str) -> Result<()> {
+        let text = std::fs::read_to_string(self.config())?;
+        ensure!(text.contains(from), "`{from}` is not in the configuration");
+        std::fs::write(self.config(), text.replacen(from, to, 1))?;
+        Ok(())
+    }
+
+    /// Gives `site` another URL in the configuration.
+    pub fn move_to(&self, site: usize, url: &str) -> Result<()> {
+        self.edit(&format!("url = \"{}\"", self.urls()[site]), &format!("url = \"{url}\""))
+    }
+
+    /// Puts a line between the daemon and each store, from the next start on.
+    pub fn lines(&self) -> Result<[Proxy; 2]> {
+        let lines = [Proxy::plain(self.stores[0].port())?, Proxy::plain(self.stores[1].port())?];
+        for (site, line) in lines.iter().enumerate() {
+            self.move_to(site, &line.url())?;
+        }
+        Ok(lines)
     }
 
     /// Starts the daemon; its log goes to `syncd.log` beside the configuration.
@@ -269,6 +296,11 @@ impl Link {
         ensure!(verdict.increments > 0 && verdict.elements > 0, "nothing was written");
         ensure!(verdict.wrong.is_empty(), "{}\n{}", verdict.wrong.join("\n"), self.log_end());
         self.verify()
+    }
+
+    /// What was refused and is kept aside, a line each.
+    pub fn dead_letters(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("data/log/dead-letters.jsonl")).unwrap_or_default()
     }
 
     /// What the daemon has logged.

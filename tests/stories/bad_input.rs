@@ -2,14 +2,15 @@
 //! and loses nothing. Real servers, the real daemon, the real command line.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use causeway_stories::proxy::{Disturbed, Line, Proxy};
 use causeway_stories::{Link, Setup, seed, servers};
 use causeway_testkit::data::{History, Traffic, TrafficOptions, fill, judge, large_hash};
 use causeway_testkit::resp::{Connection, cmd};
@@ -34,19 +35,6 @@ fn with(args: &[&str]) -> Options {
 
 fn one_way() -> Setup {
     Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() }
-}
-
-/// Replaces `from` in the configuration, which has to have it.
-fn edit(link: &Link, from: &str, to: &str) -> Result<()> {
-    let text = std::fs::read_to_string(link.config())?;
-    ensure!(text.contains(from), "`{from}` is not in the configuration");
-    std::fs::write(link.config(), text.replacen(from, to, 1))?;
-    Ok(())
-}
-
-/// Gives `site` another URL.
-fn move_to(link: &Link, site: usize, url: &str) -> Result<()> {
-    edit(link, &format!("url = \"{}\"", link.urls()[site]), &format!("url = \"{url}\""))
 }
 
 /// The exit code, and all that was said.
@@ -86,8 +74,7 @@ fn dead_letters(status: &Status) -> u64 {
 
 /// Fails with what was kept aside, if anything was.
 fn nothing_is_dead(link: &Link, status: &Status) -> Result<()> {
-    let kept = std::fs::read_to_string(link.dir().join("data/log/dead-letters.jsonl")).unwrap_or_default();
-    ensure!(dead_letters(status) == 0, "dead letters: {kept}\n{}", link.log_end());
+    ensure!(dead_letters(status) == 0, "dead letters: {}\n{}", link.dead_letters(), link.log_end());
     Ok(())
 }
 
@@ -115,102 +102,6 @@ fn prove(link: &Link, histories: &[History], urls: &[String]) -> Result<()> {
     ensure!(verdict.wrong.is_empty(), "{}\n{}", verdict.wrong.join("\n"), link.log_end());
     nothing_is_dead(link, &status)?;
     link.verify()
-}
-
-/// What a [`Proxy`] does with bytes that a server sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
-    On,
-    Cut,
-}
-
-/// The line between the daemon and a server: can be cut and stalled, and its bytes can be damaged.
-struct Proxy {
-    port: u16,
-    open: Arc<Mutex<Vec<TcpStream>>>,
-    stalled: Arc<AtomicBool>,
-    ended: Arc<AtomicBool>,
-}
-
-type Meddle = Box<dyn FnMut(&mut Vec<u8>) -> Line + Send>;
-
-impl Proxy {
-    /// `meddle` is asked for each connection, by its number, what is done to what the server sends on it.
-    fn start(upstream: u16, mut meddle: impl FnMut(usize) -> Meddle + Send + 'static) -> Result<Proxy> {
-        let listener = TcpListener::bind(("127.0.0.1", free_port()?))?;
-        let proxy = Proxy {
-            port: listener.local_addr()?.port(),
-            open: Arc::default(),
-            stalled: Arc::default(),
-            ended: Arc::default(),
-        };
-        let (open, stalled) = (Arc::clone(&proxy.open), Arc::clone(&proxy.stalled));
-        let ended = Arc::clone(&proxy.ended);
-        std::thread::spawn(move || {
-            for (number, client) in listener.incoming().enumerate() {
-                if ended.load(Ordering::SeqCst) {
-                    return;
-                }
-                let Ok(client) = client else { continue };
-                // Dropping the client tells it that nobody is there.
-                let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)) else { continue };
-                let copies = (client.try_clone(), server.try_clone(), client.try_clone(), server.try_clone());
-                let (Ok(to_client), Ok(to_server), Ok(a), Ok(b)) = copies else { continue };
-                if let Ok(mut open) = open.lock() {
-                    open.extend([a, b]);
-                }
-                let through: Meddle = Box::new(|_| Line::On);
-                let (back, held) = (meddle(number), Arc::clone(&stalled));
-                std::thread::spawn(move || pump(server, to_client, &held, back));
-                let held = Arc::clone(&stalled);
-                std::thread::spawn(move || pump(client, to_server, &held, through));
-            }
-        });
-        Ok(proxy)
-    }
-
-    fn plain(upstream: u16) -> Result<Proxy> {
-        Proxy::start(upstream, |_| Box::new(|_| Line::On))
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    /// Hangs up on both ends of all connections.
-    fn cut(&self) {
-        let mut open = self.open.lock().expect("no pump panics with it");
-        open.drain(..).for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
-    }
-
-    /// Connections stay open and nothing passes, while it is `true`.
-    fn stall(&self, stalled: bool) {
-        self.stalled.store(stalled, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::SeqCst);
-        self.stall(false);
-        self.cut();
-        drop(TcpStream::connect(("127.0.0.1", self.port)));
-    }
-}
-
-fn pump(mut from: TcpStream, mut to: TcpStream, stalled: &AtomicBool, mut meddle: Meddle) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
-        while stalled.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let mut bytes = buffer[..n].to_vec();
-        let line = meddle(&mut bytes);
-        if to.write_all(&bytes).is_err() || line == Line::Cut {
-            break;
-        }
-    }
-    let _gone = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
 /// Counts the bytes of a replication stream from its `+FULLRESYNC` on.
@@ -241,7 +132,7 @@ fn a_wrong_password_is_told_and_nothing_is_lost() -> Result<()> {
     dc.must(&["SET", "before", "1"])?;
     dc.must(&["CONFIG", "SET", "requirepass", "first-secret"])?;
     let at = format!("127.0.0.1:{}", link.stores[0].port());
-    move_to(&link, 0, &format!("redis://:second-secret@{at}"))?;
+    link.move_to(0, &format!("redis://:second-secret@{at}"))?;
     let text = expect(&link, &["check"], 1, &["password", &at])?;
     ensure!(!text.contains("-secret"), "a secret is told: {text}");
     link.start()?;
@@ -273,7 +164,7 @@ fn a_wrong_authority_is_told_and_the_right_one_lets_both_ways_run() -> Result<()
     for site in [0, 1] {
         let (plain, url) = (link.urls()[site].clone(), link.stores[site].tls_url().context("no TLS")?);
         let with_ca = format!("url = \"{url}\", ca_file = \"{}\"", ca.display());
-        edit(&link, &format!("url = \"{plain}\""), &with_ca)?;
+        link.edit(&format!("url = \"{plain}\""), &with_ca)?;
         link.stores[site].connect()?.must(&["SET", &format!("early:{site}"), "1"])?;
     }
     let at = link.stores[0].tls_url().context("no TLS")?.replace("rediss://", "");
@@ -338,7 +229,7 @@ fn a_server_that_is_no_redis_is_told() -> Result<()> {
         }
     });
     let mut link = Link::new([Options::default(), durable()], &one_way())?;
-    move_to(&link, 0, &format!("redis://{at}"))?;
+    link.move_to(0, &format!("redis://{at}"))?;
     expect(&link, &["check"], 3, &[&at])?;
     link.start()?;
     wait_for_error(&link, &[&at])?;
@@ -352,7 +243,7 @@ fn a_server_that_is_no_redis_is_told() -> Result<()> {
 fn lame_user(link: &Link) -> Result<()> {
     let mut dc = link.stores[0].connect()?;
     dc.must(&["ACL", "SETUSER", "lame", "on", ">lame-secret", "~*", "&*", "+@all", "-psync", "-sync"])?;
-    move_to(link, 0, &format!("redis://lame:lame-secret@127.0.0.1:{}", link.stores[0].port()))
+    link.move_to(0, &format!("redis://lame:lame-secret@127.0.0.1:{}", link.stores[0].port()))
 }
 
 /// Both ways, the stream is needed: without the right to it the channel says so and doesn't start.
@@ -477,7 +368,7 @@ fn an_eviction_policy_is_refused_or_carried() -> Result<()> {
     let evicting = || with(&["--maxmemory-policy", "allkeys-random"]);
     let mut link = Link::new([evicting(), durable()], &Setup::default())?;
     expect(&link, &["check"], 1, &["dc: maxmemory-policy is allkeys-random", "noeviction", "carry"])?;
-    edit(&link, "direction =", "evictions = \"carry\"\ndirection =")?;
+    link.edit("direction =", "evictions = \"carry\"\ndirection =")?;
     expect(&link, &["check"], 0, &["it can run"])?;
     link.start()?;
     let mut dc = link.stores[0].connect()?;
@@ -521,7 +412,7 @@ fn existing_decides_about_keys_that_both_had() -> Result<()> {
     for (winner, loser) in [(0, 1), (1, 0)] {
         let mut link = Link::new([durable(), durable()], &Setup::default())?;
         if winner == 1 {
-            edit(&link, "existing = \"dc\"", "existing = \"cloud\"")?;
+            link.edit("existing = \"dc\"", "existing = \"cloud\"")?;
         }
         let name = ["dc", "cloud"];
         for site in [0, 1] {
@@ -614,14 +505,14 @@ fn a_damaged_snapshot_is_told_and_nothing_of_it_stays() -> Result<()> {
             Line::On
         })
     })?;
-    move_to(&link, 0, &proxy.url())?;
+    link.move_to(0, &proxy.url())?;
     link.start()?;
     link.wait_until("three faults", DRAIN, |_| faults.load(Ordering::SeqCst) == 3)?;
     link.wait_until("the snapshot", DRAIN, |s| s.channels[0].directions[0].phase == Phase::Streaming)?;
     link.stores[0].connect()?.must(&["SET", "after", "1"])?;
     let status = link.wait_until_drained(DRAIN)?;
     let log = std::fs::read_to_string(link.dir().join("syncd.log"))?;
-    ensure!(log.contains("RDB") && log.contains(&format!("127.0.0.1:{}", proxy.port)), "not told:\n{log}");
+    ensure!(log.contains("RDB") && log.contains(&format!("127.0.0.1:{}", proxy.port())), "not told:\n{log}");
     ensure!(!log.contains("panicked"), "{log}");
     println!("{}", log.lines().filter(|line| line.contains("capture failed")).collect::<Vec<_>>().join("\n"));
     // What the target itself found to be damaged is among the dead letters; the clean snapshot healed it.
@@ -654,7 +545,7 @@ fn garbage_in_the_stream_is_told_and_nothing_of_it_is_applied() -> Result<()> {
             Line::On
         })
     })?;
-    move_to(&link, 0, &proxy.url())?;
+    link.move_to(0, &proxy.url())?;
     link.start()?;
     link.wait_until_drained(DRAIN)?;
     let writer = write(&link.urls()[0], "dc", seed, 1_000);
@@ -805,7 +696,7 @@ fn the_same_server_under_two_names_is_refused() -> Result<()> {
     let link = Link::new([durable(), durable()], &Setup::default())?;
     link.stores[0].connect()?.must(&["SET", "kept", "1"])?;
     let socket = format!("unix://{}", link.stores[0].socket().display());
-    move_to(&link, 1, &socket)?;
+    link.move_to(1, &socket)?;
     expect(&link, &["check"], 1, &["same server"])?;
     ensure!(get(&link.stores[0], "kept")?.as_deref() == Some("1"), "lost");
     Ok(())
@@ -820,7 +711,7 @@ fn a_daemon_does_not_run_on_the_same_server_twice() -> Result<()> {
     let mut link = Link::new([durable(), durable()], &Setup::default())?;
     let mut dc = link.stores[0].connect()?;
     dc.must(&["SET", "kept", "1"])?;
-    move_to(&link, 1, &format!("unix://{}", link.stores[0].socket().display()))?;
+    link.move_to(1, &format!("unix://{}", link.stores[0].socket().display()))?;
     link.start()?;
     dc.must(&["INCR", "counted"])?;
     wait_for_error(&link, &["same server"])?;
@@ -1145,7 +1036,7 @@ fn replicated(link: &Link) -> Result<RedisServer> {
         std::thread::sleep(Duration::from_millis(100));
     }
     let urls = format!("urls = [\"{}\", \"{}\"]", link.urls()[0], spare.url());
-    edit(link, &format!("url = \"{}\"", link.urls()[0]), &urls)?;
+    link.edit(&format!("url = \"{}\"", link.urls()[0]), &urls)?;
     Ok(spare)
 }
 
@@ -1222,12 +1113,7 @@ fn a_line_that_stalls_and_breaks_loses_nothing() -> Result<()> {
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
     let mut link = Link::new([durable(), durable()], &Setup::default())?;
-    let lines = [0, 1].map(|site| Proxy::plain(link.stores[site].port()));
-    let [dc, cloud] = lines;
-    let lines = [dc?, cloud?];
-    for (site, line) in lines.iter().enumerate() {
-        move_to(&link, site, &line.url())?;
-    }
+    let lines = link.lines()?;
     link.start()?;
     link.wait_until_drained(DRAIN)?;
     let writers =
@@ -1236,18 +1122,9 @@ fn a_line_that_stalls_and_breaks_loses_nothing() -> Result<()> {
     let (mut cuts, mut stalls) = (0, 0);
     while Instant::now() < end {
         std::thread::sleep(Duration::from_millis(random.random_range(20..900)));
-        let line = &lines[random.random_range(0..2_usize)];
-        if random.random_bool(0.6) {
-            line.cut();
-            cuts += 1;
-        } else {
-            line.stall(true);
-            std::thread::sleep(Duration::from_millis(random.random_range(10..1_200)));
-            if random.random_bool(0.5) {
-                line.cut();
-            }
-            line.stall(false);
-            stalls += 1;
+        match lines[random.random_range(0..2_usize)].disturb(&mut random) {
+            Disturbed::Cut => cuts += 1,
+            Disturbed::Stalled => stalls += 1,
         }
     }
     println!("{cuts} cuts, {stalls} stalls");
@@ -1341,9 +1218,9 @@ fn check_refuses_both_ways_without_the_right_to_the_stream() -> Result<()> {
     let mut dc = link.stores[0].connect()?;
     dc.must(&["ACL", "SETUSER", "lame", "-@admin", "-@dangerous", "+info"])?;
     expect(&link, &["check"], 1, &["dc: no right to REPLCONF", "both ways", "+psync +replconf"])?;
-    edit(&link, "direction = \"both\"", "direction = \"dc->cloud\"")?;
-    edit(&link, "snapshot = \"both\"", "snapshot = \"dc\"")?;
-    edit(&link, "existing = \"dc\"", "")?;
+    link.edit("direction = \"both\"", "direction = \"dc->cloud\"")?;
+    link.edit("snapshot = \"both\"", "snapshot = \"dc\"")?;
+    link.edit("existing = \"dc\"", "")?;
     expect(&link, &["check"], 0, &["dc: no right to REPLCONF", "keys are scanned"])?;
     Ok(())
 }
