@@ -330,6 +330,11 @@ impl ApplyTask {
         }
     }
 
+    /// Whether the key is watched while the change goes in.
+    pub(crate) fn is_watched(&self, change: &Change) -> bool {
+        !matches!(self.way(change, true), Way::Plain | Way::Note)
+    }
+
     /// Whether more of ours is needed to decide `change` than is remembered: the origin came back older.
     fn forgot(&self, change: &Change) -> bool {
         change.seen < lock(&self.shared.recent).floor()

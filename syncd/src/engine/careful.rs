@@ -17,7 +17,7 @@ use super::recent::{Touch, touches};
 use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
 
-/// After so many tries the batch is halved.
+/// After so many tries each change that is watched goes alone.
 const TOUCHED_MAX: u32 = 2;
 
 /// How long the site's own capture may take to pass a token.
@@ -54,8 +54,9 @@ impl Reign {
         let count = changes.len() as u64;
         recall(task, &changes).await?;
         let changes = differing(task, target, changes).await?;
+        let replaced = changes.iter().filter(|change| task.is_watched(change));
         let mut keys: Vec<Key> =
-            changes.iter().map(|change| change.key.clone()).filter(|key| !key.name.is_empty()).collect();
+            replaced.map(|change| change.key.clone()).filter(|key| !key.name.is_empty()).collect();
         keys.sort_unstable();
         keys.dedup();
         let before = self.marker.clone();
@@ -66,13 +67,16 @@ impl Reign {
         loop {
             // Most of what we need of our own log is read before the watch begins, so that it lasts as short as
             // it can.
-            self.plan(task, &changes, false).await?;
-            watch(task, target, &keys).await?;
+            let watched = !keys.is_empty();
+            if watched {
+                self.plan(task, &changes, false).await?;
+                watch(task, target, &keys).await?;
+            }
             let mut plan = self.plan(task, &changes, false).await?;
             let marker = self.announce(task, &changes, (to, self.low), &mut plan);
             let decided = plan.decided.unwrap_or_else(|| changes.clone());
             let keep_existing = !task.origin_wins;
-            let batch = Batch { marker, changes: decided.clone(), watched: true, keep_existing };
+            let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
             target.send(batch).await?;
             match target.outcome().await? {
                 Outcome::Touched => {
@@ -80,10 +84,9 @@ impl Reign {
                     touched += 1;
                     debug!(partition = %task.partition, touched, changes = changes.len(), "touched meanwhile");
                     // A key that is written all the time must not hold up the others.
-                    if touched >= TOUCHED_MAX
-                        && let Some(halves) = halves(&changes)
-                    {
-                        return self.one_by_one(task, target, halves, to).await;
+                    let runs = if touched >= TOUCHED_MAX { runs(task, &changes) } else { Vec::new() };
+                    if runs.len() > 1 {
+                        return self.one_by_one(task, target, runs, to).await;
                     }
                 }
                 Outcome::Committed { refused, .. } => {
@@ -111,17 +114,20 @@ impl Reign {
         Ok(())
     }
 
-    /// Brings in the two halves of a batch that did not go in as a whole.
+    /// Brings in the parts of a batch that did not go in as a whole.
     async fn one_by_one(
         &mut self,
         task: &ApplyTask,
         target: &mut dyn Target,
-        (first, rest): (Vec<Change>, Vec<Change>),
+        parts: Vec<Vec<Change>>,
         to: Seq,
     ) -> Result<(), EngineError> {
-        let middle = between(&self.marker, &rest, to);
-        Box::pin(self.careful(task, target, first, middle)).await?;
-        Box::pin(self.careful(task, target, rest, to)).await
+        let mut parts = parts.into_iter().peekable();
+        while let Some(part) = parts.next() {
+            let to = parts.peek().map_or(to, |rest| between(&self.marker, rest, to));
+            Box::pin(self.careful(task, target, part, to)).await?;
+        }
+        Ok(())
     }
 
     /// Moves the marker over `count` changes that were there already.
@@ -218,8 +224,20 @@ fn between(before: &Marker, rest: &[Change], to: Seq) -> Seq {
 }
 
 /// Cuts `changes` between groups; `None` if they are one.
-fn halves(changes: &[Change]) -> Option<(Vec<Change>, Vec<Change>)> {
-    let cut = group_boundary(changes)?;
-    let (first, rest) = changes.split_at(cut);
-    Some((first.to_vec(), rest.to_vec()))
+fn halves(changes: &[Change]) -> Option<Vec<Vec<Change>>> {
+    let (first, rest) = changes.split_at(group_boundary(changes)?);
+    Some(vec![first.to_vec(), rest.to_vec()])
+}
+
+/// Cuts `changes` so that each group in which something is watched stands alone.
+fn runs(task: &ApplyTask, changes: &[Change]) -> Vec<Vec<Change>> {
+    let mut runs: Vec<(bool, Vec<Change>)> = Vec::new();
+    for group in changes.split_inclusive(|change| change.group.is_none_or(|group| group.last)) {
+        let watched = group.iter().any(|change| task.is_watched(change));
+        match runs.last_mut() {
+            Some((false, run)) if !watched => run.extend_from_slice(group),
+            _ => runs.push((watched, group.to_vec())),
+        }
+    }
+    runs.into_iter().map(|(_, run)| run).collect()
 }

@@ -26,6 +26,8 @@ pub(crate) struct Touch {
     /// It sets or takes away the expire-at, and nothing else.
     pub(crate) is_expire_at: bool,
     pub(crate) is_state: bool,
+    /// It says that the key does not exist.
+    pub(crate) is_absent: bool,
     /// It is a `state` that holds what was written in a gap, nobody knows when.
     pub(crate) is_guess: bool,
     /// It says what the key held, as a `state` that was read again or a `read` does, and is no write.
@@ -121,6 +123,7 @@ pub(crate) fn touched_units(change: &Change, connector: &dyn Connector) -> Vec<(
         element: unit.element.as_deref().map(xxh3_64),
         is_expire_at: unit.element.as_deref() == Some(Unit::EXPIRE_AT),
         is_state: change.op == Op::State,
+        is_absent: change.value.is_none() && change.op != Op::Delete,
         is_guess: change.op == Op::State && change.uncertain && !is_reread(change),
         reread: is_reread(change) || change.op == Op::Read,
     };
@@ -364,6 +367,7 @@ mod tests {
             element: (seq % 2 == 0).then_some(seq),
             is_expire_at: false,
             is_state: false,
+            is_absent: seq % 5 == 0,
             is_guess: seq % 3 == 0,
             reread: false,
         }

@@ -72,8 +72,8 @@ fn after_delete(ours: &[Touch]) -> (&[Touch], Option<&Touch>) {
     }
 }
 
-/// Whether ours is newer. Of two states of one version that of the authority is; a row of a snapshot says less than
-/// any state.
+/// Whether ours is newer. Of two states of one version the one is that knows the key: it was kept alive where the
+/// other site let it expire. Of two that do, that of the authority; a row of a snapshot says less than any state.
 ///
 /// What was written in a gap takes nothing away of what was done to the key meanwhile, but for a write of all of it.
 fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
@@ -83,7 +83,8 @@ fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
     if own.is_guess && !replaces(change) {
         return false;
     }
-    let wins_tie = own.is_state && (is_authority || !change.is_state);
+    let of_states = if own.is_absent == change.is_absent { is_authority } else { change.is_absent };
+    let wins_tie = own.is_state && (of_states || !change.is_state);
     own.hlc > change.hlc || (own.hlc == change.hlc && wins_tie)
 }
 
@@ -322,7 +323,8 @@ pub(crate) fn evaluate(
         let covering = left.iter().filter(|(_, record)| record.covers(element) && !is_held(record));
         covering.max_by_key(|(_, record)| {
             let (hlc, _) = record.version();
-            (hlc, record.is_reread(), record.own == own_wins_ties)
+            let is_there = !record.first().is_some_and(|touch| touch.is_absent);
+            (hlc, record.is_reread(), is_there, record.own == own_wins_ties)
         })
     };
     let mut wanted = elements.clone();
@@ -451,6 +453,7 @@ mod tests {
             element,
             is_expire_at: false,
             is_state: false,
+            is_absent: false,
             is_guess: false,
             reread: false,
         }
@@ -525,6 +528,21 @@ mod tests {
         assert_eq!(races(&applied(pushed, 10), &ours, false), []);
         let counted = touch(5, 50, Class::Commuting, F);
         assert_eq!(races(&applied(counted, 9), &[touch(9, 60, Class::Commuting, F)], true), []);
+    }
+
+    #[test]
+    fn of_two_states_that_cross_the_one_stands_that_knows_the_key() {
+        let there = reread(5, 7, 0);
+        let absent = Touch { is_absent: true, ..there };
+        for is_authority in [true, false] {
+            assert_eq!(decide(&[absent], &[there], is_authority), Verdict::Drop(Seq(5)));
+            assert_eq!(decide(&[there], &[absent], is_authority), Verdict::Apply);
+            let records = [one(true, absent), one(false, there)];
+            let content = evaluate(&records, &BTreeSet::from([None]), is_authority);
+            assert_eq!(content.map(|content| content.then), Some(vec![1]));
+        }
+        assert_eq!(decide(&[there], &[there], true), Verdict::Drop(Seq(5)));
+        assert_eq!(decide(&[there], &[there], false), Verdict::Apply);
     }
 
     fn evaluated(records: &[Record], element: Element) -> Option<(bool, Vec<usize>)> {

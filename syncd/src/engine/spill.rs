@@ -119,13 +119,14 @@ fn bucket(digest: u128, buckets: usize) -> usize {
 }
 
 fn encode(bytes: &mut Vec<u8>, digest: u128, before: u64, touch: &Touch) {
-    let Touch { seq, seen, at, hlc, class, element, is_expire_at, is_state, is_guess, reread } = *touch;
+    let Touch { seq, seen, at, hlc, class, element, is_expire_at, is_state, is_absent, is_guess, reread } =
+        *touch;
     bytes.extend(digest.to_le_bytes());
     for number in [before, seq.0, seen.0, at, hlc.0, element.unwrap_or_default()] {
         bytes.extend(number.to_le_bytes());
     }
     let class = CLASSES.iter().position(|of| *of == class).unwrap_or_default();
-    let flags = [element.is_some(), is_expire_at, is_state, is_guess, reread];
+    let flags = [element.is_some(), is_expire_at, is_state, is_guess, reread, is_absent];
     let flags = flags.iter().enumerate().fold(0, |byte, (bit, flag)| byte | (u8::from(*flag) << bit));
     bytes.extend([class as u8, flags]);
 }
@@ -148,6 +149,7 @@ fn decode(mut bytes: &[u8]) -> io::Result<(u128, u64, Touch)> {
         element: flag(0).then_some(element),
         is_expire_at: flag(1),
         is_state: flag(2),
+        is_absent: flag(5),
         is_guess: flag(3),
         reread: flag(4),
     };
