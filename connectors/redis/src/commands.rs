@@ -369,7 +369,7 @@ pub(crate) fn expire_at(commands: &[u8], start: usize) -> Option<(Range<usize>, 
 
 /// Of an `XADD` where in its value the entry's id stands, and as which argument; `None`: it is something else, or the
 /// server chooses the id.
-pub(crate) fn entry_id(change: &Change) -> Option<(Range<usize>, usize)> {
+fn entry_id(change: &Change) -> Option<(Range<usize>, usize)> {
     let value = change.value.as_deref().filter(|_| change.op == Op::Command)?;
     let mut args = Args::at(value, 0)?;
     let is = |range: Option<&Range<usize>>, words: &[&[u8]]| {
@@ -391,6 +391,14 @@ pub(crate) fn entry_id(change: &Change) -> Option<(Range<usize>, usize)> {
     }
     let (at, id) = args.next()?;
     (args.count() >= 2 && !is(Some(&id), &[b"*"])).then_some((id, at + 1))
+}
+
+/// Of an `XADD` the entry's id, and its fields and values; `None` as for [`with_next_id`].
+pub(crate) fn entry(change: &Change) -> Option<(&[u8], Vec<&[u8]>)> {
+    let (range, id) = entry_id(change)?;
+    let value = change.value.as_deref()?;
+    let fields = Args::at(value, 0)?.skip(id + 1).map_while(|range| value.get(range));
+    Some((value.get(range)?, fields.collect()))
 }
 
 /// The `XADD` of `change` with an id that the server chooses, which is above all that the stream had; `None`: it is

@@ -2,7 +2,7 @@ use bytes::BytesMut;
 use causeway_core::{Change, Result};
 
 use super::{RedisTarget, db_of};
-use crate::commands::entry_id;
+use crate::commands;
 use crate::resp::{self, Reply};
 
 /// What the replies belong to: one SELECT, a DUMP and a PEXPIRETIME, or an XRANGE.
@@ -11,7 +11,19 @@ enum Asked<'a> {
     /// The server lacks the database: nothing was asked.
     Nowhere,
     Key(&'a Change),
-    Entry,
+    /// With these fields and values: another entry may have its id.
+    Entry(Vec<&'a [u8]>),
+}
+
+/// The fields and values of the one entry that an XRANGE found.
+fn fields_of(found: &Reply) -> Option<impl Iterator<Item = &[u8]>> {
+    let Reply::Array(Some(entries)) = found else { return None };
+    let Reply::Array(Some(entry)) = entries.first()? else { return None };
+    let Reply::Array(Some(fields)) = entry.get(1)? else { return None };
+    Some(fields.iter().map(|field| match field {
+        Reply::Bulk(Some(text)) => text.as_ref(),
+        _ => &[],
+    }))
 }
 
 impl RedisTarget {
@@ -34,11 +46,9 @@ impl RedisTarget {
                 asked.push(Asked::Database);
                 selected = db;
             }
-            if let Some((range, _)) = entry_id(change)
-                && let Some(id) = change.value.as_deref().and_then(|value| value.get(range))
-            {
+            if let Some((id, fields)) = commands::entry(change) {
                 resp::encode(&mut out, &[b"XRANGE", &change.key.name, id, id]);
-                asked.push(Asked::Entry);
+                asked.push(Asked::Entry(fields));
                 continue;
             }
             resp::encode(&mut out, &[b"DUMP", &change.key.name]);
@@ -52,9 +62,9 @@ impl RedisTarget {
             match asked {
                 Asked::Database => link.answered("compare keys").await?,
                 Asked::Nowhere => held.push(false),
-                Asked::Entry => {
+                Asked::Entry(fields) => {
                     let found = link.reader.reply().await?;
-                    held.push(matches!(found, Reply::Array(Some(entries)) if !entries.is_empty()));
+                    held.push(fields_of(&found).is_some_and(|found| found.eq(fields)));
                 }
                 Asked::Key(change) => {
                     let (dump, expire) = (link.reader.reply().await?, link.reader.reply().await?);
