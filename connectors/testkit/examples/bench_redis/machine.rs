@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use causeway_testkit::api::{Status, status};
+use causeway_testkit::api::{Status, get, status};
 use causeway_testkit::resp::Connection;
 use causeway_testkit::servers::free_port;
 
@@ -23,10 +23,19 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks as f64 / TICKS_PER_SECOND)
 }
 
-/// The most memory that process `pid` ever had (`VmHWM`), in MiB.
+/// The most memory that process `pid` ever had, in MiB.
 pub(crate) fn peak_mib(pid: u32) -> Result<f64> {
+    memory_mib(pid, "VmHWM:")
+}
+
+/// The memory that process `pid` has now, in MiB.
+pub(crate) fn resident_mib(pid: u32) -> Result<f64> {
+    memory_mib(pid, "VmRSS:")
+}
+
+fn memory_mib(pid: u32, name: &str) -> Result<f64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name)).with_context(|| format!("no {name}"))?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }
@@ -158,7 +167,15 @@ pub(crate) fn dbsize(connection: &mut Connection) -> Result<u64> {
     Ok(u64::try_from(n)?)
 }
 
-/// A running `syncd` with one channel, one way from dc to cloud.
+/// A channel of a configuration, between the servers at two URLs; `more` are further lines.
+pub(crate) fn channel(name: &str, direction: &str, dc: &str, cloud: &str, more: &str) -> String {
+    format!(
+        "[[channel]]\nname = \"{name}\"\nstore = \"redis\"\ndirection = \"{direction}\"\n{more}\n\
+         dc = {{ url = \"{dc}\" }}\ncloud = {{ url = \"{cloud}\" }}\n\n"
+    )
+}
+
+/// A running `syncd`.
 #[derive(Debug)]
 pub(crate) struct Syncd {
     process: Process,
@@ -167,16 +184,14 @@ pub(crate) struct Syncd {
 }
 
 impl Syncd {
-    /// Starts `program` with a folder of its own in `dir`, which must be new. Doesn't wait.
-    pub(crate) fn start(program: &Path, dir: &Path, dc: &str, cloud: &str) -> Result<Syncd> {
+    /// Starts `program` with `channels` and the new folder `dir` for itself. Doesn't wait.
+    pub(crate) fn start(program: &Path, dir: &Path, channels: &str) -> Result<Syncd> {
         std::fs::create_dir(dir)?;
         let api = format!("127.0.0.1:{}", free_port()?);
         let config = dir.join("syncd.toml");
         let text = format!(
             "[link]\nname = \"bench\"\nsites = [\"dc\", \"cloud\"]\n\n[log]\ndir = \"log\"\n\n\
-             [api]\nlisten = \"{api}\"\n\n[[channel]]\nname = \"bench\"\nstore = \"redis\"\n\
-             direction = \"dc->cloud\"\nsnapshot = \"dc\"\n\
-             dc = {{ url = \"{dc}\" }}\ncloud = {{ url = \"{cloud}\" }}\n"
+             [api]\nlisten = \"{api}\"\n\n{channels}"
         );
         std::fs::write(&config, text)?;
         let words = [program.display().to_string(), "run".into(), "--config".into()];
@@ -191,6 +206,14 @@ impl Syncd {
 
     pub(crate) fn cpu(&self) -> Result<f64> {
         cpu_seconds(self.pid())
+    }
+
+    /// The sum of a metric over all its labels; 0 if it never was set.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let text = get(&self.api, "/metrics")?;
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+        let values = text.lines().filter(of_name).filter_map(|line| line.rsplit_once(' '));
+        Ok(values.map(|(_, value)| value.parse::<f64>()).sum::<Result<f64, _>>()?)
     }
 
     /// Waits until it streams and nothing is under way.

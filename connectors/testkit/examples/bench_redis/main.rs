@@ -1,6 +1,8 @@
-//! Measures a Redis channel of `syncd` against Redis's own replica, on one machine in one run. Called by
-//! `bench/redis`, which builds it, gives it a folder and ends what it leaves behind.
+//! Measures a Redis channel of `syncd` against Redis's own replica, or with `--conflict` the rule for
+//! concurrent writes against channels without it, on one machine in one run. Called by `bench/redis` and
+//! `bench/conflict`, which build it, give it a folder and end what it leaves behind.
 
+mod conflict;
 mod line;
 mod machine;
 mod measure;
@@ -11,17 +13,21 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, ValueEnum};
 
 use measure::{Bench, Line};
 use report::Report;
 
-/// What `--delay` is by default, each way.
-const DELAY_MS: u64 = 3;
+/// What `--delay-ms` is by default, each way: of part d, and with `--conflict` of part c.
+const DELAY_MS: [u64; 2] = [3, 500];
 
 #[derive(Parser)]
 struct Arguments {
-    /// 200,000 keys instead of 1 and 5 million.
+    /// The rule for concurrent writes, instead of a channel against a replica.
+    #[arg(long)]
+    conflict: bool,
+    /// 200,000 keys instead of 1 and 5 million; with `--conflict` 3 rounds instead of 5, too.
     #[arg(long)]
     quick: bool,
     /// One part; may be repeated. Left out: all.
@@ -30,9 +36,9 @@ struct Arguments {
     /// Prints JSON instead of a table.
     #[arg(long)]
     json: bool,
-    /// Of part d, in each direction.
-    #[arg(long, default_value_t = DELAY_MS)]
-    delay_ms: u64,
+    /// Of the line that is delayed, in each direction.
+    #[arg(long)]
+    delay_ms: Option<u64>,
     /// The daemon's program.
     #[arg(long)]
     syncd: PathBuf,
@@ -42,6 +48,16 @@ struct Arguments {
     /// Set by this program for part d: it runs in a network namespace of its own.
     #[arg(long, hide = true)]
     in_namespace: bool,
+}
+
+impl Arguments {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn delay_ms(&self) -> u64 {
+        self.delay_ms.unwrap_or(DELAY_MS[usize::from(self.conflict)])
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,6 +70,9 @@ enum Part {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.conflict && arguments.only.contains(&Part::D) {
+        Arguments::command().error(ErrorKind::InvalidValue, "bench/conflict has no part d").exit();
+    }
     match run(&arguments) {
         Ok(report) if arguments.json => match serde_json::to_string_pretty(&report) {
             Ok(text) => {
@@ -80,28 +99,31 @@ fn run(arguments: &Arguments) -> Result<Report> {
     if machine::load_average() > 0.5 {
         report.notes.push("others were using this machine: the figures are noisy".to_owned());
     }
-    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let keys = if arguments.quick { 200_000 } else { 1_000_000 };
     let mut bench = Bench::new(arguments.syncd.clone(), arguments.dir.clone());
-    let rows = &mut report.rows;
-    if arguments.in_namespace {
-        delayed(&mut bench, keys, Line::Netem, arguments.delay_ms, rows)?;
+    if arguments.conflict {
+        measure_rule(arguments, &mut bench, keys, &mut report)?;
         return Ok(report);
     }
-    if wanted(Part::A) {
+    let rows = &mut report.rows;
+    if arguments.in_namespace {
+        delayed(&mut bench, keys, Line::Netem, arguments.delay_ms(), rows)?;
+        return Ok(report);
+    }
+    if arguments.wants(Part::A) {
         rows.extend(bench.snapshot("a", keys, 0, Line::Direct)?);
         if !arguments.quick {
             rows.extend(bench.snapshot("a", 5_000_000, 0, Line::Direct)?);
         }
         rows.extend(bench.snapshot("a", keys, 200 << 20, Line::Direct)?);
     }
-    if wanted(Part::B) {
+    if arguments.wants(Part::B) {
         rows.extend(bench.stream("b", keys, Line::Direct)?);
     }
-    if wanted(Part::C) {
+    if arguments.wants(Part::C) {
         rows.extend(bench.lag("c", if arguments.quick { 500 } else { 1500 })?);
     }
-    if wanted(Part::D) {
+    if arguments.wants(Part::D) {
         match line::netem_works() {
             Ok(()) => {
                 let inner = in_namespace(arguments)?;
@@ -112,11 +134,27 @@ fn run(arguments: &Arguments) -> Result<Report> {
                     "d: no netem here ({why}); a relay holds the bytes back instead, and its own CPU slows \
                      both rows"
                 ));
-                delayed(&mut bench, keys, Line::Relay, arguments.delay_ms, rows)?;
+                delayed(&mut bench, keys, Line::Relay, arguments.delay_ms(), rows)?;
             }
         }
     }
     Ok(report)
+}
+
+/// The parts of `bench/conflict`.
+fn measure_rule(arguments: &Arguments, bench: &mut Bench, keys: u64, report: &mut Report) -> Result<()> {
+    let rounds = if arguments.quick { 3 } else { 5 };
+    if arguments.wants(Part::A) {
+        conflict::no_conflicts(bench, keys, 1, rounds, report)?;
+        conflict::no_conflicts(bench, keys / 2, 2, rounds, report)?;
+    }
+    if arguments.wants(Part::B) {
+        conflict::shared_keys(bench, keys / 2, rounds, report)?;
+    }
+    if arguments.wants(Part::C) {
+        conflict::memory(bench, Duration::from_millis(arguments.delay_ms()), report)?;
+    }
+    Ok(())
 }
 
 /// Part d: `syncd` over the same line without and with delay.
@@ -141,7 +179,7 @@ fn in_namespace(arguments: &Arguments) -> Result<Report> {
     std::fs::create_dir(&dir)?;
     let mut command = Command::new("unshare");
     command.arg("--net").arg(std::env::current_exe()?).args(["--in-namespace", "--json", "--only", "d"]);
-    command.arg("--delay-ms").arg(arguments.delay_ms.to_string());
+    command.arg("--delay-ms").arg(arguments.delay_ms().to_string());
     command.arg("--syncd").arg(&arguments.syncd).arg("--dir").arg(dir);
     if arguments.quick {
         command.arg("--quick");

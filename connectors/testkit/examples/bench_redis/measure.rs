@@ -10,7 +10,7 @@ use causeway_testkit::data::{large_hash, load};
 use causeway_testkit::resp::{Command, Connection, encode};
 
 use crate::line;
-use crate::machine::{Redis, Syncd, dbsize, peak_mib, until};
+use crate::machine::{Redis, Syncd, channel, dbsize, peak_mib, until};
 use crate::report::{Lag, Row};
 
 /// Bytes of a small key's value.
@@ -20,7 +20,7 @@ const VALUE_BYTES: usize = 64;
 const WRITES_PER_SECOND: u64 = 5_000;
 
 /// After this a run is stuck.
-const AT_MOST: Duration = Duration::from_secs(600);
+pub(crate) const AT_MOST: Duration = Duration::from_secs(600);
 
 /// What lies between `syncd` and the target.
 #[derive(Debug, Clone, Copy)]
@@ -50,10 +50,10 @@ struct Target {
 }
 
 /// CPU seconds of the three processes at one moment.
-struct Cpu {
-    own: Option<f64>,
-    source: f64,
-    target: f64,
+pub(crate) struct Cpu {
+    pub(crate) own: Option<f64>,
+    pub(crate) source: f64,
+    pub(crate) target: f64,
 }
 
 impl Cpu {
@@ -81,7 +81,7 @@ impl Bench {
         let with = if large > 0 { " + big hash" } else { "" };
         let what = format!("copy {} keys{with}{}", short(keys), line.words());
         eprintln!("bench: {part} {what}");
-        let source = Redis::start(&self.dir, &[])?;
+        let source = self.server()?;
         load(&source.url, small_keys(0, keys), |_| {})?;
         if large > 0 {
             load(&source.url, large_hash("bench:large", large), |_| {})?;
@@ -129,13 +129,13 @@ impl Bench {
         eprintln!("bench: {part} {what}");
         let mut rows = Vec::new();
         if matches!(line, Line::Direct) {
-            let source = Redis::start(&self.dir, &[])?;
+            let source = self.server()?;
             let replica = self.streaming_replica(&source)?;
             let before = Cpu::now(&source, &replica, None)?;
             let seconds = write_and_wait(&source, &replica, keys)?;
             rows.push(row(part, &what, "replica", keys, seconds, &before, &source, &replica, None)?);
         }
-        let source = Redis::start(&self.dir, &[])?;
+        let source = self.server()?;
         let target = self.target(line)?;
         let mut syncd = self.start_syncd(&source, &target)?;
         syncd.wait_until_caught_up(AT_MOST)?;
@@ -152,14 +152,14 @@ impl Bench {
         eprintln!("bench: {part} {what}");
         let mut rows = Vec::new();
         {
-            let source = Redis::start(&self.dir, &[])?;
+            let source = self.server()?;
             let replica = self.streaming_replica(&source)?;
             let before = Cpu::now(&source, &replica, None)?;
             let (writes, seconds, lag) = probe(&source, &replica, samples)?;
             let row = row(part, &what, "replica", writes, seconds, &before, &source, &replica, None)?;
             rows.push(Row { lag_ms: Some(lag), ..row });
         }
-        let source = Redis::start(&self.dir, &[])?;
+        let source = self.server()?;
         let target = self.target(Line::Direct)?;
         let mut syncd = self.start_syncd(&source, &target)?;
         syncd.wait_until_caught_up(AT_MOST)?;
@@ -171,7 +171,7 @@ impl Bench {
     }
 
     fn streaming_replica(&self, source: &Redis) -> Result<Redis> {
-        let replica = Redis::start(&self.dir, &[])?;
+        let replica = self.server()?;
         replica.follow(source)?;
         let mut connection = replica.connect()?;
         until(AT_MOST, Duration::from_millis(20), || Ok(is_up(&mut connection)))?;
@@ -181,7 +181,7 @@ impl Bench {
     fn target(&self, line: Line) -> Result<Target> {
         let server = match line {
             Line::Netem(delay) => line::server_behind_netem(&self.dir, delay)?,
-            Line::Direct | Line::Relay(_) => Redis::start(&self.dir, &[])?,
+            Line::Direct | Line::Relay(_) => self.server()?,
         };
         let url = match line {
             Line::Relay(delay) => {
@@ -194,9 +194,18 @@ impl Bench {
     }
 
     fn start_syncd(&mut self, source: &Redis, target: &Target) -> Result<Syncd> {
+        self.start(&channel("bench", "dc->cloud", &source.url, &target.url, "snapshot = \"dc\""))
+    }
+
+    /// Starts `syncd` with `channels` and a log of its own. Doesn't wait.
+    pub(crate) fn start(&mut self, channels: &str) -> Result<Syncd> {
         self.made += 1;
-        let dir = self.dir.join(format!("syncd-{}", self.made));
-        Syncd::start(&self.syncd, &dir, &source.url, &target.url)
+        Syncd::start(&self.syncd, &self.dir.join(format!("syncd-{}", self.made)), channels)
+    }
+
+    /// Starts an empty server.
+    pub(crate) fn server(&self) -> Result<Redis> {
+        Redis::start(&self.dir, &[])
     }
 }
 
@@ -250,7 +259,7 @@ fn row(
     })
 }
 
-fn short(keys: u64) -> String {
+pub(crate) fn short(keys: u64) -> String {
     if keys.is_multiple_of(1_000_000) {
         format!("{} M", keys / 1_000_000)
     } else {
@@ -259,7 +268,7 @@ fn short(keys: u64) -> String {
 }
 
 /// SETs of the keys `from..to`. Letters that don't compress: a server's RDB would make runs of one short.
-fn small_keys(from: u64, to: u64) -> impl Iterator<Item = Command> {
+pub(crate) fn small_keys(from: u64, to: u64) -> impl Iterator<Item = Command> {
     (from..to).map(|n| vec![b"SET".to_vec(), format!("bench:{n:012}").into_bytes(), value(n)])
 }
 
@@ -282,7 +291,7 @@ fn is_up(connection: &mut Connection) -> bool {
 }
 
 /// Compares the values of a thousand of the first `keys` small keys: a copy that isn't right isn't fast.
-fn compare_some(source: &Redis, target: &Redis, keys: u64) -> Result<()> {
+pub(crate) fn compare_some(source: &Redis, target: &Redis, keys: u64) -> Result<()> {
     let names = (0..1000).map(|i| format!("bench:{:012}", i * keys / 1000));
     let call: Vec<String> = std::iter::once("MGET".to_owned()).chain(names).collect();
     let equal = source.connect()?.must(&call)? == target.connect()?.must(&call)?;
@@ -329,7 +338,7 @@ fn probe(source: &Redis, target: &Redis, samples: usize) -> Result<(u64, f64, La
     let writes = AtomicU64::new(0);
     let start = Instant::now();
     let times = thread::scope(|scope| {
-        let writer = scope.spawn(|| write_steadily(source, &stop, &writes));
+        let writer = scope.spawn(|| write_steadily(source, WRITES_PER_SECOND, 100_000, &stop, &writes));
         let times = probe_times(source, target, samples);
         stop.store(true, Ordering::Relaxed);
         writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
@@ -360,15 +369,22 @@ fn probe_times(source: &Redis, target: &Redis, samples: usize) -> Result<Vec<f64
     Ok(times)
 }
 
-fn write_steadily(source: &Redis, stop: &AtomicBool, writes: &AtomicU64) -> Result<()> {
+/// Writes `per_second` SETs at `source`, of `keys` keys in turn, until `stop`; `writes` counts them.
+pub(crate) fn write_steadily(
+    source: &Redis,
+    per_second: u64,
+    keys: u64,
+    stop: &AtomicBool,
+    writes: &AtomicU64,
+) -> Result<()> {
     let mut connection = source.connect()?;
     let (start, mut done) = (Instant::now(), 0);
     while !stop.load(Ordering::Relaxed) {
-        let due = (start.elapsed().as_secs_f64() * WRITES_PER_SECOND as f64) as u64;
+        let due = (start.elapsed().as_secs_f64() * per_second as f64) as u64;
         let mut out = Vec::new();
         let n = due.saturating_sub(done).min(1000);
         for i in done..done + n {
-            small_keys(i % 100_000, i % 100_000 + 1).for_each(|c| encode(&c, &mut out));
+            small_keys(i % keys, i % keys + 1).for_each(|c| encode(&c, &mut out));
         }
         connection.write(&out)?;
         for _ in 0..n {

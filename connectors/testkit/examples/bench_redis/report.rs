@@ -9,7 +9,7 @@ pub(crate) struct Row {
     pub(crate) part: String,
     /// What was done.
     pub(crate) what: String,
-    /// `replica` (Redis's own) or `syncd`.
+    /// `replica` (Redis's own) or `syncd`; of `bench/conflict` how the channel runs.
     pub(crate) by: String,
     /// Keys or changes.
     pub(crate) items: u64,
@@ -64,6 +64,9 @@ pub(crate) struct Report {
     pub(crate) machine: String,
     /// What was measured.
     pub(crate) rows: Vec<Row>,
+    /// What the rows say together, in words.
+    #[serde(default)]
+    pub(crate) findings: Vec<String>,
     /// What was left out and why, and what makes figures doubtful.
     pub(crate) notes: Vec<String>,
 }
@@ -98,9 +101,10 @@ impl Report {
                 );
             }
         }
-        if !self.notes.is_empty() {
+        if self.findings.len() + self.notes.len() > 0 {
             out.push('\n');
         }
+        self.findings.iter().for_each(|finding| out += &format!("{finding}\n"));
         self.notes.iter().for_each(|note| out += &format!("note: {note}\n"));
         out
     }
