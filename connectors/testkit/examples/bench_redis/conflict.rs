@@ -24,7 +24,10 @@ const SHARED_EACH: u64 = 10;
 const WRITES_PER_SECOND: u64 = 50_000;
 const WRITES_FOR: Duration = Duration::from_secs(20);
 
-/// Part c: eight batches under way, of half a second's changes at most, hold what the line delays.
+/// And once to so many keys in turn.
+const REPEATED_KEYS: u64 = 100_000;
+
+/// Part c: with the default's 8 times 512 changes under way the line would limit the rate.
 const LARGE_BATCHES: &str = "batch = { items_max = 25000, bytes_max = 16777216 }";
 
 /// How the sites are kept equal.
@@ -61,17 +64,24 @@ struct Stage {
 }
 
 impl Stage {
-    /// Starts what `loads` loads need, each from an empty server to another, and waits until it streams.
-    fn start(bench: &mut Bench, how: How, loads: u64) -> Result<Stage> {
+    /// Starts what `loads` loads need, each from an empty server to another, and waits until it streams. With
+    /// a `delay` that lies, each way, between `syncd` and every cloud, and batches are large.
+    fn start(bench: &mut Bench, how: How, loads: u64, delay: Option<Duration>) -> Result<Stage> {
         let spare = bench.server()?;
         let (mut sites, mut channels) = (Vec::new(), String::new());
         let direction = if how == How::TwoWay { "both" } else { "dc->cloud" };
+        let batch = if delay.is_some() { LARGE_BATCHES } else { "" };
         for n in 0..if how == How::TwoWay { 1 } else { loads } {
             let [dc, cloud] = [bench.server()?, bench.server()?];
-            channels += &channel(&format!("c{n}"), direction, &dc.url, &cloud.url, "snapshot = \"dc\"");
+            let far = match delay {
+                Some(delay) => line::delayed_url(&cloud, delay)?,
+                None => cloud.url.clone(),
+            };
+            let more = format!("snapshot = \"dc\"\n{batch}");
+            channels += &channel(&format!("c{n}"), direction, &dc.url, &far, &more);
             if how == How::ReadBack {
                 let nothing = "snapshot = \"none\"\nkeys = [\"nothing:*\"]";
-                channels += &channel(&format!("r{n}"), "cloud->dc", &spare.url, &cloud.url, nothing);
+                channels += &channel(&format!("r{n}"), "cloud->dc", &spare.url, &far, nothing);
             }
             sites.push([dc, cloud]);
         }
@@ -145,7 +155,7 @@ pub(crate) fn no_conflicts(
     let hows = [How::OneWay, How::ReadBack, How::TwoWay];
     let runs = in_turn(hows, rounds, |how| {
         eprintln!("bench: a {what} {}", how.word());
-        new_keys(&Stage::start(bench, how, loads)?, &what, keys)
+        new_keys(&Stage::start(bench, how, loads, None)?, &what, keys)
     })?;
     conclude(report, &runs, &[(2, 0, "two-way against one-way"), (2, 1, "two-way against readback")]);
     Ok(())
@@ -183,7 +193,7 @@ pub(crate) fn shared_keys(bench: &mut Bench, writes: u64, rounds: usize, report:
         let what =
             format!("{} writes, {} % shared", short(2 * writes), if shared { 100 / SHARED_EACH } else { 0 });
         eprintln!("bench: b {what}");
-        let stage = Stage::start(bench, How::TwoWay, 2)?;
+        let stage = Stage::start(bench, How::TwoWay, 2, None)?;
         let (before, start) = (stage.cpu()?, Instant::now());
         stage.write(|site| (0..writes).map(move |n| mixed(site, n, writes, shared)))?;
         let mut stage = drained(stage)?;
@@ -272,24 +282,30 @@ fn value_of(connection: &mut Connection, kind: u64, key: &str) -> Result<Vec<Rep
 }
 
 /// Part c: a steady load at dc with `delay` each way between `syncd` and cloud; how much memory more than at
-/// rest that takes without the rule and with it.
+/// rest that takes without the rule and with it, with a new key each time and with the same ones in turn.
 pub(crate) fn memory(bench: &mut Bench, delay: Duration, report: &mut Report) -> Result<()> {
-    for direction in ["dc->cloud", "both"] {
-        eprintln!("bench: c {WRITES_PER_SECOND} SETs/s {direction}");
-        let (dc, cloud) = (bench.server()?, bench.server()?);
-        let far = format!("redis://127.0.0.1:{}", line::relay(&format!("127.0.0.1:{}", cloud.port), delay)?);
-        let more = format!("snapshot = \"dc\"\n{LARGE_BATCHES}");
-        let mut syncd = bench.start(&channel("c", direction, &dc.url, &far, &more))?;
-        syncd.wait_until_caught_up(AT_MOST)?;
-        let rest = resident_mib(syncd.pid())?;
-        let how = if direction == "both" { How::TwoWay } else { How::OneWay };
-        let stage = Stage { syncd, _spare: bench.server()?, sites: vec![[dc, cloud]], how, loads: 1 };
-        let (row, seen) = steadily(&stage)?;
+    let arms = [
+        (How::OneWay, u64::MAX),
+        (How::ReadBack, u64::MAX),
+        (How::TwoWay, u64::MAX),
+        (How::TwoWay, REPEATED_KEYS),
+    ];
+    for (how, keys) in arms {
+        let of = if keys == u64::MAX { "new keys".to_owned() } else { format!("{} keys", short(keys)) };
+        eprintln!("bench: c {WRITES_PER_SECOND} SETs/s of {of} {}", how.word());
+        let stage = Stage::start(bench, how, 1, Some(delay))?;
+        let rest = resident_mib(stage.syncd.pid())?;
+        let (row, seen) = steadily(&stage, keys, &format!("SETs of {of}, late"))?;
         let grown = row.peak_mib.unwrap_or_default() - rest;
         report.findings.push(format!(
-            "c {}: {:.0} writes/s, each for {:.2} s on its way (median); {rest:.0} MiB at rest, {grown:.0} more \
-             at the most; {:.0} changes remembered at the most, {:.0} of them in the file",
-            how.word(), row.rate, seen.lag, seen.remembered, seen.spilled
+            "c {of}, {}: {:.0} writes/s, {:.2} s on their way (median; {:.2} s at last); {rest:.0} MiB at rest, at \
+             most {grown:.0} more; at most {:.0} changes remembered, {:.0} in the file",
+            how.word(),
+            row.rate,
+            seen.lag,
+            seen.last_lag,
+            seen.remembered,
+            seen.spilled
         ));
         report.rows.push(row);
     }
@@ -299,27 +315,26 @@ pub(crate) fn memory(bench: &mut Bench, delay: Duration, report: &mut Report) ->
 /// What the metrics said.
 #[derive(Default)]
 struct Seen {
-    /// Seconds behind.
+    /// Seconds behind, in the middle and at last: much more if the load is too much.
     lag: f64,
+    last_lag: f64,
     remembered: f64,
     spilled: f64,
 }
 
-fn steadily(stage: &Stage) -> Result<(Row, Seen)> {
+fn steadily(stage: &Stage, keys: u64, what: &str) -> Result<(Row, Seen)> {
     let [[dc, _]] = &stage.sites[..] else { anyhow::bail!("one channel") };
     let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
     let (before, start) = (stage.cpu()?, Instant::now());
     let seen = thread::scope(|scope| {
-        // Every key is new: remembering the same one again would cost less.
-        let writer = scope.spawn(|| write_steadily(dc, WRITES_PER_SECOND, u64::MAX, &stop, &writes));
+        let writer = scope.spawn(|| write_steadily(dc, WRITES_PER_SECOND, keys, &stop, &writes));
         let seen = watch(&stage.syncd);
         stop.store(true, Ordering::Relaxed);
         writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
         seen
     })?;
     let items = writes.load(Ordering::Relaxed);
-    let what = format!("{} SETs/s, late", short(WRITES_PER_SECOND));
-    Ok((stage.row("c", &what, items, start.elapsed().as_secs_f64(), &before)?, seen))
+    Ok((stage.row("c", what, items, start.elapsed().as_secs_f64(), &before)?, seen))
 }
 
 /// Looks at the metrics until the load ends.
@@ -331,6 +346,7 @@ fn watch(syncd: &Syncd) -> Result<Seen> {
         seen.spilled = seen.spilled.max(syncd.metric("causeway_spilled_changes")?);
         lags.push(syncd.metric("causeway_lag_seconds")?);
     }
+    seen.last_lag = lags.last().copied().unwrap_or(f64::NAN);
     seen.lag = middle(&mut lags);
     Ok(seen)
 }

@@ -71,9 +71,15 @@ fn run(words: &str) -> Result<()> {
     Ok(())
 }
 
+/// The URL of a [`relay`] to `server`.
+pub(crate) fn delayed_url(server: &Redis, delay: Duration) -> Result<String> {
+    let port = relay(&format!("127.0.0.1:{}", server.port), delay)?;
+    Ok(format!("redis://127.0.0.1:{port}"))
+}
+
 /// Listens on a port of 127.0.0.1 and passes every connection on to `to` (`host:port`), each byte `delay`
 /// after it came, both ways. Returns the port. Its threads end with the process.
-pub(crate) fn relay(to: &str, delay: Duration) -> Result<u16> {
+fn relay(to: &str, delay: Duration) -> Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     let to = to.to_owned();
@@ -88,8 +94,8 @@ pub(crate) fn relay(to: &str, delay: Duration) -> Result<u16> {
 }
 
 fn pass(from: &TcpStream, to: &TcpStream, delay: Duration) -> Result<()> {
-    // 64 KiB each: what is on the line at most.
-    let (sender, receiver) = sync_channel(512);
+    // What is on the line at most, each up to 64 KiB and mostly far less: it must not be what limits the rate.
+    let (sender, receiver) = sync_channel(8192);
     to.set_nodelay(true)?;
     let (from, to) = (from.try_clone()?, to.try_clone()?);
     thread::spawn(move || take(from, &sender));

@@ -20,7 +20,7 @@ use measure::{Bench, Line};
 use report::Report;
 
 /// What `--delay-ms` is by default, each way: of part d, and with `--conflict` of part c.
-const DELAY_MS: [u64; 2] = [3, 500];
+const DELAY_MS: [u64; 2] = [3, 300];
 
 #[derive(Parser)]
 struct Arguments {

@@ -184,10 +184,7 @@ impl Bench {
             Line::Direct | Line::Relay(_) => self.server()?,
         };
         let url = match line {
-            Line::Relay(delay) => {
-                let port = line::relay(&format!("127.0.0.1:{}", server.port), delay)?;
-                format!("redis://127.0.0.1:{port}")
-            }
+            Line::Relay(delay) => line::delayed_url(&server, delay)?,
             Line::Direct | Line::Netem(_) => server.url.clone(),
         };
         Ok(Target { server, url })
