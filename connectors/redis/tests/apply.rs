@@ -96,6 +96,43 @@ fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap()
 }
 
+/// The origin prolonged its life in time, which stands further on in the log.
+#[tokio::test]
+async fn a_key_whose_time_is_over_lives_until_its_origin_says_so() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    let over = (now_ms() - 1000).to_string();
+    let set = |key| command(0, &["SET", key, "v", "PXAT", &over]);
+    let first = vec![set("kept"), set("ends"), set("forgotten"), command(0, &["INCR", "n"])];
+    assert_eq!(apply(&mut target, batch(0, first)).await, (vec![], vec![]));
+    let then = vec![command(0, &["PERSIST", "kept"]), change(Op::Delete, 0, b"ends", None)];
+    assert_eq!(apply(&mut target, batch(4, then)).await, (vec![], vec![]));
+    assert_eq!(redis.must(&["PTTL", "kept"]).unwrap().int(), Some(-1));
+    assert_eq!(redis.must(&["EXISTS", "ends"]).unwrap().int(), Some(0));
+    let left = redis.must(&["PTTL", "forgotten"]).unwrap().int().unwrap();
+    assert!((1..=60_000).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn an_entry_of_a_stream_is_there_with_its_own_fields_only() {
+    let Some((server, mut redis)) = start(&[]) else { return };
+    let mut target = target(&server);
+    target.take_over(Term(1)).await.unwrap();
+    redis.must(&["XADD", "s", "5-1", "f", "v", "g", "w"]).unwrap();
+    redis.must(&["SELECT", "2"]).unwrap();
+    redis.must(&["XADD", "s", "5-1", "f", "v"]).unwrap();
+    let entries = [
+        command(0, &["XADD", "s", "5-1", "f", "v", "g", "w"]),
+        command(2, &["XADD", "s", "MAXLEN", "=", "9", "5-1", "f", "v"]),
+        command(0, &["XADD", "s", "5-1", "f", "v"]),
+        command(0, &["XADD", "s", "5-1", "f", "v", "g", "other"]),
+        command(0, &["XADD", "s", "5-2", "f", "v", "g", "w"]),
+        command(0, &["XADD", "none", "5-1", "f", "v"]),
+    ];
+    assert_eq!(target.holds(&entries).await.unwrap(), [true, true, false, false, false, false]);
+}
+
 /// FF24.
 #[tokio::test]
 async fn what_counts_counts_once_and_the_marker_says_how_far() {
@@ -625,7 +662,7 @@ async fn each_change_lands_in_its_own_database() {
 
 /// FF18, FF19.
 #[tokio::test]
-async fn expiry_is_absolute_and_what_is_over_is_gone() {
+async fn expiry_is_absolute_and_what_is_over_ends_soon() {
     let Some((server, mut redis)) = start(&[]) else { return };
     redis.must(&["SET", "a", "v"]).unwrap();
     let payload = dump(&mut redis, "a");
@@ -641,13 +678,16 @@ async fn expiry_is_absolute_and_what_is_over_is_gone() {
     assert_eq!(text(&mut redis, &["PEXPIRETIME", "a"]), Some(at.to_string()));
     assert_eq!(apply(&mut target, batch(1, vec![state(&payload, None)])).await, (vec![], vec![]));
     assert_eq!(text(&mut redis, &["PTTL", "a"]).as_deref(), Some("-1"));
-    for over in
-        [state(&payload, Some(1)), state(&foreign(&payload), Some(1)), change(Op::State, 0, b"a", None)]
-    {
-        redis.must(&["SET", "a", "v"]).unwrap();
+    for over in [state(&payload, Some(1)), state(&foreign(&payload), Some(1))] {
+        redis.must(&["SET", "a", "other"]).unwrap();
         assert_eq!(apply(&mut target, batch(2, vec![over])).await, (vec![], vec![]));
-        assert_eq!(text(&mut redis, &["EXISTS", "a"]).as_deref(), Some("0"));
+        assert_eq!(text(&mut redis, &["GET", "a"]).as_deref(), Some("v"));
+        let left = redis.must(&["PTTL", "a"]).unwrap().int().unwrap();
+        assert!((1..=60_000).contains(&left), "{left}");
     }
+    let absent = change(Op::State, 0, b"a", None);
+    assert_eq!(apply(&mut target, batch(2, vec![absent])).await, (vec![], vec![]));
+    assert_eq!(text(&mut redis, &["EXISTS", "a"]).as_deref(), Some("0"));
 }
 
 /// FF23.

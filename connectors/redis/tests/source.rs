@@ -11,6 +11,7 @@ use causeway_redis::names::{Names, next_token, token_text};
 use causeway_redis::source::RedisSource;
 use causeway_testkit::resp::{Connection, cmd};
 use source_support::*;
+use std::time::Duration;
 
 fn run(connection: &mut Connection, lines: &[&str]) {
     for line in lines {
@@ -492,4 +493,39 @@ async fn how_far_a_source_is_behind_grows_while_nothing_is_read_and_falls_when_i
     reaches("falls", &|behind| behind < 0.1).await;
     drop(source);
     assert_eq!(behind(), None, "it is gone");
+}
+
+/// A key whose time is over when a command of our applier comes to it: the server deletes it within our transaction.
+#[tokio::test]
+async fn what_ends_within_a_transaction_of_ours_is_the_sites_own_delete() {
+    let Some(server) = server(&[]) else { return };
+    let mut c = server.connect().unwrap();
+    c.must(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"]).unwrap();
+    c.must(&["SET", "over", "v", "PX", "20"]).unwrap();
+    c.must(&["SET", "gone", "v"]).unwrap();
+    let mut source = source(&server, "");
+    open(&mut source, None, false).await;
+    settle(&mut source).await;
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    let names = Names::new("dc-cloud", "tags");
+    let marker_key = String::from_utf8(names.marker).unwrap();
+    let marker = Marker { applied: Seq(7), ..Marker::default() };
+    let set = ["SET", marker_key.as_str(), &marker.to_string()].join("\u{0}");
+    let mut out = Vec::new();
+    for line in ["MULTI", &set, "APPEND\0over\0x", "del\0gone", "PERSIST\0over", "EXEC"] {
+        let words: Vec<&str> = line.split('\0').collect();
+        causeway_testkit::resp::encode(&words, &mut out);
+    }
+    c.write(&out).unwrap();
+    (0..6).for_each(|_| assert_eq!(c.read().unwrap().error(), None));
+    let events = until(&mut source, |e| matches!(e, Event::Marker { .. })).await;
+    assert_eq!(texts(&events), ["delete 0:over -"]);
+
+    // Read again from there, it comes again, as the place is within the transaction.
+    let deleted = changes(&events).remove(0).pos;
+    drop(source);
+    let mut source = self::source(&server, "");
+    assert_eq!(open(&mut source, Some(&deleted), false).await, Opened::Resumed);
+    let events = until(&mut source, |e| matches!(e, Event::Marker { .. })).await;
+    assert_eq!(changes(&events).remove(0).pos, deleted);
 }

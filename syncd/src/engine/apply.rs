@@ -59,6 +59,8 @@ pub(crate) struct ApplyTask {
     pub(crate) bytes_max: usize,
     /// Of the target site's own log, kept to be done again.
     pub(crate) own_bytes_max: usize,
+    /// The channel's `keep_alive`.
+    pub(crate) keep_alive: bool,
     /// Keys that a pass of a sweep holds.
     pub(crate) sweep_keys_max: usize,
     pub(crate) paused: watch::Receiver<bool>,
@@ -826,7 +828,8 @@ impl Reign {
                     task.has_begun()?;
                 }
                 self.overtaken |= !self.rejected.is_empty();
-                self.refused(task, sent.decided.as_deref().unwrap_or(&sent.changes), refused).await?;
+                let changes = sent.decided.as_deref().unwrap_or(&sent.changes);
+                self.refused(task, changes, &sent.changes, refused).await?;
                 self.note(task, &sent.pairs).await;
                 let held: Vec<Change> =
                     existing.iter().filter_map(|i| sent.changes.get(*i).cloned()).collect();
@@ -868,11 +871,14 @@ impl Reign {
         task.stats.applied_to(self.answered);
     }
 
-    /// Keeps what the store refused as dead letters, and asks the origin for what the keys hold now.
+    /// Keeps what the store refused of the peer's as dead letters, and asks the origin for what the keys hold now.
+    /// What is not of `theirs` was done again here, where the peer's change had left something else; the peer
+    /// answers for its place there.
     pub(crate) async fn refused(
         &mut self,
         task: &ApplyTask,
         changes: &[Change],
+        theirs: &[Change],
         refused: Vec<Refused>,
     ) -> Result<(), EngineError> {
         let mut keys = Vec::new();
@@ -893,6 +899,10 @@ impl Reign {
                     true => self.renumber(renumbered),
                     false => keys.push(change.key.clone()),
                 }
+                continue;
+            }
+            if !theirs.iter().any(|theirs| theirs.seq == change.seq && theirs.key == change.key) {
+                debug!(partition = %task.partition, seq = %change.seq, reason = refusal.reason, "not done again");
                 continue;
             }
             warn!(partition = %task.partition, seq = %change.seq, op = change.op.as_str(),
@@ -998,7 +1008,7 @@ impl Reign {
                             let all = (0..sent.changes.len())
                                 .map(|index| Refused { index, reason: reason.clone() })
                                 .collect();
-                            self.refused(task, &sent.changes, all).await?;
+                            self.refused(task, &sent.changes, &sent.changes, all).await?;
                         }
                     }
                 }

@@ -90,7 +90,7 @@ impl Reign {
                     }
                 }
                 Outcome::Committed { refused, .. } => {
-                    self.refused(task, &decided, refused).await?;
+                    self.refused(task, &decided, &changes, refused).await?;
                     self.note(task, &plan.pairs).await;
                     break;
                 }
@@ -102,7 +102,7 @@ impl Reign {
                     let Some(halves) = halves(&changes) else {
                         let refused =
                             (0..changes.len()).map(|index| Refused { index, reason: reason.clone() });
-                        self.refused(task, &changes, refused.collect()).await?;
+                        self.refused(task, &changes, &changes, refused.collect()).await?;
                         break;
                     };
                     self.marker = before.clone();

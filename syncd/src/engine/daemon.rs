@@ -273,6 +273,7 @@ impl Daemon {
                 items_max: channel.batch.items_max,
                 bytes_max: channel.batch.bytes_max,
                 own_bytes_max: shares.own_bytes_max,
+                keep_alive: channel.keep_alive,
                 sweep_keys_max: shares.sweep_keys_max,
                 paused: paused.subscribe(),
                 answers: answered,

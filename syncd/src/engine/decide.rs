@@ -242,7 +242,7 @@ fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> Result<(Plan, Vec<M
         }
         let touched: Vec<Touch> = touched.collect();
         plan.units.extend(touched.iter().copied().map(theirs));
-        let verdict = rule::decide(&touched, &ours, task.site == Site::First);
+        let verdict = rule::decide(&touched, &ours, task.site == Site::First, task.keep_alive);
         if let Verdict::Unknown(from) = verdict {
             plan.basis = plan.basis.min(from);
         }

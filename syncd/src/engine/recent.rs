@@ -364,11 +364,11 @@ mod tests {
             at: seq,
             hlc: Hlc(seq),
             class: Class::Absolute,
-            element: (seq % 2 == 0).then_some(seq),
+            element: seq.is_multiple_of(2).then_some(seq),
             is_expire_at: false,
             is_state: false,
-            is_absent: seq % 5 == 0,
-            is_guess: seq % 3 == 0,
+            is_absent: seq.is_multiple_of(5),
+            is_guess: seq.is_multiple_of(3),
             reread: false,
         }
     }

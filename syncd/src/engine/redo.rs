@@ -65,7 +65,7 @@ impl Reign {
         target.send(batch).await?;
         match target.outcome().await? {
             Outcome::Committed { refused, .. } => {
-                self.refused(task, &changes, refused).await?;
+                self.refused(task, &changes, &changes, refused).await?;
                 self.note(task, &pairs).await;
                 Ok(())
             }
@@ -99,7 +99,7 @@ impl Reign {
         }
         warn!(partition = %task.partition, reason, "a key cannot be evaluated again");
         let all = (0..changes.len()).map(|index| Refused { index, reason: reason.clone() }).collect();
-        self.refused(task, &changes, all).await?;
+        self.refused(task, &changes, &changes, all).await?;
         let mut marker = self.marker_for(task, &[], self.marker.applied);
         marker.redone = redos.iter().map(|(id, _)| *id).collect();
         target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;

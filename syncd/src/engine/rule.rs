@@ -103,7 +103,8 @@ pub(crate) enum Verdict {
 
 /// Decides on a change of the peer that touches `theirs`, units of one key, with regard to `ours`: what it had
 /// not seen of our changes to that key. `wins_ties`: our states stand against the peer's of the same version.
-pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool) -> Verdict {
+/// `keep_alive`: where we changed the expire-at, the key outlives a delete of the peer.
+pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_alive: bool) -> Verdict {
     let Some(change) = theirs.first() else { return Verdict::Apply };
     let (ours, deleted) = after_delete(ours);
     if let Some(delete) = deleted.filter(|_| change.reread) {
@@ -111,7 +112,7 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool) -> Verdi
         return Verdict::Drop(delete.seq);
     }
     if is_delete(change) {
-        if let Some(alive) = ours.iter().rfind(|own| own.is_expire_at) {
+        if let Some(alive) = ours.iter().rfind(|own| own.is_expire_at && keep_alive) {
             return Verdict::Drop(alive.seq);
         }
         let again = seqs(ours.iter().filter(|own| !own.reread));
@@ -476,37 +477,38 @@ mod tests {
     fn what_is_older_than_a_write_of_ours_is_dropped_and_goes_below_narrower_ones() {
         let set = touch(5, 50, Class::Absolute, None);
         let newer_set = touch(9, 60, Class::Absolute, None);
-        assert_eq!(decide(&[set], &[newer_set], false), Verdict::Drop(Seq(9)));
+        assert_eq!(decide(&[set], &[newer_set], false, true), Verdict::Drop(Seq(9)));
         let newer_field = touch(9, 60, Class::Absolute, F);
-        assert_eq!(decide(&[set], &[newer_field], false), Verdict::Under(vec![Seq(9)]));
+        assert_eq!(decide(&[set], &[newer_field], false, true), Verdict::Under(vec![Seq(9)]));
         let older_field = touch(9, 40, Class::Absolute, F);
-        assert_eq!(decide(&[set], &[older_field], false), Verdict::Apply);
+        assert_eq!(decide(&[set], &[older_field], false, true), Verdict::Apply);
         let counted = touch(5, 50, Class::Commuting, F);
-        assert_eq!(decide(&[counted], &[touch(9, 60, Class::Commuting, F)], false), Verdict::Apply);
-        assert_eq!(decide(&[counted], &[newer_field], false), Verdict::Drop(Seq(9)));
+        assert_eq!(decide(&[counted], &[touch(9, 60, Class::Commuting, F)], false, true), Verdict::Apply);
+        assert_eq!(decide(&[counted], &[newer_field], false, true), Verdict::Drop(Seq(9)));
         let elsewhere = touch(9, 60, Class::Absolute, G);
-        assert_eq!(decide(&[touch(5, 50, Class::Absolute, F)], &[elsewhere], false), Verdict::Apply);
+        assert_eq!(decide(&[touch(5, 50, Class::Absolute, F)], &[elsewhere], false, true), Verdict::Apply);
     }
 
     #[test]
     fn what_would_be_done_again_elsewhere_too_is_left_to_the_race_check() {
         let theirs = [touch(5, 50, Class::Absolute, F), touch(5, 50, Class::Absolute, Some(3))];
         let ours = [touch(9, 60, Class::Absolute, F), touch(9, 60, Class::Absolute, G)];
-        assert_eq!(decide(&theirs, &ours, false), Verdict::Unknown(Seq(9)));
+        assert_eq!(decide(&theirs, &ours, false, true), Verdict::Unknown(Seq(9)));
     }
 
     #[test]
     fn a_delete_takes_what_its_site_had_seen_whatever_the_clocks_say() {
         let delete = touch(5, 99, Class::Observed, None);
         let ours = [touch(8, 10, Class::Commuting, F), touch(9, 11, Class::Absolute, G)];
-        assert_eq!(decide(&[delete], &ours, false), Verdict::Under(vec![Seq(8), Seq(9)]));
+        assert_eq!(decide(&[delete], &ours, false, true), Verdict::Under(vec![Seq(8), Seq(9)]));
         // What our own delete had seen is gone already, and our delete blocks nothing.
         let deleted = [ours[0], touch(9, 11, Class::Observed, None)];
-        assert_eq!(decide(&[delete], &deleted, false), Verdict::Apply);
-        assert_eq!(decide(&[touch(5, 1, Class::Absolute, None)], &deleted, false), Verdict::Apply);
-        assert_eq!(decide(&[reread(5, 1, 0)], &deleted, false), Verdict::Drop(Seq(9)));
+        assert_eq!(decide(&[delete], &deleted, false, true), Verdict::Apply);
+        assert_eq!(decide(&[touch(5, 1, Class::Absolute, None)], &deleted, false, true), Verdict::Apply);
+        assert_eq!(decide(&[reread(5, 1, 0)], &deleted, false, true), Verdict::Drop(Seq(9)));
         let kept_alive = [Touch { is_expire_at: true, ..touch(8, 10, Class::Absolute, G) }];
-        assert_eq!(decide(&[delete], &kept_alive, false), Verdict::Drop(Seq(8)));
+        assert_eq!(decide(&[delete], &kept_alive, false, true), Verdict::Drop(Seq(8)));
+        assert_eq!(decide(&[delete], &kept_alive, false, false), Verdict::Under(vec![Seq(8)]));
     }
 
     #[test]
@@ -535,14 +537,14 @@ mod tests {
         let there = reread(5, 7, 0);
         let absent = Touch { is_absent: true, ..there };
         for is_authority in [true, false] {
-            assert_eq!(decide(&[absent], &[there], is_authority), Verdict::Drop(Seq(5)));
-            assert_eq!(decide(&[there], &[absent], is_authority), Verdict::Apply);
+            assert_eq!(decide(&[absent], &[there], is_authority, true), Verdict::Drop(Seq(5)));
+            assert_eq!(decide(&[there], &[absent], is_authority, true), Verdict::Apply);
             let records = [one(true, absent), one(false, there)];
             let content = evaluate(&records, &BTreeSet::from([None]), is_authority);
             assert_eq!(content.map(|content| content.then), Some(vec![1]));
         }
-        assert_eq!(decide(&[there], &[there], true), Verdict::Drop(Seq(5)));
-        assert_eq!(decide(&[there], &[there], false), Verdict::Apply);
+        assert_eq!(decide(&[there], &[there], true, true), Verdict::Drop(Seq(5)));
+        assert_eq!(decide(&[there], &[there], false, true), Verdict::Apply);
     }
 
     fn evaluated(records: &[Record], element: Element) -> Option<(bool, Vec<usize>)> {

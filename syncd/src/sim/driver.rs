@@ -104,6 +104,7 @@ impl Driver {
         config.limits.memory = plan.memory;
         for channel in &mut config.channels {
             channel.batch.items_max = plan.items_max;
+            channel.keep_alive = plan.keep_alive;
         }
         Driver {
             plan,

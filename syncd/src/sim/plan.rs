@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub(super) row_max: u64,
     /// The configuration's `limits.memory`.
     pub(super) memory: u64,
+    /// The channel's `keep_alive`.
+    pub(super) keep_alive: bool,
     pub(super) collide: bool,
     pub(super) trim: bool,
     pub(super) pieces: bool,
@@ -154,6 +156,7 @@ impl Plan {
         let backlog_max = backlog_max.filter(|_| !gapless);
         let row_max = if random.chance(250) { random.scaled(1, 1_000) } else { 0 };
         let memory = if random.chance(250) { random.scaled(1, 64) << 14 } else { 512 << 20 };
+        let keep_alive = random.chance(750);
         Plan {
             seed,
             snapshot,
@@ -164,6 +167,7 @@ impl Plan {
             items_max,
             row_max,
             memory,
+            keep_alive,
             collide,
             trim,
             pieces,

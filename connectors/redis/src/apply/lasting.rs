@@ -10,7 +10,7 @@ use causeway_core::Result;
 use crate::conn::Conn;
 use crate::resp::Reply;
 
-/// How long a key lives whose time is over, unless its origin says what became of it.
+/// How long a key lives at the most whose time is over, unless its origin says what became of it.
 const GRACE_MS: u64 = 60_000;
 
 /// A server's clock.
@@ -53,7 +53,10 @@ fn our_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// The expire-at to give a key that is to expire `at`, at the server's time `now`.
+/// The expire-at to give a key that is to expire `at`, at the server's time `now`: at both sites mostly the same.
 pub(super) fn lasting(at: u64, now: u64) -> u64 {
-    if at > now { at } else { now + GRACE_MS }
+    match now.checked_sub(at) {
+        None => at,
+        Some(over) => at + GRACE_MS * (over / GRACE_MS + 1),
+    }
 }

@@ -44,6 +44,7 @@ fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize
 fn what_is_over_lives_on_until_its_origin_says_so() {
     let command = |text: &[&str]| change(Op::Command, 0, "k", Some(&words(text)));
     let state = |at| Change { expire_at: Some(at), ..change(Op::State, 0, "k", Some(b"v\x0a\x00cccccccc")) };
+    assert_eq!(lasting(10, 60_010), 120_010);
     let changes = vec![
         command(&["PEXPIREAT", "k", "50"]),
         command(&["PEXPIREAT", "k", "51"]),
@@ -56,8 +57,8 @@ fn what_is_over_lives_on_until_its_origin_says_so() {
     let expected = [
         "PEXPIREAT k 60050",
         "PEXPIREAT k 51",
-        "SET k v PXAT 60050 GET",
-        "RESTORE k 60050 payload ABSTTL REPLACE",
+        "SET k v PXAT 60007 GET",
+        "RESTORE k 60049 payload ABSTTL REPLACE",
         "RESTORE k 51 payload ABSTTL REPLACE",
         "EXEC",
     ];
