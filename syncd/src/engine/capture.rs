@@ -56,6 +56,9 @@ const POSITION_EVERY: Duration = Duration::from_secs(1);
 /// And at least once in so many bytes: retention never goes beyond the newest one, also in a full log.
 const POSITION_EVERY_BYTES: usize = 8 << 20;
 
+/// And once the site has applied so many changes more: the peer remembers its own until it is told.
+const LOW_TOLD_EVERY: u64 = 1 << 14;
+
 /// A term has numbers for so many redos: of a term all are smaller than of the next one.
 const REDOS_BITS: u32 = 24;
 
@@ -193,6 +196,8 @@ pub(super) struct Capture {
     /// It came to a place of the stream where it never was before, or to a snapshot's end.
     progressed: bool,
     bytes_since_position: usize,
+    /// Of the newest `position`.
+    low_told: Seq,
     /// What came before the carrying began.
     early: Vec<Event>,
 }
@@ -272,6 +277,7 @@ impl Capture {
             snapshot_asked: damaged.then_some(true),
             progressed: false,
             bytes_since_position: 0,
+            low_told: found.low,
             early: Vec::new(),
         })
     }
@@ -565,7 +571,9 @@ impl Capture {
                 }
             }
         }
-        if self.bytes_since_position >= POSITION_EVERY_BYTES && self.open_group.is_empty() {
+        let is_due = self.bytes_since_position >= POSITION_EVERY_BYTES
+            || self.low.0 >= self.low_told.0.saturating_add(LOW_TOLD_EVERY);
+        if is_due && self.open_group.is_empty() {
             self.push_position(task, source, batch);
         }
         Ok(())
@@ -719,6 +727,7 @@ impl Capture {
         batch.changes.push(record);
         batch.is_position = true;
         self.bytes_since_position = 0;
+        self.low_told = self.low;
         *lock(&task.stats.snapshot) = self.point.snapshot.clone();
     }
 

@@ -1,6 +1,7 @@
 use std::borrow::Cow;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::path::PathBuf;
 
@@ -39,7 +40,7 @@ pub(crate) struct Touch {
 /// the stream's buffers is kept alive. The oldest go to a file where they are many.
 #[derive(Debug)]
 pub(crate) struct Recent {
-    by_key: HashMap<u128, SmallVec<[Touch; 1]>>,
+    by_key: ByDigest<SmallVec<[Touch; 1]>>,
     in_order: VecDeque<(Seq, u128)>,
     /// Of `in_order`.
     held_max: usize,
@@ -55,11 +56,31 @@ pub(crate) struct Recent {
 /// What one change in memory takes, about.
 pub(crate) const TOUCH_COST: usize = 160;
 
+/// By digests of keys, which need no hashing again.
+type ByDigest<V> = HashMap<u128, V, BuildHasherDefault<DigestHasher>>;
+
+#[derive(Debug, Default)]
+struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write_u128(&mut self, digest: u128) {
+        self.0 = digest as u64;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// When the site itself wrote each of its keys last, for as many keys as fit; others count as never.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    newer: HashMap<u128, Hlc>,
-    older: HashMap<u128, Hlc>,
+    newer: ByDigest<Hlc>,
+    older: ByDigest<Hlc>,
 }
 
 impl Written {
@@ -159,7 +180,7 @@ impl Recent {
     pub(crate) fn new(dir: PathBuf, held_max: usize) -> Recent {
         let held_max = held_max.max(1);
         Recent {
-            by_key: HashMap::new(),
+            by_key: ByDigest::default(),
             in_order: VecDeque::new(),
             held_max,
             spill_above: held_max,

@@ -19,6 +19,8 @@ pub(crate) struct Spill {
     /// Of each bucket, one above the place of the touch that was added last; 0: none. Empty without a file.
     heads: Vec<u64>,
     buckets: usize,
+    /// Two bits for each digest in the file: most keys are not there.
+    filter: Vec<u64>,
     /// Touches in the file.
     len: u64,
     /// Those before stand before everything that comes in the stream.
@@ -31,12 +33,13 @@ pub(crate) struct Spill {
 const TOUCH_BYTES: usize = 66;
 
 impl Spill {
-    /// Of a file in `dir`; `buckets` take 8 bytes each once there is one.
+    /// Of a file in `dir`; `buckets` take 10 bytes each once there is one.
     pub(crate) fn new(dir: PathBuf, buckets: usize) -> Spill {
         Spill {
             dir,
             file: None,
             heads: Vec::new(),
+            filter: Vec::new(),
             buckets: buckets.max(1),
             len: 0,
             before_stream: 0,
@@ -64,9 +67,15 @@ impl Spill {
             Some(file) => file,
             none => none.insert(tempfile::tempfile_in(&self.dir)?),
         };
+        if self.filter.is_empty() {
+            self.filter = vec![0; self.buckets.div_ceil(4)];
+        }
         let mut heads = if self.heads.is_empty() { vec![0; self.buckets] } else { self.heads.clone() };
         let mut bytes = Vec::with_capacity(touched.len() * TOUCH_BYTES);
         for ((digest, touch), place) in touched.iter().zip(self.len..) {
+            for (word, bit) in bits(*digest, self.filter.len()) {
+                self.filter.get_mut(word).into_iter().for_each(|word| *word |= bit);
+            }
             let before = heads.get_mut(bucket(*digest, self.buckets));
             let before = before.map_or(0, |head| std::mem::replace(head, place + 1));
             encode(&mut bytes, *digest, before, touch);
@@ -86,6 +95,10 @@ impl Spill {
     pub(crate) fn of(&self, digest: u128, from: Seq) -> io::Result<Vec<Touch>> {
         let mut found = Vec::new();
         let Some(file) = &self.file else { return Ok(found) };
+        let is_set = |(word, bit)| self.filter.get(word).is_some_and(|word| word & bit != 0);
+        if !bits(digest, self.filter.len()).into_iter().all(is_set) {
+            return Ok(found);
+        }
         let mut next = self.heads.get(bucket(digest, self.buckets)).copied().unwrap_or_default();
         let mut bytes = [0; TOUCH_BYTES];
         while let Some(place) = next.checked_sub(1) {
@@ -116,6 +129,12 @@ impl Spill {
 
 fn bucket(digest: u128, buckets: usize) -> usize {
     (digest % buckets as u128) as usize
+}
+
+/// Words and bits of a filter of so many words.
+fn bits(digest: u128, words: usize) -> [(usize, u64); 2] {
+    let bit = |part: u64| ((part / 64 % words.max(1) as u64) as usize, 1 << (part % 64));
+    [bit((digest >> 64) as u64), bit((digest >> 32) as u64)]
 }
 
 fn encode(bytes: &mut Vec<u8>, digest: u128, before: u64, touch: &Touch) {
