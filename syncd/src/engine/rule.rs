@@ -2,6 +2,7 @@
 //! races a decision did not know of, and what a key holds by the records of both sites. `docs/CONVERGENCE.md`
 //! tells the whole of it, and why it is right.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use causeway_core::{Change, Class, Connector, Hlc, Op, Seq};
@@ -64,6 +65,16 @@ pub(crate) fn is_overwritten(theirs: &Touch, own: &Touch) -> bool {
     is_absolute(theirs) && covers(theirs.element, own.element) && !is_delete(own)
 }
 
+/// What was read again says all that an earlier reading said.
+fn without_older_states(ours: &[Touch]) -> Cow<'_, [Touch]> {
+    match ours.iter().rfind(|own| own.reread) {
+        Some(last) if ours.iter().any(|own| own.reread && own.seq != last.seq) => {
+            ours.iter().filter(|own| !own.reread || own.seq == last.seq).copied().collect()
+        }
+        _ => Cow::Borrowed(ours),
+    }
+}
+
 /// What is left of `ours` after our last delete of the key, and the delete.
 fn after_delete(ours: &[Touch]) -> (&[Touch], Option<&Touch>) {
     match ours.iter().rposition(is_delete) {
@@ -72,8 +83,8 @@ fn after_delete(ours: &[Touch]) -> (&[Touch], Option<&Touch>) {
     }
 }
 
-/// Whether ours is newer. Of two states of one version the one is that knows the key: it was kept alive where the
-/// other site let it expire. Of two that do, that of the authority; a row of a snapshot says less than any state.
+/// Whether ours is newer. Of two states of one version that were read again the one is that knows the key: it was kept
+/// alive where the other site let it expire. Of others, that of the authority; a row of a snapshot says less than any state.
 ///
 /// What was written in a gap takes nothing away of what was done to the key meanwhile, but for a write of all of it.
 fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
@@ -83,7 +94,8 @@ fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
     if own.is_guess && !replaces(change) {
         return false;
     }
-    let of_states = if own.is_absent == change.is_absent { is_authority } else { change.is_absent };
+    let knows = own.reread && change.reread && own.is_absent != change.is_absent;
+    let of_states = if knows { change.is_absent } else { is_authority };
     let wins_tie = own.is_state && (of_states || !change.is_state);
     own.hlc > change.hlc || (own.hlc == change.hlc && wins_tie)
 }
@@ -106,7 +118,8 @@ pub(crate) enum Verdict {
 /// `keep_alive`: where we changed the expire-at, the key outlives a delete of the peer.
 pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_alive: bool) -> Verdict {
     let Some(change) = theirs.first() else { return Verdict::Apply };
-    let (ours, deleted) = after_delete(ours);
+    let ours = without_older_states(ours);
+    let (ours, deleted) = after_delete(&ours);
     if let Some(delete) = deleted.filter(|_| change.reread) {
         // What it holds and our delete had not seen comes as operations.
         return Verdict::Drop(delete.seq);
@@ -309,11 +322,16 @@ pub(crate) fn evaluate(
     own_wins_ties: bool,
 ) -> Option<Content> {
     let deletes: Vec<&Record> = records.iter().filter(|record| record.is(Class::Observed)).collect();
+    let is_read_since = |record: &Record| {
+        let later = |other: &Record| other.own == record.own && other.seq() > record.seq();
+        record.is_reread()
+            && records.iter().any(|other| other.is_reread() && !other.is_read() && later(other))
+    };
     let stays = |record: &&Record| {
         let deleted = deletes
             .iter()
             .any(|delete| delete.has_seen(record) || (record.is_reread() && !record.has_seen(delete)));
-        !record.is(Class::Observed) && !record.is_read() && !deleted
+        !record.is(Class::Observed) && !record.is_read() && !deleted && !is_read_since(record)
     };
     let left: Vec<(usize, &Record)> =
         records.iter().enumerate().filter(|(_, record)| stays(record)).collect();
@@ -324,7 +342,7 @@ pub(crate) fn evaluate(
         let covering = left.iter().filter(|(_, record)| record.covers(element) && !is_held(record));
         covering.max_by_key(|(_, record)| {
             let (hlc, _) = record.version();
-            let is_there = !record.first().is_some_and(|touch| touch.is_absent);
+            let is_there = !record.first().is_some_and(|touch| touch.reread && touch.is_absent);
             (hlc, record.is_reread(), is_there, record.own == own_wins_ties)
         })
     };
@@ -543,6 +561,11 @@ mod tests {
             let content = evaluate(&records, &BTreeSet::from([None]), is_authority);
             assert_eq!(content.map(|content| content.then), Some(vec![1]));
         }
+        let absent_since = Touch { is_absent: true, ..reread(6, 7, 0) };
+        let records = [one(true, there), one(true, absent_since)];
+        let content = evaluate(&records, &BTreeSet::from([None]), true);
+        assert_eq!(content.map(|content| content.then), Some(vec![1]), "a later reading says more");
+        assert_eq!(decide(&[there], &[there, absent_since], true, true), Verdict::Apply);
         assert_eq!(decide(&[there], &[there], true, true), Verdict::Drop(Seq(5)));
         assert_eq!(decide(&[there], &[there], false, true), Verdict::Apply);
     }

@@ -65,7 +65,10 @@ fn every_write_counts_once_in_every_run() {
 fn every_write_counts_once_where_values_come_in_pieces() {
     let begin = Instant::now();
     let options = Options { pieces: true, ..Options::default() };
-    for seed in (0..).take_while(|_| begin.elapsed() < Duration::from_secs(4)) {
+    // The first one failed once.
+    for seed in
+        std::iter::once(47_001_265).chain(0..).take_while(|_| begin.elapsed() < Duration::from_secs(4))
+    {
         let verdict = run(seed, options);
         let again = format!("scripts/simulate --seed {seed} --pieces --trace");
         assert!(verdict.failures.is_empty(), "{again}\n{}", verdict.failures.join("\n"));
