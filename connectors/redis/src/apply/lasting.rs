@@ -3,7 +3,7 @@
 //! A server ends such a key at once, or never makes it. But the origin may have prolonged its life in time, which
 //! stands further on in the log. So it lives on until the log tells its end, as on a replica, or for [`GRACE_MS`].
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use causeway_core::Result;
 
@@ -13,11 +13,12 @@ use crate::resp::Reply;
 /// How long a key lives at the most whose time is over, unless its origin says what became of it.
 const GRACE_MS: u64 = 60_000;
 
-/// A server's clock.
-#[derive(Debug, Clone, Copy, Default)]
+/// A server's clock. It goes on by our monotonic one, so that our time of day may jump.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Clock {
-    /// How far it is ahead of ours, in milliseconds.
-    ahead: i64,
+    /// Milliseconds since 1970.
+    read: u64,
+    at: Instant,
 }
 
 impl Clock {
@@ -38,19 +39,18 @@ impl Clock {
             },
             _ => None,
         };
-        let ahead =
-            theirs.map_or(0, |(seconds, micros)| (seconds * 1000 + micros / 1000) as i64 - our_ms() as i64);
-        Ok(Clock { ahead })
+        let ours = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let read = theirs.map_or_else(
+            || ours().as_millis() as u64,
+            |(seconds, micros)| seconds.saturating_mul(1000).saturating_add(micros / 1000),
+        );
+        Ok(Clock { read, at: Instant::now() })
     }
 
     /// Milliseconds since 1970.
     pub(super) fn now(self) -> u64 {
-        our_ms().saturating_add_signed(self.ahead)
+        self.read.saturating_add(self.at.elapsed().as_millis() as u64)
     }
-}
-
-fn our_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 /// The expire-at to give a key that is to expire `at`, at the server's time `now`: at both sites mostly the same.
