@@ -452,14 +452,7 @@ impl Reader {
             let reply = self.checked_reply(ACTION).await?;
             match slot {
                 Slot::Status | Slot::Dump => {}
-                Slot::Time => {
-                    let parts = reply.items().unwrap_or_default();
-                    let part = |i: usize| parts.get(i).and_then(Reply::int);
-                    let (Some(s), Some(us)) = (part(0), part(1)) else {
-                        return Err(self.garbled("TIME is no time"));
-                    };
-                    time = s.saturating_mul(1000).saturating_add(us / 1000);
-                }
+                Slot::Time => time = reply.time_ms().ok_or_else(|| self.garbled("TIME is no time"))?,
                 Slot::Version => {
                     let opened = reply.bytes().and_then(|payload| rdb::open(payload).ok());
                     let Some((.., version)) = opened else { return Err(self.garbled("DUMP is no payload")) };

@@ -382,6 +382,12 @@ impl Reply {
         }
     }
 
+    /// The answer to `TIME`, in milliseconds since 1970.
+    pub fn time_ms(&self) -> Option<i64> {
+        let [seconds, micros] = self.items()? else { return None };
+        Some(seconds.int()?.saturating_mul(1000).saturating_add(micros.int()? / 1000))
+    }
+
     /// The elements of an array.
     pub fn items(&self) -> Option<&[Reply]> {
         match self {

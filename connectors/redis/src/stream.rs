@@ -533,7 +533,8 @@ impl Stream {
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| StreamError::Garbled("our own marker cannot be read".into()))?;
             let within = self.history.within(start, self.tx.start_db);
-            self.tx.items = std::mem::take(&mut self.tx.ended);
+            self.tx.items.clear();
+            self.tx.items.append(&mut self.tx.ended);
             self.take_items(&within, start, events)?;
             events.push(Event::Marker { marker, pos: pos.clone() });
         } else {

@@ -4,7 +4,7 @@
 //! break. `read`s only fill in what is missing. What replaces a key that the site may have written itself,
 //! a `state` above all, goes the careful way (`careful.rs`).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -355,7 +355,7 @@ impl ApplyTask {
 
     /// Whether the target changed `key` and whoever had seen ours up to `seen` did not know.
     pub(crate) fn is_live(&self, key: &Key, seen: Seq) -> Result<bool, EngineError> {
-        lock(&self.shared.recent).has_unseen(key, seen).map_err(EngineError::Spilled)
+        lock(&self.shared.recent).has_unseen(key, seen)
     }
 }
 
@@ -384,7 +384,7 @@ pub(crate) struct Reign {
     /// Reads whose key exists at the target, to be decided before anything else is sent.
     contested: Vec<Change>,
     /// Keys of changes among them that get another number at this site: the peer is told what came of it.
-    renumbered: Vec<Key>,
+    renumbered: BTreeSet<Key>,
     /// Batches that the store refused as a whole.
     rejected: VecDeque<Sent>,
     rejected_transient: bool,
@@ -445,7 +445,7 @@ impl Reign {
             pins: Vec::new(),
             asked_again: HashSet::new(),
             contested: Vec::new(),
-            renumbered: Vec::new(),
+            renumbered: BTreeSet::new(),
             rejected: VecDeque::new(),
             rejected_transient: false,
             overtaken: false,
@@ -933,7 +933,7 @@ impl Reign {
 
     /// Applies it once nothing is under way, and then tells the peer what came of it.
     fn renumber(&mut self, change: Change) {
-        self.renumbered.push(change.key.detached());
+        self.renumbered.insert(change.key.detached());
         self.contested.push(change);
         self.draining = true;
     }
@@ -949,10 +949,8 @@ impl Reign {
                 let to = self.marker.applied;
                 self.careful(task, target, chunk.to_vec(), to).await?;
             }
-            let mut renumbered = std::mem::take(&mut self.renumbered);
-            renumbered.sort_unstable();
-            renumbered.dedup();
-            self.ask_own(task, self.answered, renumbered);
+            let renumbered = std::mem::take(&mut self.renumbered);
+            self.ask_own(task, self.answered, renumbered.into_iter().collect());
             self.settle_all(task);
         }
         Ok(())

@@ -59,6 +59,7 @@ impl Reign {
             replaced.map(|change| change.key.clone()).filter(|key| !key.name.is_empty()).collect();
         keys.sort_unstable();
         keys.dedup();
+        let watched = !keys.is_empty();
         let before = self.marker.clone();
         if changes.is_empty() {
             return self.mark(task, target, to, count).await;
@@ -67,7 +68,6 @@ impl Reign {
         loop {
             // Most of what we need of our own log is read before the watch begins, so that it lasts as short as
             // it can.
-            let watched = !keys.is_empty();
             if watched {
                 self.plan(task, &changes, false).await?;
                 watch(task, target, &keys).await?;
@@ -209,7 +209,7 @@ async fn recall(task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError>
         }
     })
     .await?;
-    recalled.and_then(|()| lock(&task.shared.recent).recall(&older)).map_err(EngineError::Spilled)?;
+    recalled.and_then(|()| lock(&task.shared.recent).recall(&older))?;
     if is_damaged(task.log.as_ref(), own, start, end) {
         task.lost_own(floor)?;
     }

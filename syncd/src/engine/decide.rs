@@ -231,11 +231,7 @@ fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> Result<(Plan, Vec<M
         let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch);
         let key = change.key.detached();
         let theirs = |touch| Theirs { digest, key: key.clone(), touch, on_top: false };
-        let ours = if fill {
-            Cow::default()
-        } else {
-            recent.unseen(digest, first.seen).map_err(EngineError::Spilled)?
-        };
+        let ours = if fill { Cow::default() } else { recent.unseen(digest, first.seen)? };
         if ours.is_empty() {
             plan.units.extend(touched.map(theirs));
             continue;

@@ -122,7 +122,7 @@ impl Capture {
         (marker, pos): (&Marker, &Position),
         theirs: &Theirs,
     ) -> Result<(), EngineError> {
-        let ours = recent.all(theirs.digest).map_err(EngineError::Spilled)?;
+        let ours = recent.all(theirs.digest)?;
         if ours.is_empty() {
             return Ok(());
         }
@@ -166,7 +166,7 @@ impl Capture {
     ) -> Result<(), EngineError> {
         let Some(digest) = redos.digest(id) else { return Ok(()) };
         let is_unknown = |own: &&Touch| own.seq >= basis && own.at < at;
-        let all = recent.all(digest).map_err(EngineError::Spilled)?;
+        let all = recent.all(digest)?;
         let unknown: Vec<Touch> = all.iter().filter(is_unknown).copied().collect();
         let Some(mut redo) = redos.close(id) else { return Ok(()) };
         if let Some(oldest) = unknown.iter().map(|own| own.seen).min()
@@ -268,7 +268,7 @@ impl Capture {
             return Ok(self.clock.last());
         }
         let recent = lock(&task.shared.recent);
-        Ok(rule::whole_version(&recent.all(key_digest(key)).map_err(EngineError::Spilled)?))
+        Ok(rule::whole_version(&recent.all(key_digest(key))?))
     }
 
     /// How far a restart may read on.

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use tracing::warn;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use super::EngineError;
 use super::spill::Spill;
 
 /// What one change does to one unit.
@@ -262,9 +263,10 @@ impl Recent {
     /// # Errors
     ///
     /// The file's.
-    pub(crate) fn all(&self, digest: u128) -> io::Result<Cow<'_, [Touch]>> {
+    pub(crate) fn all(&self, digest: u128) -> Result<Cow<'_, [Touch]>, EngineError> {
         let held = self.by_key.get(&digest).map_or(&[][..], SmallVec::as_slice);
-        let mut all = self.spill.of(digest, self.kept.get(&digest).copied().unwrap_or(self.floor))?;
+        let from = self.kept.get(&digest).copied().unwrap_or(self.floor);
+        let mut all = self.spill.of(digest, from).map_err(EngineError::Spilled)?;
         if all.is_empty() {
             return Ok(Cow::Borrowed(held));
         }
@@ -282,7 +284,7 @@ impl Recent {
     /// # Errors
     ///
     /// The file's.
-    pub(crate) fn unseen(&self, digest: u128, seen: Seq) -> io::Result<Cow<'_, [Touch]>> {
+    pub(crate) fn unseen(&self, digest: u128, seen: Seq) -> Result<Cow<'_, [Touch]>, EngineError> {
         let part = |all: &[Touch]| {
             let begin = all.partition_point(|own| own.seq < seen);
             begin..all.partition_point(|own| own.seq < self.end).max(begin)
@@ -298,7 +300,7 @@ impl Recent {
     /// # Errors
     ///
     /// The file's.
-    pub(crate) fn has_unseen(&self, key: &Key, seen: Seq) -> io::Result<bool> {
+    pub(crate) fn has_unseen(&self, key: &Key, seen: Seq) -> Result<bool, EngineError> {
         Ok(!self.unseen(key_digest(key), seen)?.is_empty())
     }
 
@@ -313,8 +315,8 @@ impl Recent {
     /// # Errors
     ///
     /// The file's.
-    pub(crate) fn recall(&mut self, older: &[(u128, Touch)]) -> io::Result<()> {
-        self.spill.add(older)
+    pub(crate) fn recall(&mut self, older: &[(u128, Touch)]) -> Result<(), EngineError> {
+        self.spill.add(older).map_err(EngineError::Spilled)
     }
 
     /// All that was forgotten from `floor` on was taken back.

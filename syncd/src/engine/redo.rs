@@ -121,7 +121,7 @@ impl Reign {
             let recent = lock(&task.shared.recent);
             for (_, redo) in redos {
                 let digest = key_digest(&redo.key);
-                let all = recent.all(digest).map_err(EngineError::Spilled)?;
+                let all = recent.all(digest)?;
                 for own in all.iter().filter(|own| own.seq < recent.end()) {
                     ours.entry(own.seq).or_insert((digest, Vec::new())).1.push(*own);
                 }

@@ -87,7 +87,7 @@ impl Spill {
         Ok(())
     }
 
-    /// Those of a key with `from` or above, oldest first.
+    /// Those of a key with `from` or above, in no order.
     ///
     /// # Errors
     ///
@@ -112,7 +112,6 @@ impl Spill {
             }
             next = before;
         }
-        found.sort_by_key(|touch| touch.seq);
         Ok(found)
     }
 

@@ -75,10 +75,11 @@ impl Reign {
             let watched = task.own.is_some();
             if watched {
                 watch(task, target, &keys).await?;
-                let live: Result<Vec<bool>, EngineError> =
-                    keys.iter().map(|key| task.is_live(key, end.seen)).collect();
-                let mut live = live?.into_iter();
-                keys.retain(|_| live.next() == Some(false));
+                for key in std::mem::take(&mut keys) {
+                    if !task.is_live(&key, end.seen)? {
+                        keys.push(key);
+                    }
+                }
             }
             let changes: Vec<Change> =
                 keys.iter().map(|key| Change { seq: end.seq, ..gone(key, end) }).collect();

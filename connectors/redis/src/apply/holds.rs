@@ -1,4 +1,4 @@
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use causeway_core::{Change, Result};
 
 use super::{RedisTarget, db_of};
@@ -17,19 +17,17 @@ enum Asked<'a> {
 
 /// The fields and values of the one entry that an XRANGE found.
 fn fields_of(found: &Reply) -> Option<impl Iterator<Item = &[u8]>> {
-    let Reply::Array(Some(entries)) = found else { return None };
-    let Reply::Array(Some(entry)) = entries.first()? else { return None };
-    let Reply::Array(Some(fields)) = entry.get(1)? else { return None };
-    Some(fields.iter().map(|field| match field {
-        Reply::Bulk(Some(text)) => text.as_ref(),
-        _ => &[],
-    }))
+    let fields = found.items()?.first()?.items()?.get(1)?.items()?;
+    Some(fields.iter().map(|field| field.bytes().map_or(&[][..], Bytes::as_ref)))
 }
 
 impl RedisTarget {
     /// Compares payloads byte for byte, in one round trip. A server of another version, or one that encodes
     /// the same content in another way, gives `false`.
     pub(super) async fn holds_now(&mut self, changes: &[Change]) -> Result<Vec<bool>> {
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
         let link = self.link("compare keys")?;
         link.drain().await?;
         let mut asked = Vec::with_capacity(changes.len() + 2);

@@ -3,12 +3,12 @@
 //! A server ends such a key at once, or never makes it. But the origin may have prolonged its life in time, which
 //! stands further on in the log. So it lives on until the log tells its end, as on a replica, or for [`GRACE_MS`].
 
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use causeway_core::Result;
 
 use crate::conn::Conn;
-use crate::resp::Reply;
+use crate::source::now_ms;
 
 /// How long a key lives at the most whose time is over, unless its origin says what became of it.
 const GRACE_MS: u64 = 60_000;
@@ -28,22 +28,8 @@ impl Clock {
     ///
     /// `Retry`.
     pub(super) async fn read(conn: &mut Conn) -> Result<Clock> {
-        let number = |reply: &Reply| match reply {
-            Reply::Bulk(Some(text)) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
-            _ => None,
-        };
-        let theirs = match conn.call(&[b"TIME"]).await? {
-            Reply::Array(Some(parts)) => match parts.as_slice() {
-                [seconds, micros] => number(seconds).zip(number(micros)),
-                _ => None,
-            },
-            _ => None,
-        };
-        let ours = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let read = theirs.map_or_else(
-            || ours().as_millis() as u64,
-            |(seconds, micros)| seconds.saturating_mul(1000).saturating_add(micros / 1000),
-        );
+        let theirs = conn.call(&[b"TIME"]).await?.time_ms();
+        let read = theirs.and_then(|time| u64::try_from(time).ok()).unwrap_or_else(now_ms);
         Ok(Clock { read, at: Instant::now() })
     }
 

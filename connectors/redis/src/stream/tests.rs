@@ -60,11 +60,15 @@ fn token() -> String {
     format!("SET causeway:{{l.c}}:token {}", names::token_text(names::next_token()))
 }
 
+fn set_marker(applied: u64) -> Command {
+    let marker = Marker { applied: Seq(applied), ..Marker::default() };
+    Command::of(&[b"SET", b"causeway:{l.c}:marker", marker.to_string().as_bytes()])
+}
+
 #[test]
 fn what_the_server_deletes_within_a_transaction_of_ours_is_its_own_delete() {
     let mut s = stream();
-    let marker = Marker { applied: Seq(5), ..Marker::default() };
-    let set = Command::of(&[b"SET", b"causeway:{l.c}:marker", marker.to_string().as_bytes()]);
+    let set = set_marker(5);
     let mut events = Vec::new();
     let start = s.at();
     for command in [command("MULTI"), set, command("SELECT 3")] {
@@ -210,8 +214,7 @@ fn after_swapdb_a_key_is_unknown_on_both_sides() {
 #[test]
 fn our_own_transaction_is_its_marker_whatever_it_holds() {
     let mut s = stream();
-    let marker = Marker { applied: Seq(9), ..Marker::default() };
-    let set = Command::of(&[b"SET", b"causeway:{l.c}:marker", marker.to_string().as_bytes()]);
+    let set = set_marker(9);
     let mut events = Vec::new();
     for c in [command("MULTI"), set.clone(), command("SELECT 2"), command("RENAME a b"), command("FLUSHALL")]
     {

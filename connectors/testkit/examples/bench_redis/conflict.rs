@@ -104,20 +104,8 @@ impl Stage {
     }
 
     fn row(&self, part: &str, what: &str, items: u64, seconds: f64, before: &Cpu) -> Result<Row> {
-        let after = self.cpu()?;
-        Ok(Row {
-            part: part.to_owned(),
-            what: what.to_owned(),
-            by: self.how.word().to_owned(),
-            items,
-            seconds,
-            rate: items as f64 / seconds,
-            cpu_own: after.own.zip(before.own).map(|(a, b)| a - b),
-            cpu_source: after.source - before.source,
-            cpu_target: after.target - before.target,
-            peak_mib: Some(peak_mib(self.syncd.pid())?),
-            ..Row::default()
-        })
+        let row = self.cpu()?.row([part, what, self.how.word()], items, seconds, before);
+        Ok(Row { peak_mib: Some(peak_mib(self.syncd.pid())?), ..row })
     }
 
     /// Every load at once: one pipeline for each way, with what `commands` gives for its number.

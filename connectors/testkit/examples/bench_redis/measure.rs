@@ -61,6 +61,22 @@ impl Cpu {
         let own = syncd.map(Syncd::cpu).transpose()?;
         Ok(Cpu { own, source: source.cpu()?, target: target.cpu()? })
     }
+
+    /// What was used since `before` for `items` in `seconds`, as a row of `[part, what, by]`.
+    pub(crate) fn row(&self, [part, what, by]: [&str; 3], items: u64, seconds: f64, before: &Cpu) -> Row {
+        Row {
+            part: part.to_owned(),
+            what: what.to_owned(),
+            by: by.to_owned(),
+            items,
+            seconds,
+            rate: items as f64 / seconds,
+            cpu_own: self.own.zip(before.own).map(|(a, b)| a - b),
+            cpu_source: self.source - before.source,
+            cpu_target: self.target - before.target,
+            ..Row::default()
+        }
+    }
 }
 
 /// Where things are, and how many folders were made.
@@ -241,19 +257,8 @@ fn row(
         Ok(info.is_some_and(|text| text.contains("rdb_bgsave_in_progress:0")))
     })?;
     let after = Cpu { own, ..Cpu::now(source, target, None)? };
-    Ok(Row {
-        part: part.to_owned(),
-        what: what.to_owned(),
-        by: by.to_owned(),
-        items,
-        seconds,
-        rate: items as f64 / seconds,
-        cpu_own: after.own.zip(before.own).map(|(a, b)| a - b),
-        cpu_source: after.source - before.source,
-        cpu_target: after.target - before.target,
-        peak_mib: syncd.map(|s| peak_mib(s.pid())).transpose()?,
-        ..Row::default()
-    })
+    let peak_mib = syncd.map(|s| peak_mib(s.pid())).transpose()?;
+    Ok(Row { peak_mib, ..after.row([part, what, by], items, seconds, before) })
 }
 
 pub(crate) fn short(keys: u64) -> String {
