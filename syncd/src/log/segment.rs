@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use redb::{Database, ReadOnlyDatabase, ReadableDatabase, TableDefinition};
@@ -60,9 +61,11 @@ impl From<redb::Error> for Fault {
             redb::Error::RepairAborted => {
                 Fault::Damaged("it was not closed, and cannot be repaired".to_owned())
             }
-            error @ (redb::Error::TableDoesNotExist(_) | redb::Error::TableTypeMismatch { .. }) => {
-                Fault::Damaged(error.to_string())
-            }
+            // A segment has one table, and always the same.
+            error @ (redb::Error::TableDoesNotExist(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TableIsMultimap(_)
+            | redb::Error::TypeDefinitionChanged { .. }) => Fault::Damaged(error.to_string()),
             error => Fault::Io(error.to_string()),
         }
     }
@@ -73,6 +76,28 @@ fn guarded<T>(action: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Faul
     match catch_unwind(AssertUnwindSafe(action)) {
         Ok(result) => Ok(result?),
         Err(_) => Err(Fault::Damaged("its tree is not whole".to_owned())),
+    }
+}
+
+/// An open file, and what went wrong with it first: redb serves nothing after that, and doesn't say why.
+struct Handle<D> {
+    db: D,
+    failed: OnceLock<Fault>,
+}
+
+impl<D> Handle<D> {
+    fn new(db: D) -> Self {
+        Handle { db, failed: OnceLock::new() }
+    }
+
+    fn guarded<T>(&self, action: impl FnOnce(&D) -> Result<T, redb::Error>) -> Result<T, Fault> {
+        let is_repeated = |error: &redb::Error| matches!(error, redb::Error::PreviousIo);
+        let mut repeated = false;
+        let result = guarded(|| action(&self.db).inspect_err(|error| repeated = is_repeated(error)));
+        result.map_err(|fault| {
+            let first = self.failed.get_or_init(|| fault.clone());
+            if repeated { first.clone() } else { fault }
+        })
     }
 }
 
@@ -111,7 +136,7 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 /// The segment that is written.
 pub(super) struct Active {
     first: u64,
-    db: Database,
+    handle: Handle<Database>,
 }
 
 impl Active {
@@ -128,13 +153,13 @@ impl Active {
         })?;
         std::fs::rename(&new, path(dir, first))?;
         sync_dir(dir)?;
-        Ok(Active { first, db })
+        Ok(Active { first, handle: Handle::new(db) })
     }
 
     /// Opens a segment to go on writing it. After a crash this reads all of it once.
     pub(super) fn open(dir: &Path, first: u64) -> Result<Active, Fault> {
         let db = guarded(|| Ok(redb::Builder::new().set_cache_size(WRITE_CACHE).open(path(dir, first))?))?;
-        Ok(Active { first, db })
+        Ok(Active { first, handle: Handle::new(db) })
     }
 
     /// The offset at which it begins.
@@ -144,8 +169,8 @@ impl Active {
 
     /// Writes `blocks`, all or none of them, and returns when they are durable.
     pub(super) fn write(&self, blocks: &[Sealed]) -> Result<(), Fault> {
-        guarded(|| {
-            let transaction = self.db.begin_write()?;
+        self.handle.guarded(|db| {
+            let transaction = db.begin_write()?;
             let mut table = transaction.open_table(BLOCKS)?;
             for block in blocks {
                 table.insert(block.first(), block.bytes().as_ref())?;
@@ -158,7 +183,7 @@ impl Active {
     /// Closes it properly, so that it can be opened for reading without a repair.
     pub(super) fn close(self) {
         let _ = guarded(|| {
-            drop(self.db);
+            drop(self.handle);
             Ok(())
         });
     }
@@ -166,7 +191,7 @@ impl Active {
 
 /// A segment that is not written any more.
 pub(super) struct Closed {
-    db: ReadOnlyDatabase,
+    handle: Handle<ReadOnlyDatabase>,
 }
 
 impl Closed {
@@ -174,7 +199,7 @@ impl Closed {
     pub(super) fn open(dir: &Path, first: u64) -> Result<Closed, Fault> {
         guarded(|| {
             let db = redb::Builder::new().set_cache_size(READ_CACHE).open_read_only(path(dir, first))?;
-            Ok(Closed { db })
+            Ok(Closed { handle: Handle::new(db) })
         })
     }
 }
@@ -188,16 +213,16 @@ pub(super) trait Lookup {
     fn after(&self, at: u64) -> Result<Option<u64>, Fault>;
 }
 
-fn covering(db: &impl ReadableDatabase, at: u64) -> Result<Option<(u64, Bytes)>, Fault> {
-    guarded(|| {
+fn covering(handle: &Handle<impl ReadableDatabase>, at: u64) -> Result<Option<(u64, Bytes)>, Fault> {
+    handle.guarded(|db| {
         let table = db.begin_read()?.open_table(BLOCKS)?;
         let found = table.range(..=at)?.next_back().transpose()?;
         Ok(found.map(|(first, block)| (first.value(), Bytes::copy_from_slice(block.value()))))
     })
 }
 
-fn after(db: &impl ReadableDatabase, at: u64) -> Result<Option<u64>, Fault> {
-    guarded(|| {
+fn after(handle: &Handle<impl ReadableDatabase>, at: u64) -> Result<Option<u64>, Fault> {
+    handle.guarded(|db| {
         let Some(from) = at.checked_add(1) else { return Ok(None) };
         let table = db.begin_read()?.open_table(BLOCKS)?;
         let found = table.range(from..)?.next().transpose()?;
@@ -207,20 +232,20 @@ fn after(db: &impl ReadableDatabase, at: u64) -> Result<Option<u64>, Fault> {
 
 impl Lookup for Active {
     fn covering(&self, at: u64) -> Result<Option<(u64, Bytes)>, Fault> {
-        covering(&self.db, at)
+        covering(&self.handle, at)
     }
 
     fn after(&self, at: u64) -> Result<Option<u64>, Fault> {
-        after(&self.db, at)
+        after(&self.handle, at)
     }
 }
 
 impl Lookup for Closed {
     fn covering(&self, at: u64) -> Result<Option<(u64, Bytes)>, Fault> {
-        covering(&self.db, at)
+        covering(&self.handle, at)
     }
 
     fn after(&self, at: u64) -> Result<Option<u64>, Fault> {
-        after(&self.db, at)
+        after(&self.handle, at)
     }
 }

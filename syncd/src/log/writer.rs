@@ -234,6 +234,25 @@ fn commit_when_room(partition: &Partition, blocks: &[Sealed]) -> Result<()> {
 
 fn commit(partition: &Partition, blocks: &[Sealed]) -> Result<(), Fault> {
     prepare(partition)?;
+    match write(partition, blocks) {
+        // It is only read from now on, as far as that goes.
+        Err(Fault::Damaged(reason)) => {
+            tracing::error!(partition = %partition.id, reason, "a segment cannot be written any more, a new one is begun");
+            let mut active = partition.active.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(damaged) = active.take() {
+                damaged.close();
+            }
+            partition.forget_closed();
+            let end = lock(&partition.state).end;
+            begin(partition, &mut active, end)?;
+            drop(active);
+            write(partition, blocks)
+        }
+        written => written,
+    }
+}
+
+fn write(partition: &Partition, blocks: &[Sealed]) -> Result<(), Fault> {
     let active = partition.active.read().unwrap_or_else(PoisonError::into_inner);
     let Some(segment) = &*active else { return Err(Fault::Io("no segment is open".to_owned())) };
     let written = segment.write(blocks);
@@ -292,9 +311,13 @@ fn prepare(partition: &Partition) -> Result<(), Fault> {
         }
         again.close();
     }
+    begin(partition, &mut active, end)
+}
+
+/// Makes a segment for the records from `end` on, to be written.
+fn begin(partition: &Partition, active: &mut Option<Active>, end: u64) -> Result<(), Fault> {
     make_dir(partition)?;
-    let created = Active::create(&partition.dir, end)?;
-    *active = Some(created);
+    *active = Some(Active::create(&partition.dir, end)?);
     let bytes = segment::disk_bytes(&segment::path(&partition.dir, end));
     partition.shared.grow(bytes);
     let mut state = lock(&partition.state);
