@@ -65,6 +65,20 @@ pub enum Space {
     Bucket(Bytes),
 }
 
+impl Space {
+    /// A copy that keeps nothing else alive, as [`Key::detached`].
+    pub fn detached(&self) -> Space {
+        let own = Bytes::copy_from_slice;
+        match self {
+            Space::Whole => Space::Whole,
+            Space::Db(db) => Space::Db(*db),
+            Space::Table(name) => Space::Table(own(name)),
+            Space::Index(name) => Space::Index(own(name)),
+            Space::Bucket(name) => Space::Bucket(own(name)),
+        }
+    }
+}
+
 /// A key and where it lives.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -77,15 +91,7 @@ pub struct Key {
 impl Key {
     /// A copy that keeps nothing else alive: a key that was read is part of a larger buffer.
     pub fn detached(&self) -> Key {
-        let own = Bytes::copy_from_slice;
-        let space = match &self.space {
-            Space::Whole => Space::Whole,
-            Space::Db(db) => Space::Db(*db),
-            Space::Table(name) => Space::Table(own(name)),
-            Space::Index(name) => Space::Index(own(name)),
-            Space::Bucket(name) => Space::Bucket(own(name)),
-        };
-        Key { space, name: own(&self.name) }
+        Key { space: self.space.detached(), name: Bytes::copy_from_slice(&self.name) }
     }
 }
 

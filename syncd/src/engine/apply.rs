@@ -26,7 +26,7 @@ use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
 use super::recent::key_digest;
-use super::redos::SentUnits;
+use super::redos::{SentUnits, Units};
 use super::restart::{
     SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
 };
@@ -141,7 +141,7 @@ impl Entry {
 /// A batch without an outcome.
 #[derive(Debug)]
 struct Sent {
-    changes: Vec<Change>,
+    changes: Arc<Vec<Change>>,
     /// What was sent for them, where that is something else.
     decided: Option<Vec<Change>>,
     pairs: Vec<Pair>,
@@ -531,7 +531,7 @@ impl Reign {
                 let (at, end) = (Instant::now(), self.reader.offset());
                 let (decided, pairs, low) = (None, Vec::new(), self.low);
                 let sent = Sent {
-                    changes: reads,
+                    changes: Arc::new(reads),
                     decided,
                     pairs,
                     fill: true,
@@ -785,14 +785,15 @@ impl Reign {
         to: Seq,
     ) -> Result<(), EngineError> {
         let from = self.marker.applied.min(to);
+        let changes = Arc::new(changes);
         let mut plan = self.plan(task, &changes, fill).await?;
         let marker = self.announce(task, &changes, (to, self.low), &mut plan);
-        for change in &changes {
+        for change in changes.iter() {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
         }
         let (decided, pairs) = (plan.decided, plan.pairs);
-        let sent = decided.clone().unwrap_or_else(|| changes.clone());
+        let sent = decided.clone().unwrap_or_else(|| changes.to_vec());
         target.send(Batch { marker, changes: sent, watched: false, keep_existing: fill }).await?;
         let (at, end, low) = (Instant::now(), self.reader.offset(), self.low);
         self.under_way.push_back(Sent { changes, decided, pairs, fill, from, to, at, end, low });
@@ -804,17 +805,17 @@ impl Reign {
     pub(crate) fn announce(
         &mut self,
         task: &ApplyTask,
-        changes: &[Change],
+        changes: &Arc<Vec<Change>>,
         (to, low): (Seq, Seq),
         plan: &mut Plan,
     ) -> Marker {
         let mut marker = self.marker_for(task, changes, to);
         (marker.basis, marker.dropped) = (plan.basis, std::mem::take(&mut plan.dropped));
         if task.own.is_some() {
-            let mut units = std::mem::take(&mut plan.units);
-            units.shrink_to_fit();
+            let units = plan.units.take();
+            let units = units.map_or_else(|| Units::Of(Arc::clone(changes)), Units::Decided);
             let sent = SentUnits { marker: marker.clone(), low, units, is_given_up: false };
-            lock(&task.shared.on_the_way).send(sent);
+            lock(&task.shared.on_the_way).send(sent, task.connector.as_ref());
         }
         marker
     }
@@ -987,7 +988,7 @@ impl Reign {
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
             let marker = self.announce(task, &sent.changes, (sent.to, sent.low), &mut plan);
             let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
-            let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.clone());
+            let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec());
             target.send(Batch { marker, changes, watched: false, keep_existing: sent.fill }).await?;
             match target.outcome().await? {
                 Outcome::Rejected { transient: true, reason } => {
@@ -1193,13 +1194,16 @@ pub(crate) fn group_boundary(changes: &[Change]) -> Option<usize> {
 }
 
 /// Cuts a batch between groups; `Err` gives back one that is one change or one group.
-fn halves(mut sent: Sent) -> Result<(Sent, Sent), Box<Sent>> {
+fn halves(sent: Sent) -> Result<(Sent, Sent), Box<Sent>> {
     let Some(cut) = group_boundary(&sent.changes) else { return Err(Box::new(sent)) };
-    let rest = sent.changes.split_off(cut);
-    let boundary = rest.first().map_or(sent.to, |change| change.seq);
     let Sent { changes, fill, from, to, at, end, low, .. } = sent;
-    let half =
-        |changes, from, to| Sent { changes, decided: None, pairs: Vec::new(), fill, from, to, at, end, low };
+    let mut changes = Arc::unwrap_or_clone(changes);
+    let rest = changes.split_off(cut);
+    let boundary = rest.first().map_or(to, |change| change.seq);
+    let half = |changes, from, to| {
+        let changes = Arc::new(changes);
+        Sent { changes, decided: None, pairs: Vec::new(), fill, from, to, at, end, low }
+    };
     Ok((half(changes, from, boundary), half(rest, boundary, to)))
 }
 

@@ -5,6 +5,7 @@
 //! the site changed and the peer had not seen is applied again on top, from the own log.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ impl Reign {
         if changes.is_empty() {
             return self.mark(task, target, to, count).await;
         }
+        let changes = Arc::new(changes);
         let mut touched = 0;
         loop {
             // Most of what we need of our own log is read before the watch begins, so that it lasts as short as
@@ -74,7 +76,7 @@ impl Reign {
             }
             let mut plan = self.plan(task, &changes, false).await?;
             let marker = self.announce(task, &changes, (to, self.low), &mut plan);
-            let decided = plan.decided.unwrap_or_else(|| changes.clone());
+            let decided = plan.decided.unwrap_or_else(|| changes.to_vec());
             let keep_existing = !task.origin_wins;
             let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
             target.send(batch).await?;
@@ -139,7 +141,7 @@ impl Reign {
         count: u64,
     ) -> Result<(), EngineError> {
         let mut plan = self.plan(task, &[], false).await?;
-        let marker = self.announce(task, &[], (to, self.low), &mut plan);
+        let marker = self.announce(task, &Arc::default(), (to, self.low), &mut plan);
         target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;
         match target.outcome().await? {
             Outcome::Committed { .. } => {

@@ -1,7 +1,6 @@
 //! What becomes of a batch of the peer's changes, by the rule for concurrent writes (`rule.rs`), with what the
 //! site's own log holds of them.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
@@ -10,8 +9,8 @@ use tracing::trace;
 
 use super::apply::{ApplyTask, Reign};
 use super::conflicts::Conflict;
-use super::recent::{Touch, is_reread, touched_units};
-use super::redos::Theirs;
+use super::recent::{Touch, is_reread};
+use super::redos::{Theirs, units_of};
 use super::rule::{self, Record, Verdict};
 use super::shared::lock;
 use super::{EngineError, shown};
@@ -35,8 +34,8 @@ pub(crate) struct Plan {
     pub(crate) dropped: Vec<Seq>,
     /// For the conflict log.
     pub(crate) pairs: Vec<Pair>,
-    /// What the batch touches, for the race check.
-    pub(crate) units: Vec<Theirs>,
+    /// What the batch touches, for the race check; `None`: nobody has looked.
+    pub(crate) units: Option<Vec<Theirs>>,
 }
 
 /// A change that meets some of ours.
@@ -142,7 +141,7 @@ impl Reign {
                 Again::Ours(seq) => own.get(seq).cloned(),
                 Again::Theirs(change) => Some(Change::clone(change)),
             }));
-            let theirs = plan.units.iter_mut().filter(|theirs| theirs.touch.seq == change.seq);
+            let theirs = plan.units.iter_mut().flatten().filter(|theirs| theirs.touch.seq == change.seq);
             theirs.for_each(|theirs| theirs.on_top = true);
         }
         plan.decided = Some(decided);
@@ -217,33 +216,32 @@ async fn over_states(task: &ApplyTask, mut met: Vec<Met>) -> Result<Vec<Met>, En
 /// Looks at what was changed here and the peer had not seen. One look for the whole batch: its basis holds for
 /// each change.
 fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> Result<(Plan, Vec<Met>), EngineError> {
-    let connector = task.connector.as_ref();
-    let all: Vec<Vec<(u128, Touch)>> =
-        changes.iter().map(|change| touched_units(change, connector)).collect();
     let (mut plan, mut met) = (Plan::default(), Vec::new());
-    let recent = lock(&task.shared.recent);
+    {
+        let recent = lock(&task.shared.recent);
+        plan.basis = recent.end();
+        if !changes.iter().any(|change| recent.is_beyond(change.seen)) {
+            return Ok((plan, met));
+        }
+    }
+    let units = units_of(changes, task.connector.as_ref(), false);
+    let mut recent = lock(&task.shared.recent);
     plan.basis = recent.end();
-    for (index, (change, touched)) in changes.iter().zip(all).enumerate() {
-        let Some(&(digest, first)) = touched.first() else { continue };
-        if change.key.name.is_empty() {
-            continue;
-        }
-        let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch);
-        let key = change.key.detached();
-        let theirs = |touch| Theirs { digest, key: key.clone(), touch, on_top: false };
-        let ours = if fill { Cow::default() } else { recent.unseen(digest, first.seen)? };
+    for theirs in units.chunk_by(|a, b| a.index == b.index).filter(|_| !fill) {
+        let Some(first) = theirs.first() else { continue };
+        let ours = recent.unseen(first.digest, first.touch.seen)?;
         if ours.is_empty() {
-            plan.units.extend(touched.map(theirs));
             continue;
         }
-        let touched: Vec<Touch> = touched.collect();
-        plan.units.extend(touched.iter().copied().map(theirs));
+        let touched: Vec<Touch> = theirs.iter().map(|theirs| theirs.touch).collect();
         let verdict = rule::decide(&touched, &ours, task.site == Site::First, task.keep_alive);
         if let Verdict::Unknown(from) = verdict {
             plan.basis = plan.basis.min(from);
         }
-        met.push(Met::new(index, digest, touched, &ours, verdict));
+        met.push(Met::new(first.index, first.digest, touched, &ours, verdict));
     }
+    drop(recent);
+    plan.units = Some(units);
     Ok((plan, met))
 }
 

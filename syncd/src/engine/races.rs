@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::capture::{Capture, CaptureTask};
-use super::recent::{Recent, Touch, key_digest, touched_units};
-use super::redos::{Redo, Redos, Theirs};
+use super::recent::{Recent, Touch, key_digest};
+use super::redos::{Redo, Redos, Theirs, units_of};
 use super::restart::walk_seqs;
 use super::rule::{self, Applied, Race};
 use super::shared::lock;
@@ -75,15 +75,19 @@ impl Capture {
         if task.peer.is_none() {
             return Ok(());
         }
-        let sent = lock(&task.shared.on_the_way).pass(marker);
+        let connector = task.connector.as_ref();
+        let sent = lock(&task.shared.on_the_way).pass(marker, connector);
         if self.checked_to.as_ref().is_some_and(|to| to.history == pos.history && to.at >= pos.at) {
             return Ok(());
         }
         let (units, low) = match sent {
-            Some(sent) => (sent.units, Some(sent.low)),
+            Some(sent) => {
+                let recent = lock(&task.shared.recent);
+                (sent.units.in_question(connector, |seen| recent.is_beyond(seen)), Some(sent.low))
+            }
             None if lock(&task.shared.recent).is_empty() => (Vec::new(), None),
             // A log that cannot be read just now, as on a full disk, is tried again with the stream.
-            None => units_of(task, marker).await.map_err(|error| later(task, error))?,
+            None => units_in_log(task, marker).await.map_err(|error| later(task, error))?,
         };
         self.checked_to = Some(pos.clone());
         let recent = &mut *lock(&task.shared.recent);
@@ -122,11 +126,11 @@ impl Capture {
         (marker, pos): (&Marker, &Position),
         theirs: &Theirs,
     ) -> Result<(), EngineError> {
-        let ours = recent.all(theirs.digest)?;
+        let touch = theirs.touch;
+        let ours = recent.since(theirs.digest, touch.seen)?;
         if ours.is_empty() {
             return Ok(());
         }
-        let touch = theirs.touch;
         let applied = Applied {
             touch,
             dropped: marker.dropped.contains(&touch.seq),
@@ -165,9 +169,9 @@ impl Capture {
         (basis, at): (Seq, u64),
     ) -> Result<(), EngineError> {
         let Some(digest) = redos.digest(id) else { return Ok(()) };
-        let is_unknown = |own: &&Touch| own.seq >= basis && own.at < at;
-        let all = recent.all(digest)?;
-        let unknown: Vec<Touch> = all.iter().filter(is_unknown).copied().collect();
+        let is_unknown = |own: &&Touch| own.at < at;
+        let since = recent.since(digest, basis)?;
+        let unknown: Vec<Touch> = since.iter().filter(is_unknown).copied().collect();
         let Some(mut redo) = redos.close(id) else { return Ok(()) };
         if let Some(oldest) = unknown.iter().map(|own| own.seen).min()
             && !is_off(Part::RedoRace)
@@ -267,8 +271,8 @@ impl Capture {
         if is_off(Part::StateVersion) {
             return Ok(self.clock.last());
         }
-        let recent = lock(&task.shared.recent);
-        Ok(rule::whole_version(&recent.all(key_digest(key))?))
+        let ours = lock(&task.shared.recent).since(key_digest(key), Seq(0))?;
+        Ok(rule::whole_version(&ours))
     }
 
     /// How far a restart may read on.
@@ -291,17 +295,17 @@ fn later(task: &CaptureTask, error: EngineError) -> EngineError {
 }
 
 /// What a transaction touched that this process did not send, from the peer's log.
-async fn units_of(task: &CaptureTask, marker: &Marker) -> Result<(Vec<Theirs>, Option<Seq>), EngineError> {
+async fn units_in_log(
+    task: &CaptureTask,
+    marker: &Marker,
+) -> Result<(Vec<Theirs>, Option<Seq>), EngineError> {
     let (mut units, mut low) = (Vec::new(), None);
     let Some(peer) = task.peer.as_ref().filter(|_| marker.from < marker.applied) else {
         return Ok((units, low));
     };
     walk_seqs(task.log.as_ref(), peer, marker.from..marker.applied, |change| {
         low = Some(change.low);
-        let key = change.key.detached();
-        for (digest, touch) in touched_units(&change, task.connector.as_ref()) {
-            units.push(Theirs { digest, key: key.clone(), touch, on_top: true });
-        }
+        units.extend(units_of(&[change], task.connector.as_ref(), true));
     })
     .await?;
     Ok((units, low))

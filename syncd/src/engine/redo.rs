@@ -118,12 +118,11 @@ impl Reign {
         let mut records: HashMap<u128, Vec<Record>> = HashMap::new();
         let mut ours: BTreeMap<Seq, (u128, Vec<Touch>)> = BTreeMap::new();
         let basis = {
-            let recent = lock(&task.shared.recent);
+            let mut recent = lock(&task.shared.recent);
             for (_, redo) in redos {
                 let digest = key_digest(&redo.key);
-                let all = recent.all(digest)?;
-                for own in all.iter().filter(|own| own.seq < recent.end()) {
-                    ours.entry(own.seq).or_insert((digest, Vec::new())).1.push(*own);
+                for own in recent.unseen(digest, Seq(0))? {
+                    ours.entry(own.seq).or_insert((digest, Vec::new())).1.push(own);
                 }
             }
             recent.end()

@@ -3,20 +3,88 @@
 //! pass in the store's stream.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
-use causeway_core::{Key, Marker, Position, Seq};
+use bytes::BytesMut;
+use causeway_core::{Change, Connector, Key, Marker, Position, Seq};
 
-use super::recent::{Touch, key_digest};
+use super::recent::{Touch, key_digest, touched_units};
 use super::rule::Element;
 
 /// A unit of a change of the peer, as it went into the store.
 #[derive(Debug, Clone)]
 pub(crate) struct Theirs {
+    /// Of the change, in its batch.
+    pub(crate) index: usize,
     pub(crate) digest: u128,
     pub(crate) key: Key,
     pub(crate) touch: Touch,
     /// Something of ours was done again on top of it.
     pub(crate) on_top: bool,
+}
+
+/// What a transaction touches.
+#[derive(Debug)]
+pub(crate) enum Units {
+    /// As it was decided.
+    Decided(Vec<Theirs>),
+    /// Of these changes: nothing of ours was in question, so that nobody has looked.
+    Of(Arc<Vec<Change>>),
+}
+
+impl Units {
+    fn len(&self) -> usize {
+        match self {
+            Units::Decided(units) => units.len(),
+            Units::Of(changes) => changes.len(),
+        }
+    }
+
+    /// What it holds of the log, in bytes.
+    fn held(&self) -> usize {
+        match self {
+            Units::Decided(_) => 0,
+            Units::Of(changes) => changes.iter().map(Change::cost).sum(),
+        }
+    }
+
+    /// Looks.
+    fn found(self, connector: &dyn Connector) -> Vec<Theirs> {
+        match self {
+            Units::Decided(units) => units,
+            Units::Of(changes) => units_of(&changes, connector, false),
+        }
+    }
+
+    /// Those that may have met something of ours; `is_beyond` tells whether anything of ours was not seen.
+    pub(crate) fn in_question(
+        self,
+        connector: &dyn Connector,
+        is_beyond: impl Fn(Seq) -> bool,
+    ) -> Vec<Theirs> {
+        match &self {
+            Units::Of(changes) if !changes.iter().any(|change| is_beyond(change.seen)) => Vec::new(),
+            _ => self.found(connector),
+        }
+    }
+}
+
+/// What changes of the peer touch, each of its key; those of the whole space touch nothing. The keys share one buffer,
+/// and keep nothing else alive.
+pub(crate) fn units_of(changes: &[Change], connector: &dyn Connector, on_top: bool) -> Vec<Theirs> {
+    let mut names = BytesMut::with_capacity(changes.iter().map(|change| change.key.name.len()).sum());
+    changes.iter().for_each(|change| names.extend_from_slice(&change.key.name));
+    let mut names = names.freeze();
+    let mut units = Vec::with_capacity(changes.len());
+    for (index, change) in changes.iter().enumerate() {
+        let name = names.split_to(change.key.name.len());
+        let touched = if name.is_empty() { Vec::new() } else { touched_units(change, connector) };
+        let first = touched.first().map(|(digest, _)| *digest);
+        let of_key = touched.into_iter().filter(|(digest, _)| Some(*digest) == first);
+        let key = Key { name, space: change.key.space.detached() };
+        units.extend(of_key.map(|(digest, touch)| Theirs { index, digest, key: key.clone(), touch, on_top }));
+    }
+    units
 }
 
 /// A transaction that was sent.
@@ -25,7 +93,7 @@ pub(crate) struct SentUnits {
     pub(crate) marker: Marker,
     /// Of the last change of it: later ones of the peer have seen our changes below.
     pub(crate) low: Seq,
-    pub(crate) units: Vec<Theirs>,
+    pub(crate) units: Units,
     /// It may pass, but is not sent again.
     pub(crate) is_given_up: bool,
 }
@@ -35,15 +103,23 @@ pub(crate) struct SentUnits {
 pub(crate) struct OnTheWay {
     sent: VecDeque<SentUnits>,
     units: usize,
+    /// Of the log, in bytes.
+    held: usize,
     /// Changes that a store refused for the time being while later ones went in, by the keys' digests.
     overtaken: BTreeMap<u128, BTreeSet<Seq>>,
 }
 
 /// Of about 200 bytes each. What is older is read from the log again, where capture needs it.
 const UNITS_MAX: usize = 1 << 15;
+/// Bytes of the log. Of more than that only what they touch is kept.
+const HELD_MAX: usize = 4 << 20;
 
 impl OnTheWay {
-    pub(crate) fn send(&mut self, sent: SentUnits) {
+    pub(crate) fn send(&mut self, mut sent: SentUnits, connector: &dyn Connector) {
+        if self.held + sent.units.held() > HELD_MAX {
+            sent.units = Units::Decided(sent.units.found(connector));
+        }
+        self.held += sent.units.held();
         self.units += sent.units.len();
         self.sent.push_back(sent);
         while self.units > UNITS_MAX && self.sent.len() > 1 {
@@ -54,22 +130,25 @@ impl OnTheWay {
     fn take_first(&mut self) -> Option<SentUnits> {
         let sent = self.sent.pop_front()?;
         self.units -= sent.units.len();
+        self.held -= sent.units.held();
         Some(sent)
     }
 
     /// Takes the transaction of `marker`, which has passed. Older ones did not take effect, or not yet.
-    pub(crate) fn pass(&mut self, marker: &Marker) -> Option<SentUnits> {
+    pub(crate) fn pass(&mut self, marker: &Marker, connector: &dyn Connector) -> Option<SentUnits> {
         // Of two that are equal the first one did not take effect.
         let at = self.sent.iter().rposition(|sent| sent.marker == *marker)?;
         for _ in 0..at {
             let sent = self.take_first().filter(|sent| !sent.is_given_up);
-            for theirs in sent.into_iter().flat_map(|sent| sent.units) {
+            for theirs in sent.into_iter().flat_map(|sent| sent.units.found(connector)) {
                 self.overtaken.entry(theirs.digest).or_default().insert(theirs.touch.seq);
             }
         }
-        let passed = self.take_first()?;
-        for theirs in &passed.units {
-            self.is_done(theirs.digest, theirs.touch.seq);
+        let mut passed = self.take_first()?;
+        if !self.overtaken.is_empty() {
+            let units = passed.units.found(connector);
+            units.iter().for_each(|theirs| self.is_done(theirs.digest, theirs.touch.seq));
+            passed.units = Units::Decided(units);
         }
         Some(passed)
     }

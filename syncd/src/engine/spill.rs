@@ -70,18 +70,24 @@ impl Spill {
         if self.filter.is_empty() {
             self.filter = vec![0; self.buckets.div_ceil(4)];
         }
-        let mut heads = if self.heads.is_empty() { vec![0; self.buckets] } else { self.heads.clone() };
+        if self.heads.is_empty() {
+            self.heads = vec![0; self.buckets];
+        }
         let mut bytes = Vec::with_capacity(touched.len() * TOUCH_BYTES);
         for ((digest, touch), place) in touched.iter().zip(self.len..) {
-            for (word, bit) in bits(*digest, self.filter.len()) {
-                self.filter.get_mut(word).into_iter().for_each(|word| *word |= bit);
-            }
-            let before = heads.get_mut(bucket(*digest, self.buckets));
+            let (word, bits) = bits(*digest, self.filter.len());
+            self.filter.get_mut(word).into_iter().for_each(|word| *word |= bits);
+            let before = self.heads.get_mut(bucket(*digest, self.buckets));
             let before = before.map_or(0, |head| std::mem::replace(head, place + 1));
             encode(&mut bytes, *digest, before, touch);
         }
-        file.write_all_at(&bytes, self.len * TOUCH_BYTES as u64)?;
-        self.heads = heads;
+        if let Err(error) = file.write_all_at(&bytes, self.len * TOUCH_BYTES as u64) {
+            for ((digest, _), touch) in touched.iter().zip(bytes.chunks(TOUCH_BYTES)).rev() {
+                let (_, before, _) = decode(touch)?;
+                self.heads.get_mut(bucket(*digest, self.buckets)).into_iter().for_each(|head| *head = before);
+            }
+            return Err(error);
+        }
         self.len += touched.len() as u64;
         self.end = touched.iter().map(|(_, touch)| touch.seq.next()).fold(self.end, Seq::max);
         Ok(())
@@ -95,8 +101,8 @@ impl Spill {
     pub(crate) fn of(&self, digest: u128, from: Seq) -> io::Result<Vec<Touch>> {
         let mut found = Vec::new();
         let Some(file) = &self.file else { return Ok(found) };
-        let is_set = |(word, bit)| self.filter.get(word).is_some_and(|word| word & bit != 0);
-        if !bits(digest, self.filter.len()).into_iter().all(is_set) {
+        let (word, bits) = bits(digest, self.filter.len());
+        if self.filter.get(word).is_none_or(|word| word & bits != bits) {
             return Ok(found);
         }
         let mut next = self.heads.get(bucket(digest, self.buckets)).copied().unwrap_or_default();
@@ -130,10 +136,11 @@ fn bucket(digest: u128, buckets: usize) -> usize {
     (digest % buckets as u128) as usize
 }
 
-/// Words and bits of a filter of so many words.
-fn bits(digest: u128, words: usize) -> [(usize, u64); 2] {
-    let bit = |part: u64| ((part / 64 % words.max(1) as u64) as usize, 1 << (part % 64));
-    [bit((digest >> 64) as u64), bit((digest >> 32) as u64)]
+/// The word and the bits of a digest in a filter of so many words.
+fn bits(digest: u128, words: usize) -> (usize, u64) {
+    let part = (digest >> 64) as u64;
+    let word = part / 4096 % words.max(1) as u64;
+    (word as usize, 1 << (part % 64) | 1 << (part / 64 % 64))
 }
 
 fn encode(bytes: &mut Vec<u8>, digest: u128, before: u64, touch: &Touch) {
