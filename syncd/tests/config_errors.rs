@@ -129,7 +129,21 @@ fn values_outside_their_bounds_say_what_is_allowed() {
         ),
         (
             "conflict = \"owner\"",
-            "9:12: channel `tags`: conflict is `owner`, which is not built yet; allowed in this release is `newest`",
+            "9:12: channel `tags`: conflict is `owner`, which needs owners_file = \"FILE\" with `tenant,site` lines",
+        ),
+        (
+            "conflict = \"owner\"\nowners_file = \"owners.csv\"",
+            "9:12: channel `tags`: conflict is `owner`, which needs tenant = { key = \"…{tenant}…\" }, which tells \
+             the tenant of a key",
+        ),
+        (
+            "owners_file = \"owners.csv\"",
+            "9:15: channel `tags`: owners_file is for conflict = \"owner\": set that, or leave this out",
+        ),
+        (
+            "owners_file = \"no/owners.csv\"\nconflict = \"owner\"\ntenant = { key = \"push:{tenant}:*\" }",
+            "9:15: channel `tags`: owners_file is `no/owners.csv`, which cannot be read: No such file or directory \
+             (os error 2)",
         ),
         (
             "tenant = { key = \"push:*\" }",

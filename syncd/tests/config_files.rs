@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use causeway_core::Site;
 use syncd::config::{self, Config};
 use syncd::registry::Registry;
 
@@ -37,6 +38,27 @@ fn the_annotated_example_shows_the_defaults() {
     assert_eq!(full.batch, least.batch);
     assert_eq!(full.existing, least.existing);
     assert_eq!(full.keep_alive, least.keep_alive);
+}
+
+/// The table stands beside the file that names it, and an error in it names its own line.
+#[test]
+fn an_owner_table_is_read_and_its_errors_name_their_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let least = std::fs::read_to_string(configs().join("minimal.toml")).unwrap();
+    let owner = "conflict = \"owner\"\nowners_file = \"owners.csv\"\ntenant = { key = \"push:{tenant}:*\" }";
+    let path = dir.path().join("syncd.toml");
+    std::fs::write(&path, format!("{least}\n{owner}\n")).unwrap();
+    let load = |table: &str| {
+        std::fs::write(dir.path().join("owners.csv"), table).unwrap();
+        Config::load(&path)
+    };
+    let config = load("# tenant, site\napp-1, cloud\n").unwrap();
+    let owners = config.channels[0].conflict.owners().unwrap();
+    assert_eq!(owners.of(b"push:app-1:device:7"), Some(Site::Second));
+    assert_eq!((owners.len(), owners.of(b"push:app-2:device:7")), (1, None));
+    let error = load("app-1,cloud\napp-2,moon\n").unwrap_err().to_string();
+    assert!(error.contains("owners.csv:2:1: channel `"), "{error}");
+    assert!(error.contains("the site is `moon`, allowed is `dc` or `cloud`"), "{error}");
 }
 
 /// Write it anew with `UPDATE_SCHEMA=1 cargo test -p syncd --test config_files`.

@@ -22,6 +22,64 @@ const CALM: f64 = 4.0;
 /// A write is captured within this time while nothing is disturbed, and this long after it was, in seconds.
 const CAPTURED: f64 = 1.5;
 
+/// `conflict = "owner"`: of two writes at once that of the site which serves the tenant stands, also if it is the older
+/// one; what its peer writes when it has seen that is later; a tenant that nobody owns goes by the time.
+#[test]
+fn who_owns_a_tenant_wins_of_two_writes_at_once() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let owner = "conflict = \"owner\"\nowners_file = \"owners.csv\"\ntenant = { key = \"push:{tenant}:*\" }";
+    let setup = Setup { channel: owner.to_owned(), ..Setup::default() };
+    let mut link = Link::new([Options::default(), Options::default()], &setup)?;
+    std::fs::write(link.dir().join("owners.csv"), "# tenant,site\nof-dc,dc\nof-cloud,cloud\n")?;
+    let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
+    link.start()?;
+    dc.must(&["SET", "push:of-dc:seen", "1"])?;
+    link.wait_until_drained(DRAIN)?;
+    let told = |words: &[&str]| {
+        let output = link.syncd(words)?;
+        ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    told(&["pause", "--channel", "push"])?;
+    // Either site is the first one to write to each.
+    for tenant in ["of-dc", "of-cloud", "of-nobody"] {
+        for (first, second) in [("dc", "cloud"), ("cloud", "dc")] {
+            for site in [first, second] {
+                let store = if site == "dc" { &mut dc } else { &mut cloud };
+                let key = |kind: &str| format!("push:{tenant}:{kind}:{first}-first");
+                store.must(&["SET", &key("value"), site])?;
+                store.must(&["HSET", &key("hash"), "both", site, site, "1"])?;
+                store.must(&["INCRBY", &key("count"), "3"])?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+    cloud.must(&["SET", "push:of-dc:seen", "2"])?;
+    told(&["resume", "--channel", "push"])?;
+    link.wait_until_drained(DRAIN)?;
+    for store in [&mut dc, &mut cloud] {
+        for (tenant, owner) in [("of-dc", Some("dc")), ("of-cloud", Some("cloud")), ("of-nobody", None)] {
+            for (first, second) in [("dc", "cloud"), ("cloud", "dc")] {
+                let key = |kind: &str| format!("push:{tenant}:{kind}:{first}-first");
+                let wins = Some(owner.unwrap_or(second).to_owned());
+                let value = store.must(&["GET", &key("value")])?.text();
+                ensure!(value == wins, "{}: {value:?} instead of {wins:?}", key("value"));
+                let both = store.must(&["HGET", &key("hash"), "both"])?.text();
+                ensure!(both == wins, "{}: {both:?} instead of {wins:?}", key("hash"));
+                ensure!(store.must(&["HLEN", &key("hash")])?.int() == Some(3), "a field is lost");
+                ensure!(store.must(&["GET", &key("count")])?.text().as_deref() == Some("6"), "not counted");
+            }
+        }
+        let seen = store.must(&["GET", "push:of-dc:seen"])?.text();
+        ensure!(seen.as_deref() == Some("2"), "what had seen the owner's write is gone: {seen:?}");
+    }
+    let listed = told(&["conflicts", "list"])?;
+    ensure!(listed.contains("push:of-dc:value:dc-first"), "not told: {listed}");
+    link.verify()
+}
+
 /// What a key holds: its type, its elements with their values, and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Content {

@@ -33,6 +33,9 @@ struct Args {
     /// Both sites write the same keys.
     #[arg(long)]
     collide: bool,
+    /// Where they do, sites own some of the keys.
+    #[arg(long, requires = "collide")]
+    owned: bool,
     /// Where they do, streams are lost, too, snapshots repeated, and stores out of memory.
     #[arg(long, requires = "collide")]
     gaps: bool,
@@ -54,6 +57,13 @@ struct Args {
     threads: Option<usize>,
 }
 
+impl Args {
+    fn options(&self) -> Options {
+        let Args { collide, owned, gaps, trim, pieces, .. } = *self;
+        Options { collide, owned, gaps, trim, pieces, off: None }
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let off = match args.off.as_deref() {
@@ -67,8 +77,7 @@ fn main() -> ExitCode {
             }
         },
     };
-    let options =
-        Options { collide: args.collide, gaps: args.gaps, off, trim: args.trim, pieces: args.pieces };
+    let options = Options { off, ..args.options() };
     if args.trace {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stdout).init();
@@ -131,8 +140,8 @@ fn failing(seeds: Range<u64>, threads: Option<usize>, fails: impl Fn(u64) -> boo
 fn each_off(args: &Args) -> ExitCode {
     let mut found = true;
     for part in Part::ALL {
-        let options =
-            Options { collide: true, gaps: args.gaps, off: Some(part), trim: args.trim, pieces: args.pieces };
+        let owned = args.owned || part == Part::Owner;
+        let options = Options { off: Some(part), owned, ..args.options() };
         let failed = failing(args.from..args.from + args.seeds, args.threads, |seed| {
             !sim::run(seed, options).failures.is_empty()
         });

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use causeway_core::{ChannelSpec, Site};
 
 use super::file::{ChannelTable, ConflictKey};
 use super::load::{Loader, at, is_name, one_of};
 use super::{BatchLimits, Channel, ConfigError, Conflict, Direction, SnapshotOf, endpoints};
+use crate::owners::{Owners, TenantKey};
 use crate::registry::Registry;
 
 /// What a channel is read with.
@@ -66,14 +68,6 @@ pub(super) fn read(
             format!("existing is `{given}`, allowed is what snapshot names: {allowed}"),
         );
     };
-    if table.conflict == ConflictKey::Owner {
-        let message = "conflict is `owner`, which is not built yet; allowed in this release is `newest`";
-        return wrong("conflict", message.to_owned());
-    }
-    if table.owners_file.is_some() {
-        let message = "owners_file is for conflict = \"owner\", which is not built yet; leave it out";
-        return wrong("owners_file", message.to_owned());
-    }
     let bound = |key: &str, value: i64, why: &str| match usize::try_from(value) {
         Ok(value) if value > 0 => Ok(value),
         _ => loader.value(
@@ -85,15 +79,47 @@ pub(super) fn read(
         items_max: bound("items_max", table.batch.items_max, "an empty batch never leaves")?,
         bytes_max: bound("bytes_max", table.batch.bytes_max, "an empty batch never leaves")?,
     };
-    let tenant_key = table.tenant.map(|tenant| tenant.key);
-    if let Some(key) = tenant_key.as_ref().filter(|key| key.matches("{tenant}").count() != 1) {
-        return loader.value(
-            at!["channel", index, "tenant", "key"],
-            format!(
-                "channel `{name}`: tenant.key is `{key}`, allowed is a pattern with `{{tenant}}` in it once"
-            ),
-        );
-    }
+    let tenant_key = match &table.tenant {
+        None => None,
+        Some(tenant) => match TenantKey::new(&tenant.key) {
+            Some(key) => Some(key),
+            None => {
+                let message = format!(
+                    "channel `{name}`: tenant.key is `{}`, allowed is a pattern with `{{tenant}}` in it once",
+                    tenant.key
+                );
+                return loader.value(at!["channel", index, "tenant", "key"], message);
+            }
+        },
+    };
+    let conflict = match (table.conflict, &table.owners_file, tenant_key) {
+        (ConflictKey::Newest, None, _) => Conflict::Newest,
+        (ConflictKey::Newest, Some(_), _) => {
+            let message = "owners_file is for conflict = \"owner\": set that, or leave this out";
+            return wrong("owners_file", message.to_owned());
+        }
+        (ConflictKey::Owner, Some(file), Some(key)) => {
+            let path = context.directory.join(file);
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) => {
+                    let message = format!("owners_file is `{file}`, which cannot be read: {error}");
+                    return wrong("owners_file", message);
+                }
+            };
+            let owners = Owners::read(&text, key, sites).map_err(|bad| {
+                ConfigError::at(&path, (bad.line, 1), format!("channel `{name}`: {}", bad.message))
+            });
+            Conflict::Owner(Arc::new(owners?))
+        }
+        (ConflictKey::Owner, file, key) => {
+            let lacks = match (file, key) {
+                (None, _) => "owners_file = \"FILE\" with `tenant,site` lines",
+                _ => "tenant = { key = \"…{tenant}…\" }, which tells the tenant of a key",
+            };
+            return wrong("conflict", format!("conflict is `owner`, which needs {lacks}"));
+        }
+    };
     let mut site_table = |site: &String| match store_keys.remove(site) {
         Some(toml::Value::Table(table)) => Ok(table),
         Some(_) => loader.value(
@@ -117,7 +143,7 @@ pub(super) fn read(
         site_tables,
         directory: context.directory.to_owned(),
     };
-    let conflict = Conflict::Newest;
+    let tenant_key = table.tenant.map(|tenant| tenant.key);
     let ChannelTable { name, store, keep_alive, .. } = table;
     Ok(Channel { name, store, direction, snapshot, existing, conflict, keep_alive, batch, tenant_key, spec })
 }

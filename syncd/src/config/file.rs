@@ -137,7 +137,7 @@ pub(super) struct ChannelTable {
     /// A site that `snapshot` names: wins for a key that both had before and nobody writes. Left out: the
     /// one that `snapshot` names, the link's first of both.
     pub(super) existing: Option<String>,
-    /// Who wins of two concurrent writes.
+    /// Who wins of two concurrent writes: the newest, or the site that owns the key's tenant.
     #[serde(default)]
     pub(super) conflict: ConflictKey,
     /// A key that one site kept alive by EXPIRE while the other let it expire lives.
@@ -148,7 +148,8 @@ pub(super) struct ChannelTable {
     pub(super) batch: BatchTable,
     /// How a key names its tenant.
     pub(super) tenant: Option<TenantTable>,
-    /// For `conflict = "owner"`: a file of `tenant,site` lines.
+    /// For `conflict = "owner"`: a file of `tenant,site` lines, relative to the configuration. Of a tenant that is not
+    /// in it the later write wins.
     pub(super) owners_file: Option<String>,
 }
 

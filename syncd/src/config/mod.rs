@@ -27,6 +27,7 @@ pub use error::ConfigError;
 pub use schema::json_schema;
 pub use units::{format_bytes, format_duration, parse_duration};
 
+use crate::owners::Owners;
 use crate::registry::Registry;
 use places::Places;
 
@@ -180,11 +181,23 @@ impl SnapshotOf {
 }
 
 /// Who wins of two concurrent writes to one unit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub enum Conflict {
     /// The higher hlc.
     #[default]
     Newest,
+    /// The site that owns the key; the higher hlc for a key that nobody owns.
+    Owner(Arc<Owners>),
+}
+
+impl Conflict {
+    /// Who owns what, where that decides.
+    pub fn owners(&self) -> Option<&Arc<Owners>> {
+        match self {
+            Conflict::Newest => None,
+            Conflict::Owner(owners) => Some(owners),
+        }
+    }
 }
 
 /// How much one transaction of the applier holds.

@@ -22,6 +22,7 @@ use super::careful::{unavailable, watch as watch_keys};
 use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
 use super::decide::{Pair, Plan};
+use super::order::Side;
 use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
@@ -33,6 +34,7 @@ use super::restart::{
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, shown};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
+use crate::owners::Owners;
 use crate::status::{HeldAnswer, rfc3339};
 
 /// What the applier into one site needs to know of its channel.
@@ -61,6 +63,8 @@ pub(crate) struct ApplyTask {
     pub(crate) own_bytes_max: usize,
     /// The channel's `keep_alive`.
     pub(crate) keep_alive: bool,
+    /// Where the channel's `conflict` is `owner`.
+    pub(crate) owners: Option<Arc<Owners>>,
     /// Keys that a pass of a sweep holds.
     pub(crate) sweep_keys_max: usize,
     pub(crate) paused: watch::Receiver<bool>,
@@ -304,6 +308,16 @@ impl ApplyTask {
         shared.ask.try_send(Ask::Snapshot { gap: true }).map_err(|_| full())?;
         shared.lost_below.fetch_max(seq.0, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// The origin's changes.
+    pub(crate) fn theirs(&self) -> Side<'_> {
+        Side { site: self.site.peer(), ..self.ours() }
+    }
+
+    /// The target site's own.
+    pub(crate) fn ours(&self) -> Side<'_> {
+        Side { connector: self.connector.as_ref(), owners: self.owners.as_deref(), site: self.site }
     }
 
     fn own_log(&self) -> Option<OwnLog> {
@@ -815,7 +829,7 @@ impl Reign {
             let units = plan.units.take();
             let units = units.map_or_else(|| Units::Of(Arc::clone(changes)), Units::Decided);
             let sent = SentUnits { marker: marker.clone(), low, units, is_given_up: false };
-            lock(&task.shared.on_the_way).send(sent, task.connector.as_ref());
+            lock(&task.shared.on_the_way).send(sent, task.theirs());
         }
         marker
     }

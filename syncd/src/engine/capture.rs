@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 
 use super::known::{Known, News};
+use super::order::Side;
 use super::races::{Refresh, Ships};
 use super::recent::{Written, key_digest, touches, unsure};
 use super::restart::{
@@ -25,6 +26,7 @@ use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lo
 use super::switch::{Part, is_off};
 use super::{BACKOFF_MIN, Backoff, EngineError, shown};
 use crate::log::{Appended, Log, Offset, PartitionId};
+use crate::owners::Owners;
 
 /// What capture of one site needs to know of its channel.
 pub(crate) struct CaptureTask {
@@ -42,6 +44,8 @@ pub(crate) struct CaptureTask {
     pub(crate) asks: mpsc::Receiver<Ask>,
     /// What stamps the changes.
     pub(crate) clock: Clock,
+    /// Where the channel's `conflict` is `owner`.
+    pub(crate) owners: Option<Arc<Owners>>,
 }
 
 /// A read of the source is about this long, in bytes.
@@ -71,6 +75,16 @@ pub(crate) fn unix_ms() -> u64 {
 }
 
 impl CaptureTask {
+    /// The site's changes.
+    pub(super) fn ours(&self) -> Side<'_> {
+        Side { connector: self.connector.as_ref(), owners: self.owners.as_deref(), site: self.site }
+    }
+
+    /// The peer's.
+    pub(super) fn theirs(&self) -> Side<'_> {
+        Side { site: self.site.peer(), ..self.ours() }
+    }
+
     /// Runs until `stop`. A store that fails is opened again; an error of the log ends it.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), EngineError> {
         let mut capture = Capture::begin(&self).await?;
@@ -229,7 +243,7 @@ impl Capture {
             let begin = Offset(place.0.saturating_sub(Written::KEYS_MAX as u64))
                 .max(task.log.bounds(&task.partition).start);
             walk_kept(task.log.as_ref(), &task.partition, begin, place, |_, change| {
-                written.note(change.hlc, &touches(&change, task.connector.as_ref()));
+                written.note(&touches(&change, task.ours()));
             })
             .await?;
             let history = found.last.as_ref().or(found.resume_at.as_ref()).map(|last| last.history.clone());
@@ -694,13 +708,16 @@ impl Capture {
             }
             (_, News::Known) => self.written.last(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
-            (_, News::New) if change.uncertain => unsure(self.clock.stamp((task.clock)())),
-            (_, News::New) => self.clock.stamp((task.clock)()),
+            (_, News::New) => {
+                let now = self.clock.stamp((task.clock)());
+                let here = || task.ours().place(&change.key, change.seq, change.seen);
+                if change.uncertain { unsure(here().unwrap_or(now)) } else { now }
+            }
         };
         if task.peer.is_some() {
-            let touched = touches(&change, task.connector.as_ref());
+            let touched = touches(&change, task.ours());
             lock(&task.shared.recent).note(&touched);
-            self.written.note(change.hlc, &touched);
+            self.written.note(&touched);
         }
         trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(), seq = %change.seq,
             seen = %change.seen, hlc = change.hlc.0, pos = %change.pos, "captured");
@@ -800,7 +817,7 @@ async fn remember(
     let mut terms = super::restart::Terms::default();
     walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
-            let mut touched = touches(&change, task.connector.as_ref());
+            let mut touched = touches(&change, task.ours());
             if change.pos.history != *history {
                 touched.iter_mut().for_each(|(_, own)| own.at = 0);
             }

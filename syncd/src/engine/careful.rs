@@ -203,7 +203,7 @@ async fn recall(task: &ApplyTask, changes: &[Change]) -> Result<(), EngineError>
     let mut recalled = Ok(());
     walk_kept(task.log.as_ref(), own, start, end, |_, change| {
         // Whatever the stream numbers now, they stand before all that comes in it.
-        let touched = touches(&change, task.connector.as_ref()).into_iter();
+        let touched = touches(&change, task.ours()).into_iter();
         older.extend(touched.map(|(digest, own)| (digest, Touch { at: 0, ..own })));
         if older.len() >= RECALLED_AT_ONCE && recalled.is_ok() {
             recalled = lock(&task.shared.recent).recall(&older);

@@ -254,6 +254,7 @@ impl Daemon {
                 snapshot: channel.snapshot.names(from),
                 asks,
                 clock: Arc::clone(&self.clocks[from.index()]),
+                owners: channel.conflict.owners().cloned(),
             };
             let (log, sites) = (self.conflicts.clone(), self.sites.clone());
             let conflicts = Arc::new(Conflicts::new(&channel.name, sites, from, log));
@@ -274,6 +275,7 @@ impl Daemon {
                 bytes_max: channel.batch.bytes_max,
                 own_bytes_max: shares.own_bytes_max,
                 keep_alive: channel.keep_alive,
+                owners: channel.conflict.owners().cloned(),
                 sweep_keys_max: shares.sweep_keys_max,
                 paused: paused.subscribe(),
                 answers: answered,

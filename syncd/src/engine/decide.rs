@@ -184,7 +184,7 @@ async fn over_states(task: &ApplyTask, mut met: Vec<Met>) -> Result<Vec<Met>, En
     }
     let mut theirs: HashMap<u128, Vec<Record>> = HashMap::new();
     for change in super::redo::theirs(task, &wanted, end).await? {
-        if let Some((digest, record)) = Record::of_theirs(change, task.connector.as_ref()) {
+        if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
             theirs.entry(digest).or_default().push(record);
         }
     }
@@ -224,7 +224,7 @@ fn look(task: &ApplyTask, changes: &[Change], fill: bool) -> Result<(Plan, Vec<M
             return Ok((plan, met));
         }
     }
-    let units = units_of(changes, task.connector.as_ref(), false);
+    let units = units_of(changes, task.theirs(), false);
     let mut recent = lock(&task.shared.recent);
     plan.basis = recent.end();
     for theirs in units.chunk_by(|a, b| a.index == b.index).filter(|_| !fill) {

@@ -14,6 +14,7 @@ mod dead_letters;
 mod decide;
 mod known;
 mod metrics;
+mod order;
 mod own_log;
 mod pauses;
 mod races;

@@ -75,15 +75,14 @@ impl Capture {
         if task.peer.is_none() {
             return Ok(());
         }
-        let connector = task.connector.as_ref();
-        let sent = lock(&task.shared.on_the_way).pass(marker, connector);
+        let sent = lock(&task.shared.on_the_way).pass(marker, task.theirs());
         if self.checked_to.as_ref().is_some_and(|to| to.history == pos.history && to.at >= pos.at) {
             return Ok(());
         }
         let (units, low) = match sent {
             Some(sent) => {
                 let recent = lock(&task.shared.recent);
-                (sent.units.in_question(connector, |seen| recent.is_beyond(seen)), Some(sent.low))
+                (sent.units.in_question(task.theirs(), |seen| recent.is_beyond(seen)), Some(sent.low))
             }
             None if lock(&task.shared.recent).is_empty() => (Vec::new(), None),
             // A log that cannot be read just now, as on a full disk, is tried again with the stream.
@@ -272,7 +271,7 @@ impl Capture {
             return Ok(self.clock.last());
         }
         let ours = lock(&task.shared.recent).since(key_digest(key), Seq(0))?;
-        Ok(rule::whole_version(&ours))
+        Ok(Hlc(rule::whole_version(&ours).place))
     }
 
     /// How far a restart may read on.
@@ -305,7 +304,7 @@ async fn units_in_log(
     };
     walk_seqs(task.log.as_ref(), peer, marker.from..marker.applied, |change| {
         low = Some(change.low);
-        units.extend(units_of(&[change], task.connector.as_ref(), true));
+        units.extend(units_of(&[change], task.theirs(), true));
     })
     .await?;
     Ok((units, low))

@@ -2,12 +2,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 
-use causeway_core::{Change, Class, Connector, Hlc, Key, Op, Seq, Space, Unit};
+use causeway_core::{Change, Class, Hlc, Key, Op, Seq, Space, Unit};
 use smallvec::SmallVec;
 use tracing::warn;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::EngineError;
+use super::order::{Side, Version};
 use super::spill::Spill;
 
 /// What one change does to one unit.
@@ -18,7 +19,7 @@ pub(crate) struct Touch {
     pub(crate) seen: Seq,
     /// Its place in its site's stream.
     pub(crate) at: u64,
-    pub(crate) hlc: Hlc,
+    pub(crate) version: Version,
     pub(crate) class: Class,
     /// Digest of the hash field or member; `None`: the whole key.
     pub(crate) element: Option<u64>,
@@ -124,11 +125,11 @@ impl Written {
 
     /// Notes a write. A `state` that was only read again has the version of the write before it, and so
     /// changes nothing here.
-    pub(crate) fn note(&mut self, hlc: Hlc, touched: &[(u128, Touch)]) {
-        let last = Hlc(hlc.0 & !UNSURE);
+    pub(crate) fn note(&mut self, touched: &[(u128, Touch)]) {
         // A delete is no write: the key may only have expired here.
         let written = touched.iter().filter(|(_, own)| own.class != Class::Observed);
-        self.new.extend(written.map(|(digest, _)| Wrote { digest: half(*digest), last }));
+        let last = |own: &Touch| Hlc(own.version.place & !UNSURE);
+        self.new.extend(written.map(|(digest, own)| Wrote { digest: half(*digest), last: last(own) }));
         if self.new.len() >= Self::NEW_MAX {
             self.put_new();
         }
@@ -187,7 +188,7 @@ fn set(digest: u64, sets: usize) -> usize {
 
 /// In the low bits of the version of a `state` that may hold a write that no log names; a clock leaves them
 /// zero.
-const UNSURE: u64 = 1;
+pub(crate) const UNSURE: u64 = 1;
 
 /// The version of a `state` that may hold a write newer than `last`, our last one that is known, or that was
 /// found to hold one made by `last`. A key that we never wrote only holds the peer's.
@@ -203,12 +204,12 @@ pub(crate) fn is_reread(change: &Change) -> bool {
 
 /// What `change` of our log touches, by the digests of the keys. A `read` is what was there before, and no
 /// change of ours.
-pub(crate) fn touches(change: &Change, connector: &dyn Connector) -> Vec<(u128, Touch)> {
-    if change.op == Op::Read { Vec::new() } else { touched_units(change, connector) }
+pub(crate) fn touches(change: &Change, side: Side<'_>) -> Vec<(u128, Touch)> {
+    if change.op == Op::Read { Vec::new() } else { touched_units(change, side) }
 }
 
 /// The same of either site's change, `read`s included.
-pub(crate) fn touched_units(change: &Change, connector: &dyn Connector) -> Vec<(u128, Touch)> {
+pub(crate) fn touched_units(change: &Change, side: Side<'_>) -> Vec<(u128, Touch)> {
     // A value in pieces is there with the last one.
     if !change.op.is_data() || change.part.is_some_and(|part| !part.last) {
         return Vec::new();
@@ -217,7 +218,7 @@ pub(crate) fn touched_units(change: &Change, connector: &dyn Connector) -> Vec<(
         seq: change.seq,
         seen: change.seen,
         at: change.pos.at,
-        hlc: change.hlc,
+        version: side.version(change, &unit.key),
         class,
         element: unit.element.as_deref().map(xxh3_64),
         is_expire_at: unit.element.as_deref() == Some(Unit::EXPIRE_AT),
@@ -226,7 +227,7 @@ pub(crate) fn touched_units(change: &Change, connector: &dyn Connector) -> Vec<(
         is_guess: change.op == Op::State && change.uncertain && !is_reread(change),
         reread: is_reread(change) || change.op == Op::Read,
     };
-    let units = connector.units(change);
+    let units = side.connector.units(change);
     units.iter().map(|(unit, class)| (key_digest(&unit.key), touch(unit, *class))).collect()
 }
 
@@ -497,7 +498,7 @@ mod tests {
             seq: Seq(seq),
             seen: Seq(0),
             at: seq,
-            hlc: Hlc(seq),
+            version: Version { place: seq, seq: seq % 7 },
             class: Class::Absolute,
             element: seq.is_multiple_of(2).then_some(seq),
             is_expire_at: false,
@@ -601,13 +602,13 @@ mod tests {
     fn the_last_write_of_a_key_is_known_while_there_is_room() {
         let mut written = Written::default();
         let named = |n: usize| Key { space: Space::Db(0), name: Bytes::from(n.to_string()) };
-        let hlc = |n: usize| Hlc((n as u64 + 1) << 8);
+        let at = |n: usize| Version::at(Hlc((n as u64 + 1) << 8));
         let all = 2 * Written::KEYS_MAX;
         for n in 0..all {
-            let own = |class| [(key_digest(&named(n)), Touch { class, ..touch(1) })];
-            written.note(hlc(n), &own(Class::Absolute));
-            written.note(Hlc(u64::MAX), &own(Class::Observed));
-            written.note(hlc(n / 2), &own(Class::Absolute));
+            let own = |class, version| [(key_digest(&named(n)), Touch { class, version, ..touch(1) })];
+            written.note(&own(Class::Absolute, at(n)));
+            written.note(&own(Class::Observed, at(2 * n)));
+            written.note(&own(Class::Absolute, at(n / 2)));
             if n == Written::KEYS_MAX / 4 {
                 let lost = (0..n).filter(|n| written.last(&named(*n)) == Hlc(0)).count();
                 assert!(lost < n / 200, "{lost} of {n}");
@@ -615,9 +616,9 @@ mod tests {
         }
         assert_eq!(written.sets.len() * Written::OF_SET, Written::KEYS_MAX);
         let recent = all - Written::KEYS_MAX / 2..all;
-        let wrong = recent.clone().filter(|n| written.last(&named(*n)) != hlc(*n)).count();
+        let wrong = recent.clone().filter(|n| written.last(&named(*n)).0 != at(*n).place).count();
         assert!(wrong < recent.len() / 50, "{wrong}");
-        assert!((0..all).all(|n| [Hlc(0), hlc(n)].contains(&written.last(&named(n)))));
+        assert!((0..all).all(|n| [0, at(n).place].contains(&written.last(&named(n)).0)));
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Reign {
         let wanted = redos.iter().map(|(_, redo)| (key_digest(&redo.key), redo.theirs_from)).collect();
         for change in theirs(task, &wanted, self.marker.applied).await? {
             let whole = whole(task, &task.partition, change.clone()).await?;
-            if let Some((digest, record)) = Record::of_theirs(change, task.connector.as_ref()) {
+            if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
                 records.entry(digest).or_default().push(Record { changes: whole, ..record });
             }
         }

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use causeway_core::{Change, Connector, Key, Marker, Position, Seq};
+use causeway_core::{Change, Key, Marker, Position, Seq};
 
+use super::order::Side;
 use super::recent::{Touch, key_digest, touched_units};
 use super::rule::Element;
 
@@ -49,36 +50,32 @@ impl Units {
     }
 
     /// Looks.
-    fn found(self, connector: &dyn Connector) -> Vec<Theirs> {
+    fn found(self, side: Side<'_>) -> Vec<Theirs> {
         match self {
             Units::Decided(units) => units,
-            Units::Of(changes) => units_of(&changes, connector, false),
+            Units::Of(changes) => units_of(&changes, side, false),
         }
     }
 
     /// Those that may have met something of ours; `is_beyond` tells whether anything of ours was not seen.
-    pub(crate) fn in_question(
-        self,
-        connector: &dyn Connector,
-        is_beyond: impl Fn(Seq) -> bool,
-    ) -> Vec<Theirs> {
+    pub(crate) fn in_question(self, side: Side<'_>, is_beyond: impl Fn(Seq) -> bool) -> Vec<Theirs> {
         match &self {
             Units::Of(changes) if !changes.iter().any(|change| is_beyond(change.seen)) => Vec::new(),
-            _ => self.found(connector),
+            _ => self.found(side),
         }
     }
 }
 
 /// What changes of the peer touch, each of its key; those of the whole space touch nothing. The keys share one buffer,
 /// and keep nothing else alive.
-pub(crate) fn units_of(changes: &[Change], connector: &dyn Connector, on_top: bool) -> Vec<Theirs> {
+pub(crate) fn units_of(changes: &[Change], side: Side<'_>, on_top: bool) -> Vec<Theirs> {
     let mut names = BytesMut::with_capacity(changes.iter().map(|change| change.key.name.len()).sum());
     changes.iter().for_each(|change| names.extend_from_slice(&change.key.name));
     let mut names = names.freeze();
     let mut units = Vec::with_capacity(changes.len());
     for (index, change) in changes.iter().enumerate() {
         let name = names.split_to(change.key.name.len());
-        let touched = if name.is_empty() { Vec::new() } else { touched_units(change, connector) };
+        let touched = if name.is_empty() { Vec::new() } else { touched_units(change, side) };
         let first = touched.first().map(|(digest, _)| *digest);
         let of_key = touched.into_iter().filter(|(digest, _)| Some(*digest) == first);
         let key = Key { name, space: change.key.space.detached() };
@@ -115,9 +112,9 @@ const UNITS_MAX: usize = 1 << 15;
 const HELD_MAX: usize = 4 << 20;
 
 impl OnTheWay {
-    pub(crate) fn send(&mut self, mut sent: SentUnits, connector: &dyn Connector) {
+    pub(crate) fn send(&mut self, mut sent: SentUnits, side: Side<'_>) {
         if self.held + sent.units.held() > HELD_MAX {
-            sent.units = Units::Decided(sent.units.found(connector));
+            sent.units = Units::Decided(sent.units.found(side));
         }
         self.held += sent.units.held();
         self.units += sent.units.len();
@@ -135,18 +132,18 @@ impl OnTheWay {
     }
 
     /// Takes the transaction of `marker`, which has passed. Older ones did not take effect, or not yet.
-    pub(crate) fn pass(&mut self, marker: &Marker, connector: &dyn Connector) -> Option<SentUnits> {
+    pub(crate) fn pass(&mut self, marker: &Marker, side: Side<'_>) -> Option<SentUnits> {
         // Of two that are equal the first one did not take effect.
         let at = self.sent.iter().rposition(|sent| sent.marker == *marker)?;
         for _ in 0..at {
             let sent = self.take_first().filter(|sent| !sent.is_given_up);
-            for theirs in sent.into_iter().flat_map(|sent| sent.units.found(connector)) {
+            for theirs in sent.into_iter().flat_map(|sent| sent.units.found(side)) {
                 self.overtaken.entry(theirs.digest).or_default().insert(theirs.touch.seq);
             }
         }
         let mut passed = self.take_first()?;
         if !self.overtaken.is_empty() {
-            let units = passed.units.found(connector);
+            let units = passed.units.found(side);
             units.iter().for_each(|theirs| self.is_done(theirs.digest, theirs.touch.seq));
             passed.units = Units::Decided(units);
         }

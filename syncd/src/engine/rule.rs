@@ -5,8 +5,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use causeway_core::{Change, Class, Connector, Hlc, Op, Seq};
+use causeway_core::{Change, Class, Op, Seq};
 
+use super::order::{Side, Version};
 use super::recent::{Touch, touched_units};
 use super::switch::{Part, is_off};
 
@@ -97,7 +98,7 @@ fn stands(own: &Touch, change: &Touch, is_authority: bool) -> bool {
     let knows = own.reread && change.reread && own.is_absent != change.is_absent;
     let of_states = if knows { change.is_absent } else { is_authority };
     let wins_tie = own.is_state && (of_states || !change.is_state);
-    own.hlc > change.hlc || (own.hlc == change.hlc && wins_tie)
+    own.version > change.version || (own.version == change.version && wins_tie)
 }
 
 /// What becomes of a change of the peer.
@@ -226,10 +227,10 @@ pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec
 
 /// The version of what a key holds that we wrote `ours` to: of the newest write of the whole key that no delete
 /// of ours came after; 0 if there is none.
-pub(crate) fn whole_version(ours: &[Touch]) -> Hlc {
+pub(crate) fn whole_version(ours: &[Touch]) -> Version {
     let (left, _) = after_delete(ours);
     let whole = left.iter().filter(|own| replaces(own) && !own.reread);
-    whole.map(|own| own.hlc).max().unwrap_or_default()
+    whole.map(|own| own.version).max().unwrap_or_default()
 }
 
 /// One change of either site to a key, with what it touches there.
@@ -243,8 +244,8 @@ pub(crate) struct Record {
 
 impl Record {
     /// A change of the peer, and the digest of its key.
-    pub(crate) fn of_theirs(change: Change, connector: &dyn Connector) -> Option<(u128, Record)> {
-        let touched = touched_units(&change, connector);
+    pub(crate) fn of_theirs(change: Change, side: Side<'_>) -> Option<(u128, Record)> {
+        let touched = touched_units(&change, side);
         let &(digest, _) = touched.first()?;
         let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch).collect();
         Some((digest, Record { own: false, touched, changes: vec![change] }))
@@ -299,9 +300,9 @@ impl Record {
     }
 
     /// In the order in which both sites take effect; a state before what has the same version.
-    fn version(&self) -> (Hlc, bool) {
-        let hlc = self.first().map_or(Hlc(0), |touch| touch.hlc);
-        (hlc, !self.first().is_some_and(|touch| touch.is_state))
+    fn version(&self) -> (Version, bool) {
+        let version = self.first().map_or(Version::default(), |touch| touch.version);
+        (version, !self.first().is_some_and(|touch| touch.is_state))
     }
 }
 
@@ -341,9 +342,9 @@ pub(crate) fn evaluate(
     let newest = |element: Element| {
         let covering = left.iter().filter(|(_, record)| record.covers(element) && !is_held(record));
         covering.max_by_key(|(_, record)| {
-            let (hlc, _) = record.version();
+            let (version, _) = record.version();
             let is_there = !record.first().is_some_and(|touch| touch.reread && touch.is_absent);
-            (hlc, record.is_reread(), is_there, record.own == own_wins_ties)
+            (version, record.is_reread(), is_there, record.own == own_wins_ties)
         })
     };
     let mut wanted = elements.clone();
@@ -352,10 +353,10 @@ pub(crate) fn evaluate(
             match newest(None) {
                 Some((index, record)) => break (record.version(), Some(*index)),
                 None if deletes.is_empty() => return None,
-                None => break ((Hlc(0), false), None),
+                None => break ((Version::default(), false), None),
             }
         }
-        let mut from: Option<(Hlc, bool)> = None;
+        let mut from: Option<(Version, bool)> = None;
         let mut whole = false;
         // Of an element that no absolute write is known of nothing was overwritten.
         wanted.retain(|element| !deletes.is_empty() || newest(*element).is_some());
@@ -411,7 +412,7 @@ pub(crate) fn evaluate(
 /// newest write on.
 fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
     let supersedes = |record: &Record, touch: &Touch| {
-        record.version() > (touch.hlc, true) && record.covers(touch.element) && !record.is_reread()
+        record.version() > (touch.version, true) && record.covers(touch.element) && !record.is_reread()
     };
     let is_held = |record: &Record| state.has_seen(record);
     let held: Vec<&(usize, &Record)> = left.iter().filter(|(_, record)| is_held(record)).collect();
@@ -434,11 +435,11 @@ fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
         let from = |touch: &Touch| {
             let covering = held.iter().filter(|(_, held)| supersedes(held, touch));
             let superseding = covering.map(|(_, held)| held.version()).max();
-            superseding.or(is_absolute(touch).then_some((touch.hlc, true)))
+            superseding.or(is_absolute(touch).then_some((touch.version, true)))
         };
         let chosen_touches =
             left.iter().filter(|(index, _)| chosen.contains(index)).flat_map(|(_, r)| &r.touched);
-        let again: Vec<(Element, (Hlc, bool))> =
+        let again: Vec<(Element, (Version, bool))> =
             chosen_touches.filter_map(|touch| Some((touch.element, from(touch)?))).collect();
         let is_again = |held: &Record| {
             again.iter().any(|(element, from)| held.touches(*element) && held.version() >= *from)
@@ -457,6 +458,8 @@ fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
 
 #[cfg(test)]
 mod tests {
+    use causeway_core::Hlc;
+
     use super::*;
 
     const F: Element = Some(1);
@@ -467,7 +470,7 @@ mod tests {
             seq: Seq(seq),
             seen: Seq(0),
             at: seq,
-            hlc: Hlc(hlc),
+            version: Version::at(Hlc(hlc)),
             class,
             element,
             is_expire_at: false,

@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use bytes::Buf;
-use causeway_core::{Class, Hlc, Seq};
+use causeway_core::{Class, Seq};
 
+use super::order::Version;
 use super::recent::Touch;
 
 /// A file of touches, each with the place of the one before it whose key falls into the same bucket. The file has no
@@ -29,8 +30,8 @@ pub(crate) struct Spill {
     end: Seq,
 }
 
-/// `digest 16, before 8, seq 8, seen 8, at 8, hlc 8, element 8, class 1, flags 1`, little-endian.
-const TOUCH_BYTES: usize = 66;
+/// `digest 16, before 8, seq 8, seen 8, at 8, version 16, element 8, class 1, flags 1`, little-endian.
+const TOUCH_BYTES: usize = 74;
 
 impl Spill {
     /// Of a file in `dir`; `buckets` take 10 bytes each once there is one.
@@ -144,10 +145,10 @@ fn bits(digest: u128, words: usize) -> (usize, u64) {
 }
 
 fn encode(bytes: &mut Vec<u8>, digest: u128, before: u64, touch: &Touch) {
-    let Touch { seq, seen, at, hlc, class, element, is_expire_at, is_state, is_absent, is_guess, reread } =
+    let Touch { seq, seen, at, version, class, element, is_expire_at, is_state, is_absent, is_guess, reread } =
         *touch;
     bytes.extend(digest.to_le_bytes());
-    for number in [before, seq.0, seen.0, at, hlc.0, element.unwrap_or_default()] {
+    for number in [before, seq.0, seen.0, at, version.place, version.seq, element.unwrap_or_default()] {
         bytes.extend(number.to_le_bytes());
     }
     let class = CLASSES.iter().position(|of| *of == class).unwrap_or_default();
@@ -161,15 +162,15 @@ const CLASSES: [Class; 4] = [Class::Absolute, Class::Commuting, Class::Other, Cl
 fn decode(mut bytes: &[u8]) -> io::Result<(u128, u64, Touch)> {
     let digest = bytes.try_get_u128_le()?;
     let mut number = || bytes.try_get_u64_le();
-    let (before, seq, seen, at, hlc, element) =
-        (number()?, number()?, number()?, number()?, number()?, number()?);
+    let (before, seq, seen, at) = (number()?, number()?, number()?, number()?);
+    let (version, element) = (Version { place: number()?, seq: number()? }, number()?);
     let (class, flags) = (bytes.try_get_u8()?, bytes.try_get_u8()?);
     let flag = |bit: u8| flags & (1 << bit) != 0;
     let touch = Touch {
         seq: Seq(seq),
         seen: Seq(seen),
         at,
-        hlc: Hlc(hlc),
+        version,
         class: CLASSES.get(usize::from(class)).copied().unwrap_or(Class::Other),
         element: flag(0).then_some(element),
         is_expire_at: flag(1),

@@ -27,6 +27,8 @@ pub enum Part {
     Clock,
     /// Races with deletes are looked for.
     DeleteRace,
+    /// The log of a key's owner orders its changes.
+    Owner,
 }
 
 #[cfg(any(test, feature = "simulate"))]
@@ -41,7 +43,7 @@ mod on {
 
     impl Part {
         /// All of them.
-        pub const ALL: [Part; 11] = [
+        pub const ALL: [Part; 12] = [
             Part::Reapply,
             Part::Basis,
             Part::Redo,
@@ -53,6 +55,7 @@ mod on {
             Part::RestartPoint,
             Part::Clock,
             Part::DeleteRace,
+            Part::Owner,
         ];
     }
 

@@ -6,6 +6,7 @@ use causeway_core::{Change, Op, Site};
 use causeway_memory::Memory;
 
 use super::world::name;
+use crate::owners::Owners;
 
 /// All keys of a site: value and expire-at.
 pub(super) type Dump = BTreeMap<String, (String, Option<u64>)>;
@@ -43,7 +44,11 @@ pub(super) fn exact(expected: &Dump, found: &[Dump; 2]) -> Vec<Difference> {
 
 /// Where both write the same keys: the sites are equal, and, where the logs hold every write, so is the
 /// outcome of all of them in the order of their versions, without what a delete had observed.
-pub(super) fn collided(found: &[Dump; 2], logs: Option<&[Vec<Change>; 2]>) -> Vec<Difference> {
+pub(super) fn collided(
+    found: &[Dump; 2],
+    logs: Option<&[Vec<Change>; 2]>,
+    owners: Option<&Owners>,
+) -> Vec<Difference> {
     let keys: BTreeSet<&String> = found.iter().flat_map(BTreeMap::keys).collect();
     let mut wrong = Vec::new();
     for key in keys {
@@ -67,7 +72,8 @@ pub(super) fn collided(found: &[Dump; 2], logs: Option<&[Vec<Change>; 2]>) -> Ve
         if wrong.iter().any(|difference| difference.key == key) {
             continue;
         }
-        let expected = outcome(writes);
+        let owner = owners.and_then(|owners| owners.of(key.as_bytes()));
+        let expected = outcome(writes, owner.map(Site::index));
         let held = found[0].get(key).map(|(value, _)| value.clone());
         let same = match key.starts_with(['l', 'q']) {
             true => elements(&expected) == elements(&held),
@@ -86,9 +92,14 @@ fn elements(value: &Option<String>) -> BTreeSet<&str> {
     value.iter().flat_map(|value| value.split(' ')).collect()
 }
 
-/// What a key holds after all its writes.
-fn outcome(mut writes: Vec<(usize, &Change)>) -> Option<String> {
-    writes.sort_by_key(|(site, change)| (change.hlc, *site));
+/// What a key holds after all its writes: by their versions, or where a site owns the key, its own in their order, and
+/// each of the other's behind what it had seen of those.
+fn outcome(mut writes: Vec<(usize, &Change)>, owner: Option<usize>) -> Option<String> {
+    writes.sort_by_key(|(site, change)| match owner {
+        None => (change.hlc.0, 0, *site as u64),
+        Some(owner) if owner == *site => (change.seq.0, 1, 0),
+        Some(_) => (change.seen.0, 0, change.seq.0),
+    });
     let deletes: Vec<_> = writes.iter().copied().filter(|(_, change)| change.op == Op::Delete).collect();
     let store = Memory::new();
     for (site, change) in writes.into_iter().filter(|(_, change)| change.op == Op::Command) {

@@ -14,8 +14,9 @@ use super::log::{Disk, SimLog};
 use super::plan::{Do, Plan, Snapshot};
 use super::random::Random;
 use super::world::{Of, Trace, World};
-use crate::config::Config;
+use crate::config::{Config, Conflict};
 use crate::engine::Daemon;
+use crate::owners::{Owners, TenantKey};
 use crate::registry::Registry;
 use crate::status::{Control as _, Phase};
 
@@ -89,6 +90,13 @@ pub(super) fn run(plan: &Plan, trace: Option<Trace>, digesting: bool) -> Run {
     })
 }
 
+/// Of the keys of each kind one site owns the first, the other one the second, and nobody the others.
+fn owners(sites: &[String; 2]) -> Owners {
+    let key = TenantKey::new("*{tenant}").expect("it is a pattern");
+    let [first, second] = sites;
+    Owners::read(&format!("0,{first}\n1,{second}\n"), key, sites).expect("it is a table")
+}
+
 impl Driver {
     fn new(plan: Plan, world: &Arc<World>) -> Driver {
         for of in [Of::Store, Of::Capture] {
@@ -102,9 +110,13 @@ impl Driver {
         let line = Line { world: Arc::clone(world), memory: memory.clone() };
         let mut config = config(plan.snapshot);
         config.limits.memory = plan.memory;
+        let sites = config.sites.clone();
         for channel in &mut config.channels {
             channel.batch.items_max = plan.items_max;
             channel.keep_alive = plan.keep_alive;
+            if plan.owned {
+                channel.conflict = Conflict::Owner(Arc::new(owners(&sites)));
+            }
         }
         Driver {
             plan,
@@ -312,7 +324,8 @@ impl Driver {
             let gapless = !self.plan.steps.iter().any(|(_, step)| matches!(step, Do::Die(..) | Do::Snapshot))
                 && self.plan.backlog_max.is_none();
             let logs = [0, 1].map(|site: usize| self.disk.all(&self.config.sites[site]));
-            return check::collided(&found, gapless.then_some(&logs));
+            let owners = self.config.channels.iter().find_map(|channel| channel.conflict.owners());
+            return check::collided(&found, gapless.then_some(&logs), owners.map(Arc::as_ref));
         }
         let mut expected = self.reference.dump(Site::First);
         for (key, value) in self.reference.dump(Site::Second) {

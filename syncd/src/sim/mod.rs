@@ -25,6 +25,8 @@ use crate::engine::switch::switch_off;
 pub struct Options {
     /// Both sites write the same keys; else each has its own.
     pub collide: bool,
+    /// Where they do, sites own some of the keys: `conflict` is `owner`.
+    pub owned: bool,
     /// Where they do, streams are lost, too, snapshots repeated, and stores out of memory.
     pub gaps: bool,
     /// This part of the rule for concurrent writes is switched off.

@@ -29,6 +29,8 @@ pub(super) struct Plan {
     /// The channel's `keep_alive`.
     pub(super) keep_alive: bool,
     pub(super) collide: bool,
+    /// The channel's `conflict` is `owner`.
+    pub(super) owned: bool,
     pub(super) trim: bool,
     pub(super) pieces: bool,
 }
@@ -100,7 +102,7 @@ fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
 }
 
 impl Plan {
-    pub(super) fn draw(seed: u64, Options { collide, gaps, trim, pieces, .. }: Options) -> Plan {
+    pub(super) fn draw(seed: u64, Options { collide, owned, gaps, trim, pieces, .. }: Options) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
         // One that breaks and is repeated tells of writes by what the keys hold, as after a gap.
         let gapless = collide && !gaps;
@@ -169,6 +171,7 @@ impl Plan {
             memory,
             keep_alive,
             collide,
+            owned,
             trim,
             pieces,
         }

@@ -30,6 +30,18 @@ fn concurrent_writes_end_equal() {
     }
 }
 
+/// The same where a site's writes stand against the other's, whatever their clocks say.
+#[test]
+fn concurrent_writes_of_who_owns_the_key_stand() {
+    let begin = Instant::now();
+    let options = Options { collide: true, owned: true, ..Options::default() };
+    for seed in (9_100_000..9_100_400).take_while(|_| begin.elapsed() < Duration::from_secs(8)) {
+        let verdict = run(seed, options);
+        let again = format!("scripts/simulate --collide --owned --seed {seed} --trace");
+        assert!(verdict.failures.is_empty(), "{again}\n{}", verdict.failures.join("\n"));
+    }
+}
+
 /// The simulation finds out when a part of the rule is missing. `scripts/simulate --collide --off all` tells of all.
 #[test]
 fn a_missing_part_of_the_rule_is_found() {
