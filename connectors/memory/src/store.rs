@@ -371,7 +371,10 @@ impl State {
                 if command == Command::FlushAll {
                     self.flush();
                 } else {
-                    let stored = command.on(self.data.get(command.key()).cloned())?;
+                    let mut stored = command.on(self.data.get(command.key()).cloned())?;
+                    if let (Some(stored), Some(at)) = (&mut stored, change.expire_at) {
+                        stored.expire_at = Some(at);
+                    }
                     self.put(command.key(), stored);
                 }
                 Ok(true)

@@ -58,6 +58,13 @@ pub(super) fn collided(
         }
     }
     let Some(logs) = logs else { return wrong };
+    // Each write of these sets an expire-at, or counts up a key that has one.
+    for (key, held) in found[0].iter().filter(|(key, _)| key.starts_with(['f', 'i'])) {
+        if held.1.is_none() && wrong.iter().all(|difference| difference.key != *key) {
+            let text = format!("{key}: {} without an expire-at", held.0);
+            wrong.push(Difference { key: key.clone(), text });
+        }
+    }
     let mut writes: BTreeMap<&str, Vec<(usize, &Change)>> = BTreeMap::new();
     for (site, log) in logs.iter().enumerate() {
         for change in log.iter().filter(|change| matches!(change.op, Op::Command | Op::Delete)) {

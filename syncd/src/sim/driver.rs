@@ -253,7 +253,18 @@ impl Driver {
     }
 
     fn write(&mut self, site: Site, commands: &[String]) {
-        let words: Vec<&str> = commands.iter().map(String::as_str).collect();
+        let mut words: Vec<&str> = commands.iter().map(String::as_str).collect();
+        if words.iter().any(|word| word.starts_with("INCRBY i")) {
+            // What only counts, and sets no expire-at, is not done to a limiter that is over.
+            let held = self.memory.dump(site);
+            let is_over = |key: &str| held.get(key).is_none_or(|(_, expire_at)| expire_at.is_none());
+            let sets = |key: &str| words.iter().any(|word| word.starts_with(&format!("PEXPIREAT {key} ")));
+            let is_left_out = |word: &&str| {
+                let key = word.split(' ').nth(1).unwrap_or_default();
+                word.starts_with("INCRBY i") && !sets(key) && is_over(key)
+            };
+            words = words.iter().filter(|word| !is_left_out(word)).copied().collect();
+        }
         let written = self.memory.write(site, &words);
         let expected = match self.plan.collide {
             false => self.reference.write(site, &words),
