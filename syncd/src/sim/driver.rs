@@ -336,7 +336,11 @@ impl Driver {
                 && self.plan.backlog_max.is_none();
             let logs = [0, 1].map(|site: usize| self.disk.all(&self.config.sites[site]));
             let owners = self.config.channels.iter().find_map(|channel| channel.conflict.owners());
-            return check::collided(&found, gapless.then_some(&logs), owners.map(Arc::as_ref));
+            let breaks = |step: &Do| {
+                matches!(step, Do::Cut(_) | Do::CutAfter(..) | Do::Stop(..) | Do::Kill(_) | Do::Restart)
+            };
+            let broken = self.plan.steps.iter().any(|(_, step)| breaks(step));
+            return check::collided(&found, gapless.then_some(&logs), owners.map(Arc::as_ref), broken);
         }
         let mut expected = self.reference.dump(Site::First);
         for (key, value) in self.reference.dump(Site::Second) {
