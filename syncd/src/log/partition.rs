@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use causeway_core::{Change, Op, Seq};
 use tokio::sync::watch;
@@ -67,12 +68,18 @@ pub(super) struct Partition {
     pub(super) shared: Arc<Shared>,
 }
 
+/// Opening a segment again after a failed write takes no longer than this.
+const REOPENED_WITHIN: Duration = Duration::from_secs(5);
+const REOPENED_LOOK: Duration = Duration::from_millis(5);
+
 /// What cannot be read.
 enum Loss {
     /// Records up to `to` are gone, or not what they were.
     Damage { to: u64, reason: String },
     /// The file system does not give them, now.
     Io(String),
+    /// A write has just failed for want of room: whoever writes opens the segment again.
+    Full(String),
 }
 
 /// What a pass over memory, or memory and disk, gave.
@@ -223,7 +230,7 @@ impl Partition {
                         let (from, to) = (Offset(at), Offset(to));
                         Error::Corrupt { partition: self.id.clone(), segment, from, to, reason }
                     }
-                    Loss::Io(reason) => self.error("read", Fault::Io(reason)),
+                    Loss::Io(reason) | Loss::Full(reason) => self.error("read", Fault::Io(reason)),
                 });
             }
         }
@@ -285,8 +292,18 @@ impl Partition {
         Ok(())
     }
 
-    /// Reads the block that holds `at` from disk, or from memory if it is there.
+    /// Reads the block that holds `at` from disk, or from memory if it is there. Blocks.
     fn load(&self, at: u64) -> Result<Sealed, Loss> {
+        let begin = Instant::now();
+        loop {
+            match self.load_now(at) {
+                Err(Loss::Full(_)) if begin.elapsed() < REOPENED_WITHIN => std::thread::sleep(REOPENED_LOOK),
+                loaded => return loaded,
+            }
+        }
+    }
+
+    fn load_now(&self, at: u64) -> Result<Sealed, Loss> {
         let state = lock(&self.state);
         if let Some(block) = state.tail.block(at) {
             return Ok(block.clone());
@@ -311,7 +328,8 @@ impl Partition {
         };
         found.unwrap_or_else(|fault| {
             let reason = match fault {
-                Fault::Full(reason) | Fault::Io(reason) => return Err(Loss::Io(reason)),
+                Fault::Full(reason) => return Err(Loss::Full(reason)),
+                Fault::Io(reason) => return Err(Loss::Io(reason)),
                 Fault::Damaged(reason) => format!("their segment is damaged: {reason}"),
                 Fault::Missing => "their segment is not there".to_owned(),
             };
@@ -409,7 +427,7 @@ impl Partition {
                     at = block.end();
                 }
                 Err(Loss::Damage { to, .. }) => at = to.max(at + 1),
-                Err(Loss::Io(_)) => return None,
+                Err(Loss::Io(_) | Loss::Full(_)) => return None,
             }
         }
         None
