@@ -80,37 +80,6 @@ fn who_owns_a_tenant_wins_of_two_writes_at_once() -> Result<()> {
     link.verify()
 }
 
-/// A limiter that was over at one site, and counted at the other before that was known, keeps the time it had to live.
-#[test]
-fn a_counter_that_was_over_at_the_other_site_does_not_live_forever() -> Result<()> {
-    if !servers() {
-        return Ok(());
-    }
-    let mut link = Link::new([Options::default(), Options::default()], &Setup::default())?;
-    let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
-    link.start()?;
-    for key in ["counter", "hash"] {
-        dc.must(&if key == "hash" { vec!["HSET", key, "a", "1"] } else { vec!["SET", key, "5"] })?;
-        dc.must(&["PEXPIRE", key, "600000"])?;
-    }
-    link.wait_until_drained(DRAIN)?;
-    let ends = [&mut dc, &mut cloud].map(|store| Content::read(store, "counter").map(|c| c.expires));
-    ensure!(link.syncd(&["pause", "--channel", "push"])?.status.success(), "not paused");
-    cloud.must(&["DEL", "counter", "hash"])?;
-    dc.must(&["INCR", "counter"])?;
-    dc.must(&["HSET", "hash", "b", "2"])?;
-    ensure!(link.syncd(&["resume", "--channel", "push"])?.status.success(), "not resumed");
-    link.wait_until_drained(DRAIN)?;
-    for store in [&mut dc, &mut cloud] {
-        let [counter, hash] = [Content::read(store, "counter")?, Content::read(store, "hash")?];
-        ensure!(counter.texts().map(|(n, _)| n).eq(["1".to_owned()]), "counter is {}", counter.told());
-        ensure!(hash.texts().eq([("b".to_owned(), "2".to_owned())]), "hash is {}", hash.told());
-        ensure!(Some(&counter.expires) == ends[0].as_ref().ok(), "counter is {}", counter.told());
-        ensure!(hash.expires.is_some_and(|at| at > 0), "hash is {}", hash.told());
-    }
-    link.verify()
-}
-
 /// What a key holds: its type, its elements with their values, and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Content {

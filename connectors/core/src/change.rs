@@ -148,8 +148,7 @@ pub struct Change {
     pub part: Option<Part>,
     /// When the store made it, or else when it was captured: milliseconds since 1970.
     pub time: u64,
-    /// The key's expire-at, milliseconds since 1970, of a `read`, `state` or `put`; `None`: never. Of a `command` that is
-    /// done again what the key gets after it; `None`: what it has.
+    /// The key's expire-at, milliseconds since 1970, of a `read`, `state` or `put`; `None`: never.
     pub expire_at: Option<u64>,
     /// The tenant whose data it is.
     pub tenant: Option<Bytes>,

@@ -98,16 +98,6 @@ pub trait Target: Send {
         Ok(vec![false; changes.len()])
     }
 
-    /// When each of `keys` expires, in milliseconds since 1970; `None`: never, or there is no such key. Nothing may be
-    /// under way.
-    ///
-    /// # Errors
-    ///
-    /// As [`send`](Target::send).
-    async fn expire_ats(&mut self, keys: &[Key]) -> Result<Vec<Option<u64>>> {
-        Ok(vec![None; keys.len()])
-    }
-
     /// Lists the keys that the channel carries, from `cursor` (0 at first); each key that exists all the
     /// time is listed at least once. Called with no value in the middle of its pieces: what is left of
     /// one whose last piece never came may be removed here.

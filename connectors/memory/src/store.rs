@@ -371,10 +371,7 @@ impl State {
                 if command == Command::FlushAll {
                     self.flush();
                 } else {
-                    let mut stored = command.on(self.data.get(command.key()).cloned())?;
-                    if let (Some(stored), Some(at)) = (&mut stored, change.expire_at) {
-                        stored.expire_at = Some(at);
-                    }
+                    let stored = command.on(self.data.get(command.key()).cloned())?;
                     self.put(command.key(), stored);
                 }
                 Ok(true)

@@ -172,13 +172,6 @@ impl Target for MemoryTarget {
         Ok(changes.iter().map(|change| state.holds(change)).collect())
     }
 
-    async fn expire_ats(&mut self, keys: &[Key]) -> Result<Vec<Option<u64>>> {
-        let state = self.store.lock();
-        self.check(&state, "read expire-ats")?;
-        let held = |key: &Key| state.data.get(&*String::from_utf8_lossy(&key.name));
-        Ok(keys.iter().map(|key| held(key)?.expire_at).collect())
-    }
-
     async fn keys(&mut self, cursor: u64) -> Result<Keys> {
         let state = self.store.lock();
         self.check(&state, "list keys")?;

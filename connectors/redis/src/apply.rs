@@ -502,11 +502,6 @@ impl Target for RedisTarget {
         self.watch_over("compare keys", did)
     }
 
-    async fn expire_ats(&mut self, keys: &[Key]) -> Result<Vec<Option<u64>>> {
-        let did = self.expire_ats_now(keys).await;
-        self.watch_over("read expire-ats", did)
-    }
-
     async fn keys(&mut self, cursor: u64) -> Result<Keys> {
         let did = self.scan(cursor).await;
         self.watch_over("list keys", did)

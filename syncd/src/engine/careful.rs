@@ -76,8 +76,7 @@ impl Reign {
             }
             let mut plan = self.plan(task, &changes, false).await?;
             let marker = self.announce(task, &changes, (to, self.low), &mut plan);
-            let mut decided = plan.decided.unwrap_or_else(|| changes.to_vec());
-            keep_expire_ats(target, &mut decided, &plan.expiring).await?;
+            let decided = plan.decided.unwrap_or_else(|| changes.to_vec());
             let keep_existing = !task.origin_wins;
             let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
             target.send(batch).await?;
@@ -153,24 +152,6 @@ impl Reign {
             Outcome::Rejected { reason, .. } => Err(unavailable(task, "write the marker", reason)),
         }
     }
-}
-
-/// Those of `changes` at the places `expiring` leave their keys the expire-at that they have now.
-pub(crate) async fn keep_expire_ats(
-    target: &mut dyn Target,
-    changes: &mut [Change],
-    expiring: &[usize],
-) -> Result<(), EngineError> {
-    if expiring.is_empty() {
-        return Ok(());
-    }
-    let keys: Vec<Key> = expiring.iter().filter_map(|at| changes.get(*at)).map(|c| c.key.clone()).collect();
-    for (at, expire_at) in expiring.iter().zip(target.expire_ats(&keys).await?) {
-        if let Some(change) = changes.get_mut(*at).filter(|change| change.op == Op::Command) {
-            change.expire_at = expire_at;
-        }
-    }
-    Ok(())
 }
 
 pub(crate) fn unavailable(task: &ApplyTask, action: &str, reason: String) -> EngineError {

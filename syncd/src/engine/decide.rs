@@ -32,9 +32,6 @@ pub(crate) struct Plan {
     /// In order, with ours that are done again; `None`: the batch as it is.
     pub(crate) decided: Option<Vec<Change>>,
     pub(crate) dropped: Vec<Seq>,
-    /// Of what was decided, those behind which the key gets the expire-at again that it has now: a counter that was over at
-    /// the other site only must not live forever.
-    pub(crate) expiring: Vec<usize>,
     /// For the conflict log.
     pub(crate) pairs: Vec<Pair>,
     /// What the batch touches, for the race check; `None`: nobody has looked.
@@ -144,11 +141,6 @@ impl Reign {
                 Again::Ours(seq) => own.get(seq).cloned(),
                 Again::Theirs(change) => Some(Change::clone(change)),
             }));
-            let sets =
-                |own: &Touch| rule::sets_expire_at(own) && here.ours_again().any(|again| again == own.seq);
-            if change.op == Op::Delete && !here.again.is_empty() && !here.ours.iter().any(sets) {
-                plan.expiring.extend(decided.len().checked_sub(1));
-            }
             let theirs = plan.units.iter_mut().flatten().filter(|theirs| theirs.touch.seq == change.seq);
             theirs.for_each(|theirs| theirs.on_top = true);
         }

@@ -7,7 +7,7 @@ use causeway_core::{Batch, Change, Op, Outcome, Position, Refused, Seq, Site, Ta
 use tracing::{debug, warn};
 
 use super::apply::{ApplyTask, Reign};
-use super::careful::{keep_expire_ats, unavailable};
+use super::careful::unavailable;
 use super::decide::Pair;
 use super::recent::{Touch, key_digest};
 use super::redos::Redo;
@@ -50,7 +50,7 @@ impl Reign {
     ) -> Result<(), EngineError> {
         let (basis, records) = self.records(task, &redos).await?;
         let mut changes = Vec::new();
-        let (mut pairs, mut expiring) = (Vec::new(), Vec::new());
+        let mut pairs = Vec::new();
         for (id, redo) in &redos {
             let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
             let content = rule::evaluate(records, &redo.elements, task.site == Site::First);
@@ -58,13 +58,7 @@ impl Reign {
             let Some(content) = content else { continue };
             pairs.extend(met(redo, records, &content));
             changes.extend(written(redo, records, &content));
-            let mut then = content.then.iter().filter_map(|index| records.get(*index));
-            if content.from_absent && !content.then.is_empty() && !then.any(Record::sets_expire_at) {
-                expiring.extend(changes.len().checked_sub(1));
-            }
         }
-        // One that is set meanwhile is a write of our own that this does not know: it is evaluated again.
-        keep_expire_ats(target, &mut changes, &expiring).await?;
         let mut marker = self.marker_for(task, &[], self.marker.applied);
         (marker.basis, marker.redone) = (basis, redos.iter().map(|(id, _)| *id).collect());
         let batch = Batch { marker, changes: changes.clone(), watched: false, keep_existing: false };

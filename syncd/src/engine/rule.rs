@@ -55,11 +55,6 @@ fn is_mixed_pair(a: &Touch, b: &Touch) -> bool {
     (any(a) && one(b)) || (one(a) && any(b))
 }
 
-/// Whether it says when the key expires: it sets that, or replaces the key.
-pub(crate) fn sets_expire_at(touch: &Touch) -> bool {
-    touch.is_expire_at || replaces(touch)
-}
-
 /// Whether a write of ours that the peer's change meets, and that is not done again, is a conflict: it is
 /// overwritten, or the order of two operations is decided.
 pub(crate) fn is_conflict(theirs: &Touch, own: &Touch) -> bool {
@@ -142,10 +137,7 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_ali
         ours.iter().filter(newer).rfind(|own| is_absolute(own) && covers(own.element, touch.element))
     };
     let stand: Option<Vec<&Touch>> = theirs.iter().map(standing).collect();
-    // An expire-at of ours may be gone with a hash that had no field left: it is set again.
-    let is_again = |all: &Vec<&Touch>| change.is_expire_at && all.iter().all(|own| own.is_expire_at);
-    if let Some(last) = stand.filter(|all| !is_again(all)).and_then(|all| all.iter().map(|own| own.seq).max())
-    {
+    if let Some(last) = stand.and_then(|all| all.iter().map(|own| own.seq).max()) {
         return Verdict::Drop(last);
     }
     if !is_absolute(change) || is_off(Part::Reapply) {
@@ -221,12 +213,7 @@ pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec
             races.push(Race::Redo { element, ours: *own });
         }
     }
-    // The key was kept alive here, or what is left of it keeps its expire-at.
-    let is_told = match dropped {
-        true => left.iter().any(|own| own.is_expire_at),
-        false => *on_top && !left.is_empty() && !left.iter().any(sets_expire_at),
-    };
-    if is_delete(change) && is_told {
+    if *dropped && is_delete(change) && left.iter().any(|own| own.is_expire_at) {
         races.push(Race::Ship);
     }
     let ordered = |own: &&Touch| {
@@ -262,11 +249,6 @@ impl Record {
         let &(digest, _) = touched.first()?;
         let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch).collect();
         Some((digest, Record { own: false, touched, changes: vec![change] }))
-    }
-
-    /// Whether it says when the key expires.
-    pub(crate) fn sets_expire_at(&self) -> bool {
-        self.touched.iter().any(sets_expire_at)
     }
 
     pub(crate) fn seq(&self) -> Seq {
@@ -548,25 +530,6 @@ mod tests {
         let kept_alive = [Touch { is_expire_at: true, ..touch(8, 10, Class::Absolute, G) }];
         assert_eq!(decide(&[delete], &kept_alive, false, true), Verdict::Drop(Seq(8)));
         assert_eq!(decide(&[delete], &kept_alive, false, false), Verdict::Under(vec![Seq(8)]));
-    }
-
-    #[test]
-    fn an_expire_at_of_ours_that_stands_is_set_again() {
-        let expire = |seq, hlc| Touch { is_expire_at: true, ..touch(seq, hlc, Class::Absolute, G) };
-        assert_eq!(decide(&[expire(5, 50)], &[expire(9, 60)], false, true), Verdict::Under(vec![Seq(9)]));
-        assert_eq!(decide(&[expire(5, 70)], &[expire(9, 60)], false, true), Verdict::Apply);
-        let set = touch(9, 60, Class::Absolute, None);
-        assert_eq!(decide(&[expire(5, 50)], &[set], false, true), Verdict::Drop(Seq(9)));
-    }
-
-    #[test]
-    fn what_a_delete_leaves_of_ours_is_told_if_its_time_to_live_is_ours() {
-        let delete = Applied { on_top: true, ..applied(touch(5, 50, Class::Observed, None), 10) };
-        let counted = touch(9, 60, Class::Commuting, F);
-        assert_eq!(races(&delete, &[counted], false), [Race::Ship]);
-        let expire = Touch { is_expire_at: true, ..touch(9, 61, Class::Absolute, G) };
-        assert_eq!(races(&delete, &[counted, expire], false), []);
-        assert_eq!(races(&delete, &[], false), []);
     }
 
     #[test]

@@ -43,13 +43,11 @@ pub(super) fn exact(expected: &Dump, found: &[Dump; 2]) -> Vec<Difference> {
 }
 
 /// Where both write the same keys: the sites are equal, and, where the logs hold every write, so is the
-/// outcome of all of them in the order of their versions, without what a delete had observed. `broken`: connections or the
-/// daemon were, after which a site may be told of a key by one that had lost its expire-at (`docs/CONVERGENCE.md`, 5).
+/// outcome of all of them in the order of their versions, without what a delete had observed.
 pub(super) fn collided(
     found: &[Dump; 2],
     logs: Option<&[Vec<Change>; 2]>,
     owners: Option<&Owners>,
-    broken: bool,
 ) -> Vec<Difference> {
     let keys: BTreeSet<&String> = found.iter().flat_map(BTreeMap::keys).collect();
     let mut wrong = Vec::new();
@@ -60,13 +58,6 @@ pub(super) fn collided(
         }
     }
     let Some(logs) = logs else { return wrong };
-    // Each write of these sets an expire-at, or counts up a key that has one.
-    for (key, held) in found[0].iter().filter(|(key, _)| !broken && key.starts_with(['f', 'i'])) {
-        if held.1.is_none() && wrong.iter().all(|difference| difference.key != *key) {
-            let text = format!("{key}: {} without an expire-at", held.0);
-            wrong.push(Difference { key: key.clone(), text });
-        }
-    }
     let mut writes: BTreeMap<&str, Vec<(usize, &Change)>> = BTreeMap::new();
     for (site, log) in logs.iter().enumerate() {
         for change in log.iter().filter(|change| matches!(change.op, Op::Command | Op::Delete)) {

@@ -253,18 +253,7 @@ impl Driver {
     }
 
     fn write(&mut self, site: Site, commands: &[String]) {
-        let mut words: Vec<&str> = commands.iter().map(String::as_str).collect();
-        if words.iter().any(|word| word.starts_with("INCRBY i")) {
-            // What only counts, and sets no expire-at, is not done to a limiter that is over.
-            let held = self.memory.dump(site);
-            let is_over = |key: &str| held.get(key).is_none_or(|(_, expire_at)| expire_at.is_none());
-            let sets = |key: &str| words.iter().any(|word| word.starts_with(&format!("PEXPIREAT {key} ")));
-            let is_left_out = |word: &&str| {
-                let key = word.split(' ').nth(1).unwrap_or_default();
-                word.starts_with("INCRBY i") && !sets(key) && is_over(key)
-            };
-            words = words.iter().filter(|word| !is_left_out(word)).copied().collect();
-        }
+        let words: Vec<&str> = commands.iter().map(String::as_str).collect();
         let written = self.memory.write(site, &words);
         let expected = match self.plan.collide {
             false => self.reference.write(site, &words),
@@ -336,11 +325,7 @@ impl Driver {
                 && self.plan.backlog_max.is_none();
             let logs = [0, 1].map(|site: usize| self.disk.all(&self.config.sites[site]));
             let owners = self.config.channels.iter().find_map(|channel| channel.conflict.owners());
-            let breaks = |step: &Do| {
-                matches!(step, Do::Cut(_) | Do::CutAfter(..) | Do::Stop(..) | Do::Kill(_) | Do::Restart)
-            };
-            let broken = self.plan.steps.iter().any(|(_, step)| breaks(step));
-            return check::collided(&found, gapless.then_some(&logs), owners.map(Arc::as_ref), broken);
+            return check::collided(&found, gapless.then_some(&logs), owners.map(Arc::as_ref));
         }
         let mut expected = self.reference.dump(Site::First);
         for (key, value) in self.reference.dump(Site::Second) {

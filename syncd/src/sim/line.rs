@@ -350,13 +350,6 @@ impl Target for SlowTarget {
         held
     }
 
-    async fn expire_ats(&mut self, keys: &[Key]) -> Result<Vec<Option<u64>>> {
-        let inner = self.question("read expire-ats").await?;
-        let found = inner.lock().await.expire_ats(keys).await;
-        self.world.take_time(Step::Connect, self.site).await;
-        found
-    }
-
     async fn keys(&mut self, cursor: u64) -> Result<Keys> {
         let inner = self.question("list keys").await?;
         let keys = inner.lock().await.keys(cursor).await;

@@ -331,8 +331,6 @@ impl Writer {
                 1 => format!("HDEL f{key} f{field}"),
                 _ => return vec![format!("HSET f{key} f{field} {n}"), format!("PEXPIREAT f{key} {soon}")],
             },
-            // Only while it lives, see the driver.
-            _ if n % 3 == 0 => format!("INCRBY i{key} {by}"),
             _ => return vec![format!("INCRBY i{key} {by}"), format!("PEXPIREAT i{key} {soon}")],
         };
         vec![one]

@@ -200,9 +200,6 @@ impl Encoder<'_> {
                 if append(out, value, None)? != 1 {
                     return Err("its value is not one command".to_owned());
                 }
-                if let Some(at) = change.expire_at.filter(|_| change.op == Op::Command) {
-                    out.command(&[b"PEXPIREAT", key, &decimal(lasting(at, self.now))], Expect::NoError);
-                }
             }
             (op, None, _) => return Err(format!("a {} without a value", op.as_str())),
         }

@@ -1,5 +1,5 @@
 use bytes::{Bytes, BytesMut};
-use causeway_core::{Change, Key, Result};
+use causeway_core::{Change, Result};
 
 use super::{RedisTarget, db_of};
 use crate::commands;
@@ -22,30 +22,6 @@ fn fields_of(found: &Reply) -> Option<impl Iterator<Item = &[u8]>> {
 }
 
 impl RedisTarget {
-    /// In one round trip.
-    pub(super) async fn expire_ats_now(&mut self, keys: &[Key]) -> Result<Vec<Option<u64>>> {
-        let link = self.link("read expire-ats")?;
-        link.drain().await?;
-        let mut out = BytesMut::new();
-        for key in keys {
-            resp::encode(&mut out, &[b"SELECT", &resp::decimal(db_of(key))]);
-            resp::encode(&mut out, &[b"PEXPIRETIME", &key.name]);
-        }
-        resp::encode(&mut out, &[b"SELECT", b"0"]);
-        link.writer.send(&out).await?;
-        let mut found = Vec::with_capacity(keys.len());
-        for _ in keys {
-            // A database that the server lacks leaves the one before selected: what is found there is of another key.
-            let is_there = !matches!(link.reader.reply().await?, Reply::Error(_));
-            found.push(match link.reader.reply().await? {
-                Reply::Int(at) if is_there => u64::try_from(at).ok(),
-                _ => None,
-            });
-        }
-        link.answered("read expire-ats").await?;
-        Ok(found)
-    }
-
     /// Compares payloads byte for byte, in one round trip. A server of another version, or one that encodes
     /// the same content in another way, gives `false`.
     pub(super) async fn holds_now(&mut self, changes: &[Change]) -> Result<Vec<bool>> {

@@ -115,7 +115,6 @@ fn behaviours() -> Vec<Behaviour> {
         target::a_refused_change_names_its_index_and_the_rest_takes_effect,
         target::a_read_keeps_what_exists_if_it_is_told_to,
         target::a_watched_batch_takes_effect_only_if_nobody_touched_its_keys if watch,
-        target::what_is_done_again_gets_the_expire_at_that_the_key_had if expiry,
         target::a_watch_s_token_passes_behind_all_earlier_writes if watch,
         target::every_key_is_listed_and_none_of_ours,
         target::cleanup_leaves_nothing_of_ours,

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
-use causeway_core::{Change, Event, Key, Op, Outcome, Site};
+use causeway_core::{Event, Outcome, Site};
 
+use super::Subject;
 use super::drive::{
-    Applier, Reader, captured, changes, committed, equal, holds, in_ms, incr, name, names, push, set, text,
+    Applier, Reader, captured, changes, committed, equal, holds, incr, name, names, push, set, text,
 };
-use super::{Subject, TestValue, TestWrite};
 
 const FIRST: Site = Site::First;
 const SECOND: Site = Site::Second;
@@ -198,31 +198,6 @@ pub(super) async fn a_watched_batch_takes_effect_only_if_nobody_touched_its_keys
     let batch = applier.batch(changes);
     committed(applier.send(batch).await?)?;
     holds(subject, SECOND, "k", "string 4").await
-}
-
-pub(super) async fn what_is_done_again_gets_the_expire_at_that_the_key_had(
-    subject: &dyn Subject,
-) -> Result<()> {
-    let again = captured(subject, &[incr("k")]).await?;
-    let key = again[0].key.clone();
-    let at = in_ms(60_000);
-    let never = Key { name: name("never"), ..key.clone() };
-    let none = Key { name: name("none"), ..key.clone() };
-    subject.write(SECOND, &[incr("k"), incr("never"), TestWrite::ExpireAt("k".to_owned(), at)]).await?;
-    let (mut applier, _) = Applier::new(subject, SECOND, 1).await?;
-    let found = applier.target.expire_ats(&[never, key.clone(), none]).await?;
-    ensure!(found == [None, Some(at), None], "the expire-ats are {found:?}, set was {at}");
-    let gone = Change { op: Op::Delete, value: None, ..again[0].clone() };
-    let counted = Change { expire_at: Some(at), ..again[0].clone() };
-    applier.apply(vec![gone, counted]).await?;
-    let found = subject.read(SECOND, "k").await?;
-    let expected = TestValue { text: "string 1".to_owned(), expire_at: Some(at) };
-    ensure!(found.as_ref() == Some(&expected), "k is {found:?}, expected {expected:?}");
-    // Without one it has what it has.
-    applier.apply(again).await?;
-    let found = subject.read(SECOND, "k").await?.and_then(|k| k.expire_at);
-    ensure!(found == Some(at), "k expires at {found:?}, expected {at}");
-    Ok(())
 }
 
 pub(super) async fn a_watch_s_token_passes_behind_all_earlier_writes(subject: &dyn Subject) -> Result<()> {
