@@ -75,7 +75,7 @@ impl Owners {
             if tenant.is_empty() {
                 return bad(format!("`{row}` names no tenant, allowed is `tenant,site`"));
             }
-            let Some(owner) = Site::BOTH.into_iter().find(|owner| sites[owner.index()] == site) else {
+            let Some(owner) = Site::named(site, sites) else {
                 let [first, second] = sites;
                 return bad(format!("the site is `{site}`, allowed is `{first}` or `{second}`"));
             };

@@ -11,6 +11,11 @@ impl Site {
     /// Both, the first one first.
     pub const BOTH: [Site; 2] = [Site::First, Site::Second];
 
+    /// The one that has `name` among the names of a link's sites.
+    pub fn named(name: &str, sites: &[String; 2]) -> Option<Site> {
+        Site::BOTH.into_iter().find(|site| sites[site.index()] == name)
+    }
+
     /// The other site.
     pub fn peer(self) -> Site {
         match self {

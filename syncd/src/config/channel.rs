@@ -148,16 +148,12 @@ pub(super) fn read(
     Ok(Channel { name, store, direction, snapshot, existing, conflict, keep_alive, batch, tenant_key, spec })
 }
 
-fn site(name: &str, sites: &[String; 2]) -> Option<Site> {
-    Site::BOTH.into_iter().find(|site| sites[site.index()] == name)
-}
-
 fn direction(text: &str, sites: &[String; 2]) -> Option<Direction> {
     if text == "both" {
         return Some(Direction::Both);
     }
     let (from, to) = text.split_once("->")?;
-    let (from, to) = (site(from.trim(), sites)?, site(to.trim(), sites)?);
+    let (from, to) = (Site::named(from.trim(), sites)?, Site::named(to.trim(), sites)?);
     (from != to).then_some(Direction::From(from))
 }
 
@@ -165,7 +161,7 @@ fn snapshot(text: &str, sites: &[String; 2]) -> Option<SnapshotOf> {
     match text {
         "both" => Some(SnapshotOf::Both),
         "none" => Some(SnapshotOf::None),
-        name => site(name, sites).map(SnapshotOf::One),
+        name => Site::named(name, sites).map(SnapshotOf::One),
     }
 }
 
@@ -175,7 +171,7 @@ fn existing(text: Option<&str>, snapshot: SnapshotOf, sites: &[String; 2]) -> Op
         (None, SnapshotOf::None) => Some(None),
         (None, SnapshotOf::One(site)) => Some(Some(site)),
         (None, SnapshotOf::Both) => Some(Some(Site::First)),
-        (Some(name), _) => site(name, sites).filter(|site| snapshot.names(*site)).map(Some),
+        (Some(name), _) => Site::named(name, sites).filter(|site| snapshot.names(*site)).map(Some),
     }
 }
 

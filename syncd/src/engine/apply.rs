@@ -312,7 +312,7 @@ impl ApplyTask {
 
     /// The origin's changes.
     pub(crate) fn theirs(&self) -> Side<'_> {
-        Side { site: self.site.peer(), ..self.ours() }
+        self.ours().peer()
     }
 
     /// The target site's own.
@@ -827,7 +827,7 @@ impl Reign {
         (marker.basis, marker.dropped) = (plan.basis, std::mem::take(&mut plan.dropped));
         if task.own.is_some() {
             let units = plan.units.take();
-            let units = units.map_or_else(|| Units::Of(Arc::clone(changes)), Units::Decided);
+            let units = units.map_or_else(|| Units::of(changes), Units::Decided);
             let sent = SentUnits { marker: marker.clone(), low, units, is_given_up: false };
             lock(&task.shared.on_the_way).send(sent, task.theirs());
         }

@@ -82,7 +82,7 @@ impl CaptureTask {
 
     /// The peer's.
     pub(super) fn theirs(&self) -> Side<'_> {
-        Side { site: self.site.peer(), ..self.ours() }
+        self.ours().peer()
     }
 
     /// Runs until `stop`. A store that fails is opened again; an error of the log ends it.

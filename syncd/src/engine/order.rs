@@ -33,6 +33,11 @@ pub(crate) struct Side<'a> {
 }
 
 impl Side<'_> {
+    /// The changes of the other site.
+    pub(crate) fn peer(self) -> Self {
+        Side { site: self.site.peer(), ..self }
+    }
+
     fn owner(&self, key: &Key) -> Option<Site> {
         self.owners.filter(|_| !is_off(Part::Owner))?.of(&key.name)
     }

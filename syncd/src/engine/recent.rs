@@ -231,6 +231,13 @@ pub(crate) fn touched_units(change: &Change, side: Side<'_>) -> Vec<(u128, Touch
     units.iter().map(|(unit, class)| (key_digest(&unit.key), touch(unit, *class))).collect()
 }
 
+/// What a change of either site touches of its own key, and that key's digest; `None`: nothing.
+pub(crate) fn touched_of_key(change: &Change, side: Side<'_>) -> Option<(u128, Vec<Touch>)> {
+    let touched = touched_units(change, side);
+    let &(digest, _) = touched.first()?;
+    Some((digest, touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch).collect()))
+}
+
 /// Digest of a key and its space, for maps that must not hold the key itself.
 pub(crate) fn key_digest(key: &Key) -> u128 {
     let mut hasher = Xxh3::new();
@@ -579,13 +586,8 @@ mod tests {
             recent.release(a);
             assert_eq!(unseen(recent, "a", 0), [3, 4, 5, 6, 7, 8]);
             recent.stream_is_new();
-            assert!(
-                recent
-                    .since(a, Seq(0))
-                    .unwrap()
-                    .iter()
-                    .all(|own| *own == Touch { at: 0, ..touch(own.seq.0) })
-            );
+            let all = recent.since(a, Seq(0)).unwrap();
+            assert!(all.iter().all(|own| *own == Touch { at: 0, ..touch(own.seq.0) }));
         });
     }
 

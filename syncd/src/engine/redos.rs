@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use causeway_core::{Change, Key, Marker, Position, Seq};
 
 use super::order::Side;
-use super::recent::{Touch, key_digest, touched_units};
+use super::recent::{Touch, key_digest, touched_of_key};
 use super::rule::Element;
 
 /// A unit of a change of the peer, as it went into the store.
@@ -29,15 +29,19 @@ pub(crate) struct Theirs {
 pub(crate) enum Units {
     /// As it was decided.
     Decided(Vec<Theirs>),
-    /// Of these changes: nothing of ours was in question, so that nobody has looked.
-    Of(Arc<Vec<Change>>),
+    /// Of these changes, so many bytes of the log: nothing of ours was in question, so that nobody has looked.
+    Of(Arc<Vec<Change>>, usize),
 }
 
 impl Units {
+    pub(crate) fn of(changes: &Arc<Vec<Change>>) -> Units {
+        Units::Of(Arc::clone(changes), changes.iter().map(Change::cost).sum())
+    }
+
     fn len(&self) -> usize {
         match self {
             Units::Decided(units) => units.len(),
-            Units::Of(changes) => changes.len(),
+            Units::Of(changes, _) => changes.len(),
         }
     }
 
@@ -45,7 +49,7 @@ impl Units {
     fn held(&self) -> usize {
         match self {
             Units::Decided(_) => 0,
-            Units::Of(changes) => changes.iter().map(Change::cost).sum(),
+            Units::Of(_, bytes) => *bytes,
         }
     }
 
@@ -53,14 +57,14 @@ impl Units {
     fn found(self, side: Side<'_>) -> Vec<Theirs> {
         match self {
             Units::Decided(units) => units,
-            Units::Of(changes) => units_of(&changes, side, false),
+            Units::Of(changes, _) => units_of(&changes, side, false),
         }
     }
 
     /// Those that may have met something of ours; `is_beyond` tells whether anything of ours was not seen.
     pub(crate) fn in_question(self, side: Side<'_>, is_beyond: impl Fn(Seq) -> bool) -> Vec<Theirs> {
         match &self {
-            Units::Of(changes) if !changes.iter().any(|change| is_beyond(change.seen)) => Vec::new(),
+            Units::Of(changes, _) if !changes.iter().any(|change| is_beyond(change.seen)) => Vec::new(),
             _ => self.found(side),
         }
     }
@@ -75,11 +79,17 @@ pub(crate) fn units_of(changes: &[Change], side: Side<'_>, on_top: bool) -> Vec<
     let mut units = Vec::with_capacity(changes.len());
     for (index, change) in changes.iter().enumerate() {
         let name = names.split_to(change.key.name.len());
-        let touched = if name.is_empty() { Vec::new() } else { touched_units(change, side) };
-        let first = touched.first().map(|(digest, _)| *digest);
-        let of_key = touched.into_iter().filter(|(digest, _)| Some(*digest) == first);
+        let Some((digest, touched)) = touched_of_key(change, side).filter(|_| !name.is_empty()) else {
+            continue;
+        };
         let key = Key { name, space: change.key.space.detached() };
-        units.extend(of_key.map(|(digest, touch)| Theirs { index, digest, key: key.clone(), touch, on_top }));
+        units.extend(touched.into_iter().map(|touch| Theirs {
+            index,
+            digest,
+            key: key.clone(),
+            touch,
+            on_top,
+        }));
     }
     units
 }

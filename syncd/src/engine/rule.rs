@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use causeway_core::{Change, Class, Op, Seq};
 
 use super::order::{Side, Version};
-use super::recent::{Touch, touched_units};
+use super::recent::{Touch, touched_of_key};
 use super::switch::{Part, is_off};
 
 /// A hash field, a member; `None`: the whole key.
@@ -245,9 +245,7 @@ pub(crate) struct Record {
 impl Record {
     /// A change of the peer, and the digest of its key.
     pub(crate) fn of_theirs(change: Change, side: Side<'_>) -> Option<(u128, Record)> {
-        let touched = touched_units(&change, side);
-        let &(digest, _) = touched.first()?;
-        let touched = touched.into_iter().filter(|(of, _)| *of == digest).map(|(_, touch)| touch).collect();
+        let (digest, touched) = touched_of_key(&change, side)?;
         Some((digest, Record { own: false, touched, changes: vec![change] }))
     }
 
