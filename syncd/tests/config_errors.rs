@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-use syncd::config::{Config, Direction, SnapshotOf};
+use syncd::config::{Config, Direction, LogStore, SnapshotOf};
 use syncd::registry::Registry;
 
 use causeway_core::Site;
@@ -41,7 +41,7 @@ fn defaults_are_filled_in() {
     assert_eq!(config.link, "l");
     assert_eq!(config.sites, ["dc", "cloud"]);
     assert!(config.log.dir.ends_with("data/log") && config.log.dir.is_absolute());
-    assert_eq!(config.log.size_max, 10 << 30);
+    assert_eq!(config.log.store, LogStore::Embedded { size_max: 10 << 30 });
     assert_eq!((config.conflicts.size_max, config.conflicts.age_max.as_secs()), (64 << 20, 30 * 86_400));
     assert!(!config.conflicts.values);
     assert_eq!(config.limits.memory, 512 << 20);
@@ -214,7 +214,55 @@ fn values_outside_their_bounds_say_what_is_allowed() {
         ),
         (
             "[log]\nkind = \"kafka\"\n",
-            "5:8: log.kind is `kafka`, which is not built yet; allowed in this release is `embedded`",
+            "4:2: log.brokers has no brokers of `dc`, allowed is host:port, by site",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \" \" }\n",
+            "6:1: log.brokers has no brokers of `cloud`, allowed is host:port, by site",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { aws = \"a:1\" }\n",
+            "6:13: log.brokers names `aws`, allowed is `dc` or `cloud`",
+        ),
+        (
+            "[log]\nbrokers = { dc = \"a:1\" }\n",
+            "5:1: log.brokers is for log.kind = \"kafka\", this one is \"embedded\"",
+        ),
+        (
+            "[log]\nreplication = 3\n",
+            "5:1: log.replication is for log.kind = \"kafka\", this one is \"embedded\"",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nsize_max = \"1GiB\"\n",
+            "7:1: log.size_max is for log.kind = \"embedded\": Kafka's own disks decide how much it holds",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nreplication = 0\n",
+            "7:15: log.replication is 0, allowed is 1 to 32767",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nmin_insync = 4\n",
+            "7:14: log.min_insync is 4, allowed is at most log.replication (3)",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nrecord_bytes_max = \"1KB\"\n",
+            "7:20: log.record_bytes_max: allowed is 64KB to 100MB",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\ncompression = \"lzma\"\n",
+            "7:15: unknown variant `lzma`, expected one of `none`, `gzip`, `snappy`, `lz4`, `zstd`",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nclient = { acks = \"1\" }\n",
+            "7:19: log.client.acks: it is the log's own and cannot be set",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nclient = { \"ssl.key\" = 1 }\n",
+            "7:24: log.client.ssl.key: no setting of librdkafka's, see its CONFIGURATION.md",
+        ),
+        (
+            "[log]\nkind = \"kafka\"\nbrokers = { dc = \"a:1\", cloud = \"b:1\" }\nclients = { dc = { \"security.protocol\" = \"hunter2\" } }\n",
+            "7:42: log.clients.dc.security.protocol: not a value that this setting takes, see librdkafka's CONFIGURATION.md",
         ),
         ("[log]\nkind = \"files\"\n", "5:8: unknown variant `files`, expected `embedded` or `kafka`"),
         (

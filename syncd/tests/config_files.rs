@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use causeway_core::Site;
-use syncd::config::{self, Config};
+use syncd::config::{self, Config, LogStore};
+use syncd::log::KafkaOptions;
 use syncd::registry::Registry;
 
 fn configs() -> PathBuf {
@@ -38,6 +39,23 @@ fn the_annotated_example_shows_the_defaults() {
     assert_eq!(full.batch, least.batch);
     assert_eq!(full.existing, least.existing);
     assert_eq!(full.keep_alive, least.keep_alive);
+}
+
+/// The example of Kafka shows the defaults, too, and secrets stay out of what is printed.
+#[test]
+fn the_example_of_kafka_shows_the_defaults_and_keeps_its_secrets() {
+    let path = configs().join("kafka.toml");
+    let config = Config::load(&path).unwrap();
+    let LogStore::Kafka { clusters, options } = &config.log.store else { panic!("another log") };
+    let link = "dc-cloud".to_owned();
+    assert_eq!(*options, KafkaOptions { link, ..KafkaOptions::default() });
+    assert_eq!(clusters["dc"].brokers, "10.0.0.1:9092,10.0.0.2:9092");
+    assert_eq!(clusters["dc"].client["sasl.mechanism"], "SCRAM-SHA-512");
+    assert_eq!(clusters["cloud"].client["sasl.username"], "causeway");
+    let least = Config::load(configs().join("minimal.toml")).unwrap();
+    assert_eq!((&config.log.dir, config.log.age_min), (&least.log.dir, least.log.age_min));
+    let printed = format!("{config:?}");
+    assert!(printed.contains("sasl.mechanism") && !printed.contains("SCRAM"), "{printed}");
 }
 
 /// The table stands beside the file that names it, and an error in it names its own line.

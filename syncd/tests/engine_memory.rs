@@ -10,7 +10,7 @@ use causeway_core::{ChannelSpec, Connector, OpenError, Site};
 use causeway_memory::{Fault, Memory};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use syncd::config::Config;
+use syncd::config::{Config, LogStore};
 use syncd::engine::Daemon;
 use syncd::registry::Registry;
 use syncd::status::{
@@ -46,7 +46,9 @@ impl Running {
         std::fs::write(&path, text).unwrap();
         let mut config = Config::load_with(&path, &Registry::built_in().with("memory", open)).unwrap();
         // Smaller than a file may say, so that it is full soon.
-        config.log.size_max = config.log.size_max.min(log_bytes_max);
+        if let LogStore::Embedded { size_max } = &mut config.log.store {
+            *size_max = (*size_max).min(log_bytes_max);
+        }
         let daemon = Daemon::start(&config, vec![Arc::new(memory.clone())]).await.unwrap();
         Running { memory, config, daemon, dir }
     }

@@ -9,6 +9,7 @@ use std::io::{Read, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -60,7 +61,8 @@ impl Link {
         let dir = tempfile::Builder::new().prefix("causeway-story-").tempdir()?;
         let api = free_port()?;
         let mut text = String::new();
-        writeln!(text, "[link]\nname = \"story\"\nsites = [\"dc\", \"cloud\"]")?;
+        let (name, log) = log_of(setup)?;
+        writeln!(text, "[link]\nname = \"{name}\"\nsites = [\"dc\", \"cloud\"]\n{log}")?;
         writeln!(text, "[api]\nlisten = \"127.0.0.1:{api}\"\n{}", setup.tables)?;
         writeln!(text, "[[channel]]\nname = \"push\"\nstore = \"redis\"")?;
         writeln!(text, "direction = \"{}\"\nsnapshot = \"{}\"", setup.direction, setup.snapshot)?;
@@ -325,6 +327,22 @@ impl Drop for Link {
             let _best_effort = std::fs::copy(self.dir.path().join("syncd.log"), kept.join("syncd.log"));
         }
     }
+}
+
+/// The link's name and its `[log]` table: with `CAUSEWAY_LOG=kafka`, of a story that needs no other one, the log is in
+/// Kafka, with a broker for each site.
+fn log_of(setup: &Setup) -> Result<(String, String)> {
+    static LINKS: AtomicU32 = AtomicU32::new(0);
+    let kafka = std::env::var_os("CAUSEWAY_LOG").is_some_and(|log| log == "kafka");
+    if !kafka || setup.tables.contains("[log]") {
+        return Ok(("story".to_owned(), String::new()));
+    }
+    let brokers = causeway_testkit::kafka::shared().context("there is no Kafka")?;
+    let (dc, cloud) = (brokers.dc.brokers(), brokers.cloud.brokers());
+    // The stories of one process share the brokers.
+    let name = format!("story-{}", LINKS.fetch_add(1, Ordering::SeqCst));
+    let of_sites = format!("brokers = {{ dc = \"{dc}\", cloud = \"{cloud}\" }}");
+    Ok((name, format!("[log]\nkind = \"kafka\"\nreplication = 1\n{of_sites}")))
 }
 
 /// A program of this workspace, beside the test's own: `cargo test --workspace` builds it.

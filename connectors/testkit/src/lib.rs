@@ -1,4 +1,4 @@
-//! What tests, benches and the demo share: real servers on loopback ([`servers`]), the seeded data of a
+//! What tests, benches and the demo share: real servers on loopback ([`servers`], [`kafka`]), the seeded data of a
 //! push service and live writes with a history that can be judged ([`data`]), and the conformance suite
 //! that every connector runs ([`run`]).
 //!
@@ -8,6 +8,7 @@
 pub mod api;
 mod conformance;
 pub mod data;
+pub mod kafka;
 pub mod resp;
 pub mod servers;
 

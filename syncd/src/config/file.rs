@@ -46,14 +46,35 @@ pub(super) struct LinkTable {
 pub(super) struct LogTable {
     /// `embedded` (one process, one folder) or `kafka`.
     pub(super) kind: LogKind,
-    /// The folder of the embedded log, relative to this file.
+    /// The folder of the embedded log, relative to this file. With Kafka: of what is kept beside the log
+    /// (dead letters, conflicts, pauses).
     pub(super) dir: String,
-    /// Size on disk over which capture waits for the appliers.
-    pub(super) size_max: Size,
+    /// Of the embedded log: size on disk over which capture waits for the appliers; 10GiB if left out.
+    pub(super) size_max: Option<Size>,
     /// How long applied changes are kept at least, for a target that comes back older than it was.
     pub(super) age_min: Millis,
-    /// Of Kafka: a site's bootstrap brokers, by site.
+    /// Of Kafka: a site's bootstrap brokers, by site, several with commas between them; the same ones for both
+    /// sites share one cluster.
     pub(super) brokers: BTreeMap<String, String>,
+    /// Of Kafka: replicas of a topic that is created; 3 if left out.
+    #[schemars(range(min = 1))]
+    pub(super) replication: Option<i64>,
+    /// Of Kafka: `min.insync.replicas` of a topic that is created; 2 if left out, 1 where `replication` is 1.
+    #[schemars(range(min = 1))]
+    pub(super) min_insync: Option<i64>,
+    /// Of Kafka: how batches are compressed; `lz4` if left out.
+    pub(super) compression: Option<Compression>,
+    /// Of Kafka: how long the producer waits for more before it sends; not at all if left out.
+    pub(super) linger: Option<Millis>,
+    /// Of Kafka: about the largest batch for one partition; 1MB if left out.
+    pub(super) batch_bytes: Option<Size>,
+    /// Of Kafka: a larger record is cut into pieces; 900KB if left out, 64KB at least. Below the topic's
+    /// `max.message.bytes`.
+    pub(super) record_bytes_max: Option<Size>,
+    /// Of Kafka: more settings of its clients, by librdkafka's names: `"security.protocol" = "SASL_SSL"`.
+    pub(super) client: BTreeMap<String, Setting>,
+    /// The same for one site's Kafka, by site; goes before `client`.
+    pub(super) clients: BTreeMap<String, BTreeMap<String, Setting>>,
 }
 
 impl Default for LogTable {
@@ -61,9 +82,58 @@ impl Default for LogTable {
         LogTable {
             kind: LogKind::Embedded,
             dir: "data/log".to_owned(),
-            size_max: Size(10 << 30),
+            size_max: None,
             age_min: Millis(3_600_000),
             brokers: BTreeMap::new(),
+            replication: None,
+            min_insync: None,
+            compression: None,
+            linger: None,
+            batch_bytes: None,
+            record_bytes_max: None,
+            client: BTreeMap::new(),
+            clients: BTreeMap::new(),
+        }
+    }
+}
+
+/// A setting of a client.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Setting {
+    Text(String),
+    Number(i64),
+    Flag(bool),
+}
+
+impl Setting {
+    pub(super) fn text(&self) -> String {
+        match self {
+            Setting::Text(text) => text.clone(),
+            Setting::Number(number) => number.to_string(),
+            Setting::Flag(flag) => flag.to_string(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Compression {
+    None,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
+}
+
+impl Compression {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Gzip => "gzip",
+            Compression::Snappy => "snappy",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
         }
     }
 }

@@ -9,16 +9,13 @@ use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
 use super::channel::{self, Context};
-use super::file::{ApiTable, CHANNEL_KEYS, ConflictsTable, File, LimitsTable, LinkTable, LogKind, LogTable};
+use super::file::{ApiTable, CHANNEL_KEYS, ConflictsTable, File, LimitsTable, LinkTable};
 use super::places::{Lines, Places};
-use super::{ApiConfig, Channel, Config, ConfigError, ConflictsConfig, Limits, LogConfig, env};
+use super::{ApiConfig, Channel, Config, ConfigError, ConflictsConfig, Limits, env, log};
 use crate::registry::Registry;
 
 /// Smaller budgets leave no room for two directions' buffers.
 const MEMORY_MIN: u64 = 32 << 20;
-
-/// Smaller logs are full before the first applied change can be deleted.
-const LOG_SIZE_MIN: u64 = 64 << 20;
 
 /// A smaller conflict log would keep a few hundred entries.
 const CONFLICTS_SIZE_MIN: u64 = 1 << 20;
@@ -81,7 +78,7 @@ pub(super) fn load(
     let file = File::deserialize(toml::de::Deserializer::from(root)).map_err(|e| loader.serde(&e))?;
     let sites = link(&loader, &file.link)?;
     let directory = path.parent().unwrap_or(Path::new(""));
-    let log = log(&loader, file.log, &sites, directory)?;
+    let log = log::read(&loader, file.log, &file.link.name, &sites, directory)?;
     let conflicts = conflicts(&loader, &file.conflicts)?;
     let limits = limits(&loader, &file.limits)?;
     let api = api(&loader, file.api, &sites)?;
@@ -267,37 +264,6 @@ fn link(loader: &Loader<'_>, table: &LinkTable) -> Result<[String; 2], ConfigErr
             .value(sites, format!("link.sites names `{}` twice, allowed are two that differ", pair[0]));
     }
     Ok(pair)
-}
-
-fn log(
-    loader: &Loader<'_>,
-    table: LogTable,
-    sites: &[String; 2],
-    directory: &Path,
-) -> Result<LogConfig, ConfigError> {
-    if let Some(unknown) = table.brokers.keys().find(|site| !sites.contains(site)) {
-        let message = format!("log.brokers names `{unknown}`, allowed is {}", one_of(sites));
-        return loader.key(at!["log", "brokers", unknown], message);
-    }
-    match table.kind {
-        LogKind::Embedded if !table.brokers.is_empty() => loader
-            .key(at!["log", "brokers"], "log.brokers is for log.kind = \"kafka\", this one is \"embedded\""),
-        LogKind::Embedded if table.dir.is_empty() => {
-            loader.value(at!["log", "dir"], "log.dir is empty, allowed is a folder")
-        }
-        LogKind::Embedded if table.size_max.0 < LOG_SIZE_MIN => {
-            loader.value(at!["log", "size_max"], "log.size_max is too small, allowed is 64MiB or more")
-        }
-        LogKind::Embedded => Ok(LogConfig {
-            dir: directory.join(table.dir),
-            size_max: table.size_max.0,
-            age_min: table.age_min.duration(),
-        }),
-        LogKind::Kafka => loader.value(
-            at!["log", "kind"],
-            "log.kind is `kafka`, which is not built yet; allowed in this release is `embedded`",
-        ),
-    }
 }
 
 fn conflicts(loader: &Loader<'_>, table: &ConflictsTable) -> Result<ConflictsConfig, ConfigError> {

@@ -10,6 +10,7 @@ mod env;
 mod error;
 mod file;
 mod load;
+mod log;
 mod places;
 mod schema;
 mod units;
@@ -27,6 +28,7 @@ pub use error::ConfigError;
 pub use schema::json_schema;
 pub use units::{format_bytes, format_duration, parse_duration};
 
+use crate::log::{KafkaCluster, KafkaOptions};
 use crate::owners::Owners;
 use crate::registry::Registry;
 use places::Places;
@@ -54,15 +56,33 @@ pub struct Config {
     filled: env::Filled,
 }
 
-/// `[log]`, of `kind = "embedded"`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq)]
 pub struct LogConfig {
-    /// Its folder; relative to the working directory like [`Config::path`], or absolute.
+    /// The embedded log's folder, and what is kept beside any log; relative to the working directory like
+    /// [`Config::path`], or absolute.
     pub dir: PathBuf,
-    /// Bytes on disk over which capture waits.
-    pub size_max: u64,
     /// What is applied is kept this much longer at least, for a target that comes back older than it was.
     pub age_min: Duration,
+    /// Where the records are.
+    pub store: LogStore,
+}
+
+/// The kind of log.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LogStore {
+    /// In the folder.
+    Embedded {
+        /// Bytes on disk over which capture waits.
+        size_max: u64,
+    },
+    /// In each site's Kafka.
+    Kafka {
+        /// By site.
+        clusters: BTreeMap<String, KafkaCluster>,
+        /// Without what the daemon's budget decides.
+        options: KafkaOptions,
+    },
 }
 
 /// `[conflicts]`.

@@ -227,14 +227,12 @@ fn history(events: &[Event]) -> Option<&bytes::Bytes> {
 impl Capture {
     /// Begins a term: appends a fence, and reads what the log holds up to it.
     async fn begin(task: &CaptureTask) -> Result<Capture, EngineError> {
-        let term = Term(task.log.bounds(&task.partition).end.0);
         let key = Key { space: Space::Whole, name: bytes::Bytes::new() };
         let mut fence = Change::captured(Op::Fence, key, None, Position::default(), (task.clock)());
-        fence.term = term;
+        // A log that others write to as well says itself where it comes to stand.
+        fence.term = Term(task.log.bounds(&task.partition).end.0);
         let place = task.log.append(&task.partition, vec![fence]).await?.await?;
-        if Term::from(place) != term {
-            return Err(EngineError::Fenced { partition: task.partition.clone() });
-        }
+        let term = Term::from(place);
         let found = recover(task.log.as_ref(), &task.partition, place).await?;
         let remembered_from = Seq(found.point.remembered_from);
         let mut written = Written::default();

@@ -20,8 +20,8 @@ use super::pauses::{Answers, Begun, Pauses};
 use super::recent::{Recent, TOUCH_COST};
 use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, sweep};
-use crate::config::{Channel, Config};
-use crate::log::{self, EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
+use crate::config::{Channel, Config, LogStore};
+use crate::log::{self, EmbeddedLog, EmbeddedOptions, KafkaLog, KafkaOptions, Log, Offset, PartitionId};
 use crate::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
     DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, Phase, Progress, Resolution,
@@ -74,6 +74,8 @@ pub struct Daemon {
     since: SystemTime,
     stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
+    /// Where the log itself doesn't hold the folder.
+    folder_lock: Mutex<Option<std::fs::File>>,
 }
 
 struct ChannelRun {
@@ -118,6 +120,11 @@ fn share(config: &Config) -> usize {
     usize::try_from(config.limits.memory / 16).unwrap_or(usize::MAX)
 }
 
+/// The log of what `site` writes to `channel`.
+fn partition(channel: &str, site: &str) -> PartitionId {
+    PartitionId { channel: channel.to_owned(), origin: site.to_owned(), number: 0 }
+}
+
 /// What one channel may hold.
 struct Shares {
     /// [`ApplyTask::own_bytes_max`].
@@ -158,17 +165,35 @@ impl Daemon {
         let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(folder)?;
         let share = share(config);
-        let options = EmbeddedOptions {
-            age_min: config.log.age_min,
-            size_max: config.log.size_max,
-            cache_bytes: share,
-            in_flight_bytes: share / 2,
-            ..EmbeddedOptions::default()
+        let mut folder_lock = None;
+        let log: Arc<dyn Log> = match &config.log.store {
+            LogStore::Embedded { size_max } => {
+                let options = EmbeddedOptions {
+                    age_min: config.log.age_min,
+                    size_max: *size_max,
+                    cache_bytes: share,
+                    in_flight_bytes: share / 2,
+                    ..EmbeddedOptions::default()
+                };
+                EmbeddedLog::open(dir, options).await?
+            }
+            LogStore::Kafka { clusters, options } => {
+                folder_lock = Some(log::take_lock(dir)?);
+                let of = |channel: &Channel| {
+                    let named = |site| partition(&channel.name, config.site_name(site));
+                    channel.direction.origins().map(named).collect::<Vec<_>>()
+                };
+                let partitions: Vec<PartitionId> = config.channels.iter().flat_map(of).collect();
+                let options =
+                    KafkaOptions { cache_bytes: share, in_flight_bytes: share / 2, ..options.clone() };
+                KafkaLog::open(clusters, &partitions, options).await?
+            }
         };
-        let log: Arc<dyn Log> = EmbeddedLog::open(dir, options).await?;
         let clocks: [Clock; 2] = [Arc::new(unix_ms), Arc::new(unix_ms)];
         let conflicts = ConflictLog::open(&dir.join("conflicts"), config.conflicts).map_err(folder)?;
-        Daemon::start_on(config, connectors, log, Some(conflicts), clocks).await
+        let daemon = Daemon::start_on(config, connectors, log, Some(conflicts), clocks).await?;
+        *lock(&daemon.folder_lock) = folder_lock;
+        Ok(daemon)
     }
 
     /// As [`start`](Daemon::start), on a log that is open, and with or without a conflict log.
@@ -197,6 +222,7 @@ impl Daemon {
             since: SystemTime::now(),
             stop: CancellationToken::new(),
             tasks: tokio::sync::Mutex::default(),
+            folder_lock: Mutex::default(),
         };
         let mut tasks = JoinSet::new();
         let shares = Shares::of(config);
@@ -227,11 +253,7 @@ impl Daemon {
                 Arc::new(SiteShared::new(ask.clone(), recent))
             })
             .collect();
-        let partition = |site: Site| PartitionId {
-            channel: channel.name.clone(),
-            origin: self.sites[site.index()].clone(),
-            number: 0,
-        };
+        let partition = |site: Site| partition(&channel.name, &self.sites[site.index()]);
         let cleared = Arc::new(Flag::default());
         let mut directions = Vec::new();
         for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
@@ -427,8 +449,7 @@ impl Daemon {
     fn direction_status(&self, channel: &ChannelRun, direction: &DirectionRun) -> DirectionStatus {
         let stats = &direction.stats;
         let trouble = self.trouble(direction);
-        let full =
-            self.log.room().err().map(|full| format!("{full}; free that disk, or raise [log] size_max"));
+        let full = self.log.room().err().map(|full| full.to_string());
         let held = lock(&stats.held).clone();
         let reached = direction.shared.capture_ready.is_up()
             && stats.capture_connected.load(Ordering::SeqCst)

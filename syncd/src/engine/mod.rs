@@ -63,12 +63,6 @@ pub enum EngineError {
     /// The change log failed.
     #[error(transparent)]
     Log(#[from] log::Error),
-    /// A newer capture has taken the partition over.
-    #[error("{partition}: another daemon captures this partition now")]
-    Fenced {
-        /// Which.
-        partition: PartitionId,
-    },
     /// The log lacks a change: it was tampered with, or its topic made anew.
     #[error("{partition}: record {at} has seq {found}, expected {expected}; compare and repair this channel")]
     Hole {

@@ -164,7 +164,8 @@ fn open(dir: PathBuf, options: EmbeddedOptions) -> Result<Arc<EmbeddedLog>> {
     Ok(Arc::new(EmbeddedLog { shared, partitions: RwLock::new(partitions) }))
 }
 
-fn take_lock(dir: &Path) -> Result<File> {
+/// Holds the folder for this process, as long as the file is open.
+pub(crate) fn take_lock(dir: &Path) -> Result<File> {
     let io = |error: std::io::Error| Error::Io {
         dir: dir.to_owned(),
         action: "lock the folder",

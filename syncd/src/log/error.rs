@@ -38,7 +38,7 @@ pub enum Error {
     },
     /// Nothing can be appended just now: the log has its largest size or the disk is full. What was
     /// queued is kept and written once there is room ([`Log::room_returned`](super::Log::room_returned)).
-    #[error("{}: the log is full: {reason}; it goes on by itself once there is room", dir.display())]
+    #[error("{}: the log is full: {reason}; free that disk, or raise [log] size_max; it goes on by itself once there is room", dir.display())]
     Full {
         /// The log's folder.
         dir: PathBuf,
@@ -88,5 +88,55 @@ pub enum Error {
         action: &'static str,
         /// What came back.
         reason: String,
+    },
+    /// A newer writer has taken the partition over: what this one still brings is void.
+    #[error("{partition}: another daemon writes this partition of the log now; stop one of the two")]
+    Fenced {
+        /// Which.
+        partition: PartitionId,
+    },
+    /// A record of a newer version of this program.
+    #[error(
+        "{partition}: record {place} is of format {found}, newer than {known}; run that newer version here, too"
+    )]
+    NewerRecord {
+        /// Whose record.
+        partition: PartitionId,
+        /// Its place.
+        place: Offset,
+        /// Its format.
+        found: u64,
+        /// The newest known here.
+        known: u64,
+    },
+    /// Kafka could not do what was asked of it.
+    #[error("Kafka at {brokers}: cannot {action}: {reason}")]
+    Kafka {
+        /// The cluster, by its bootstrap brokers.
+        brokers: String,
+        /// What was being done, a verb phrase.
+        action: &'static str,
+        /// What came back.
+        reason: String,
+    },
+    /// A topic is not as a log has to be.
+    #[error("Kafka at {brokers}: topic {topic}: {reason}")]
+    Topic {
+        /// The cluster, by its bootstrap brokers.
+        brokers: String,
+        /// The topic.
+        topic: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// Brokers take nothing: what was queued is kept and sent once they do.
+    #[error(
+        "Kafka at {brokers}: no answer to what was appended {seconds} s ago; it goes on by itself once there is one"
+    )]
+    Silent {
+        /// The cluster, by its bootstrap brokers.
+        brokers: String,
+        /// How long the oldest append waits.
+        seconds: u64,
     },
 }

@@ -10,6 +10,7 @@ mod block;
 mod embedded;
 mod error;
 mod headers;
+mod kafka;
 mod partition;
 #[cfg(test)]
 mod record_tests;
@@ -31,9 +32,11 @@ use async_trait::async_trait;
 use causeway_core::{Change, Seq, Term};
 use tokio::sync::oneshot;
 
+pub(crate) use embedded::take_lock;
 pub use embedded::{EmbeddedLog, EmbeddedOptions};
 pub use error::{Error, Result};
 pub use headers::{FORMAT, HeaderError, RecordContext, from_headers, headers};
+pub use kafka::{KafkaCluster, KafkaLog, KafkaOptions};
 
 /// One partition of one site's changes to one channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,7 +82,6 @@ pub struct Appended {
     closed: Error,
 }
 
-#[cfg(any(test, feature = "simulate"))]
 impl Appended {
     /// What resolves when `receiver` does, or to `closed` if its sender is gone.
     pub(crate) fn new(receiver: oneshot::Receiver<Result<Offset>>, closed: Error) -> Appended {
@@ -105,12 +107,15 @@ pub trait Log: Send + Sync {
     /// which includes the time in which the log is [full](Log::room). An empty `changes` resolves to the
     /// end that the partition has by then.
     ///
+    /// A fence, alone in its call, begins a term: the place where it stands. In a log that others write, too, the
+    /// call waits until it came to stand directly behind all that counts before it.
+    ///
     /// Dropped while it waits, it has queued nothing.
     ///
     /// # Errors
     ///
     /// * [`Error::Closed`]; [`Error::Name`] for a partition that cannot be named in the log.
-    /// * From the handle: [`Error::Full`] if the log was closed while full, [`Error::Io`] if the disk
+    /// * From the handle: [`Error::Fenced`] if another writer has begun a newer term. [`Error::Full`] if the log was closed while full, [`Error::Io`] if the disk
     ///   failed: then nothing can be appended until the log is opened anew, and what this call brought
     ///   may or may not be there.
     async fn append(&self, partition: &PartitionId, changes: Vec<Change>) -> Result<Appended>;

@@ -52,7 +52,7 @@ pub async fn open(dir: &Path, options: EmbeddedOptions) -> Arc<EmbeddedLog> {
 }
 
 /// Appends `from..to` and waits until all is durable.
-pub async fn append(log: &EmbeddedLog, id: &PartitionId, from: u64, to: u64) {
+pub async fn append(log: &Arc<impl Log>, id: &PartitionId, from: u64, to: u64) {
     let mut last = None;
     for n in (from..to).step_by(20) {
         last = Some(log.append(id, changes(n, (n + 20).min(to))).await.unwrap());
@@ -64,7 +64,7 @@ pub async fn append(log: &EmbeddedLog, id: &PartitionId, from: u64, to: u64) {
 
 /// Everything from `from` on, read in steps of `bytes_max`.
 pub async fn read_all(
-    log: &EmbeddedLog,
+    log: &Arc<impl Log>,
     id: &PartitionId,
     from: Offset,
     bytes_max: usize,

@@ -1,0 +1,334 @@
+//! One Kafka cluster: its clients, and the topics in it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::{Message as _, Offset as At, TopicPartitionList};
+use tracing::{debug, info, warn};
+
+use super::super::{Error, Result};
+use super::KafkaOptions;
+use super::partition::{Pending, lock};
+
+/// How long a request may take before it counts as failed; it is tried again.
+pub(super) const REQUEST: Duration = Duration::from_secs(10);
+
+/// What Causeway's promises rest on: it is set last, and cannot be overridden.
+pub(super) const OURS: [(&str, &str); 3] =
+    [("enable.auto.commit", "false"), ("auto.offset.reset", "error"), ("enable.partition.eof", "true")];
+/// As [`OURS`], of producers: what one call brings stays in order, and none of it is given up or doubled.
+pub(super) const OURS_PRODUCING: [(&str, &str); 5] = [
+    ("enable.idempotence", "true"),
+    ("enable.gapless.guarantee", "true"),
+    ("acks", "all"),
+    ("message.timeout.ms", "0"),
+    ("queue.buffering.max.messages", "0"),
+];
+
+/// One site's Kafka.
+pub(super) struct Cluster {
+    /// As configured.
+    pub(super) brokers: String,
+    pub(super) options: Arc<KafkaOptions>,
+    common: BTreeMap<String, String>,
+    producer: Mutex<Option<Arc<ThreadedProducer<Deliveries>>>>,
+    admin: AdminClient<DefaultClientContext>,
+    /// Asks about topics; reads nothing.
+    pub(super) asks: BaseConsumer<Logged>,
+}
+
+/// Tells of deliveries.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    log: Logged,
+}
+
+/// Passes on what librdkafka has to say.
+#[derive(Debug, Default)]
+pub(super) struct Logged;
+
+impl ClientContext for Logged {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error => warn!(facility, "kafka: {message}"),
+            _ => debug!(facility, "kafka: {message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Tried again for ever; what waits for it says so by itself.
+        debug!(%error, "kafka: {reason}");
+    }
+}
+
+impl ConsumerContext for Logged {}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.log.error(error, reason);
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Arc<Pending>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
+        match result {
+            Ok(message) => pending.delivered(Ok(message.offset())),
+            Err((error, _)) => pending.delivered(Err(error.to_string())),
+        }
+    }
+}
+
+/// What all clients have in common.
+fn base(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("client.id", "causeway");
+    // Back after an outage as soon as it is over.
+    config.set("reconnect.backoff.max.ms", "1000");
+    config.set_log_level(RDKafkaLogLevel::Warning);
+    config
+}
+
+impl Cluster {
+    /// Clients for these brokers; connects to nothing yet.
+    pub(super) fn new(
+        brokers: &str,
+        options: &Arc<KafkaOptions>,
+        common: BTreeMap<String, String>,
+    ) -> Result<Cluster> {
+        let mut config = base(brokers);
+        config.extend(common.clone());
+        let failed = |error: KafkaError| Error::Kafka {
+            brokers: brokers.to_owned(),
+            action: "set up a client",
+            reason: error.to_string(),
+        };
+        let admin = config.create().map_err(failed)?;
+        let asks = config.create_with_context(Logged).map_err(failed)?;
+        let (brokers, options) = (brokers.to_owned(), Arc::clone(options));
+        Ok(Cluster { brokers, options, common, producer: Mutex::new(None), admin, asks })
+    }
+
+    pub(super) fn failed(&self, action: &'static str, error: &impl ToString) -> Error {
+        Error::Kafka { brokers: self.brokers.clone(), action, reason: error.to_string() }
+    }
+
+    /// A consumer without a partition yet.
+    pub(super) fn consumer(&self) -> Result<BaseConsumer<Logged>> {
+        let mut config = base(&self.brokers);
+        let fetch = self.options.fetch_bytes.max(self.options.record_bytes_max * 2);
+        config.set("group.id", "causeway");
+        config.set("queued.max.messages.kbytes", (fetch / 1024).max(64).to_string());
+        config.set("fetch.message.max.bytes", fetch.min(1 << 30).to_string());
+        config.set("fetch.wait.max.ms", "100");
+        config.extend(self.common.clone());
+        OURS.iter().for_each(|(name, value)| _ = config.set(*name, *value));
+        config.create_with_context(Logged).map_err(|error| self.failed("set up a consumer", &error))
+    }
+
+    /// The producer; made anew if the last one gave up for good.
+    pub(super) fn producer(&self) -> Result<Arc<ThreadedProducer<Deliveries>>> {
+        let mut kept = lock(&self.producer);
+        if let Some(producer) = kept.as_ref().filter(|producer| producer.client().fatal_error().is_none()) {
+            return Ok(Arc::clone(producer));
+        }
+        let mut config = base(&self.brokers);
+        let options = &self.options;
+        config.set("linger.ms", (options.linger.as_micros() as f64 / 1000.0).to_string());
+        config.set("compression.codec", &options.compression);
+        config.set("batch.size", options.batch_bytes.to_string());
+        config.set("batch.num.messages", "1000000");
+        config
+            .set("message.max.bytes", (options.batch_bytes.max(options.record_bytes_max) + 8192).to_string());
+        config.set("queue.buffering.max.kbytes", "2147483647");
+        config.set("socket.nagle.disable", "true");
+        config.set("retry.backoff.max.ms", "500");
+        config.extend(self.common.clone());
+        OURS_PRODUCING.iter().for_each(|(name, value)| _ = config.set(*name, *value));
+        let producer: ThreadedProducer<Deliveries> = config
+            .create_with_context(Deliveries::default())
+            .map_err(|error| self.failed("set up a producer", &error))?;
+        Ok(Arc::clone(kept.insert(Arc::new(producer))))
+    }
+
+    /// Waits for what is under way, at most so long, and gives up the rest.
+    pub(super) fn close(&self, at_most: Duration) {
+        if let Some(producer) = lock(&self.producer).take() {
+            if let Err(error) = producer.flush(at_most) {
+                warn!(brokers = %self.brokers, %error, "given up: what was on its way to the log");
+            }
+            producer.purge(PurgeConfig::default().queue().inflight());
+            producer.poll(Duration::ZERO);
+        }
+    }
+
+    /// Sees that `topics` are there as they should be: name and count of partitions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Topic`] for one that is there and is not as it has to be, [`Error::Kafka`].
+    pub(super) async fn ensure(self: &Arc<Self>, topics: &BTreeMap<String, u32>) -> Result<()> {
+        let this = Arc::clone(self);
+        let found = blocking(move || this.asks.fetch_metadata(None, REQUEST)).await;
+        let found = found.map_err(|error| self.failed("list the topics", &error))?;
+        let counts: BTreeMap<String, usize> =
+            found.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
+        let brokers = found.brokers().len();
+        let (there, missing): (Vec<_>, Vec<_>) =
+            topics.iter().partition(|(name, _)| counts.get(*name).is_some_and(|count| *count > 0));
+        for (name, wanted) in &there {
+            let count = counts.get(*name).copied().unwrap_or(0);
+            if count != **wanted as usize {
+                let reason = format!(
+                    "it has {count} partitions, and this channel has {wanted}: the order of changes would be \
+                     lost. Remove the topic, or give the link another name"
+                );
+                return Err(Error::Topic { topic: (*name).clone(), brokers: self.brokers.clone(), reason });
+            }
+        }
+        let names: Vec<&str> = there.iter().map(|(name, _)| name.as_str()).collect();
+        self.check(&names).await?;
+        self.create(&missing, brokers).await
+    }
+
+    async fn create(&self, missing: &[(&String, &u32)], brokers: usize) -> Result<()> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let options = &self.options;
+        let (replication, min_insync) = (options.replication as i32, options.min_insync.to_string());
+        let bytes_max = (options.record_bytes_max.max(options.batch_bytes) + 65536).to_string();
+        let new = missing.iter().map(|(name, count)| {
+            NewTopic::new(name, **count as i32, TopicReplication::Fixed(replication))
+                .set("min.insync.replicas", &min_insync)
+                .set("cleanup.policy", "delete")
+                // Retention is ours.
+                .set("retention.ms", "-1")
+                .set("retention.bytes", "-1")
+                .set("message.timestamp.type", "LogAppendTime")
+                .set("max.message.bytes", &bytes_max)
+                .set("unclean.leader.election.enable", "false")
+        });
+        let new: Vec<NewTopic<'_>> = new.collect();
+        let asked = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
+        let results = self.admin.create_topics(&new, &asked).await;
+        for result in results.map_err(|error| self.failed("create the topics", &error))? {
+            match result {
+                Ok(topic) => info!(topic, brokers = %self.brokers, "topic created"),
+                // Another daemon was faster.
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, error)) => {
+                    let reason = match error {
+                        RDKafkaErrorCode::InvalidReplicationFactor => {
+                            format!("log.replication is {replication}, and there are {brokers} brokers")
+                        }
+                        other => format!("it cannot be created: {other}"),
+                    };
+                    return Err(Error::Topic { topic, brokers: self.brokers.clone(), reason });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What makes a topic unfit for a log is an error; what makes it less safe than configured is told.
+    async fn check(&self, topics: &[&str]) -> Result<()> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let specifiers: Vec<_> = topics.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+        let asked = AdminOptions::new().request_timeout(Some(REQUEST));
+        let found = match self.admin.describe_configs(&specifiers, &asked).await {
+            Ok(found) => found,
+            Err(error) => return Err(self.failed("read the topics' settings", &error)),
+        };
+        for (topic, found) in topics.iter().zip(found) {
+            let Ok(found) = found else {
+                warn!(topic, brokers = %self.brokers, "its settings cannot be read: DescribeConfigs is not allowed");
+                continue;
+            };
+            let value =
+                |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+            let refuse = |reason: String| {
+                Err(Error::Topic { topic: (*topic).to_owned(), brokers: self.brokers.clone(), reason })
+            };
+            let policy = value("cleanup.policy");
+            if policy.contains("compact") {
+                return refuse(format!(
+                    "its cleanup.policy is `{policy}`: that takes changes away in the middle. Allowed is `delete`"
+                ));
+            }
+            let largest = value("max.message.bytes").parse().unwrap_or(usize::MAX);
+            if largest < self.options.record_bytes_max + 8192 {
+                return refuse(format!(
+                    "its max.message.bytes is {largest}: lower log.record_bytes_max ({}) to at least 8192 less",
+                    self.options.record_bytes_max
+                ));
+            }
+            let insync = value("min.insync.replicas");
+            if insync.parse().unwrap_or(0) < self.options.min_insync {
+                warn!(
+                    topic,
+                    insync,
+                    wanted = self.options.min_insync,
+                    "min.insync.replicas is lower than configured"
+                );
+            }
+            for (name, told) in [("retention.ms", "-1"), ("retention.bytes", "-1")] {
+                if value(name) != told {
+                    warn!(
+                        topic,
+                        setting = name,
+                        found = value(name),
+                        "retention of Kafka's own: if it takes what \
+                        the peer has not applied, that is a gap"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what stands before `below`; returns the oldest place that is kept then.
+    pub(super) async fn delete_below(&self, topic: &str, number: u32, below: u64) -> Result<u64> {
+        let mut places = TopicPartitionList::new();
+        let failed = |error: KafkaError| self.failed("delete old records", &error);
+        places.add_partition_offset(topic, number as i32, At::Offset(below as i64)).map_err(failed)?;
+        let asked = AdminOptions::new().request_timeout(Some(REQUEST)).operation_timeout(Some(REQUEST));
+        let deleted = self.admin.delete_records(&places, &asked).await.map_err(failed)?;
+        let mut start = below;
+        for element in deleted.elements() {
+            element.error().map_err(failed)?;
+            if let At::Offset(low) = element.offset() {
+                start = low as u64;
+            }
+        }
+        Ok(start)
+    }
+}
+
+/// Runs what waits for a server off the runtime's own threads.
+pub(super) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends, and who waits here with it.
+        Err(_) => std::future::pending().await,
+    }
+}
