@@ -184,8 +184,12 @@ impl Daemon {
                     channel.direction.origins().map(named).collect::<Vec<_>>()
                 };
                 let partitions: Vec<PartitionId> = config.channels.iter().flat_map(of).collect();
-                let options =
-                    KafkaOptions { cache_bytes: share, in_flight_bytes: share / 2, ..options.clone() };
+                let options = KafkaOptions {
+                    cache_bytes: share,
+                    in_flight_bytes: share / 2,
+                    fetch_bytes: share / 16,
+                    ..options.clone()
+                };
                 KafkaLog::open(clusters, &partitions, options).await?
             }
         };

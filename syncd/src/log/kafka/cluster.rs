@@ -132,11 +132,13 @@ impl Cluster {
     /// A consumer without a partition yet.
     pub(super) fn consumer(&self) -> Result<BaseConsumer<Logged>> {
         let mut config = base(&self.brokers);
-        let fetch = self.options.fetch_bytes.max(self.options.record_bytes_max * 2);
+        // A record that is larger comes all the same.
+        let fetch = self.options.fetch_bytes.clamp(64 << 10, 1 << 30);
         config.set("group.id", "causeway");
-        config.set("queued.max.messages.kbytes", (fetch / 1024).max(64).to_string());
-        config.set("fetch.message.max.bytes", fetch.min(1 << 30).to_string());
-        config.set("fetch.wait.max.ms", "100");
+        config.set("queued.max.messages.kbytes", (fetch >> 10).to_string());
+        config.set("fetch.message.max.bytes", fetch.to_string());
+        // A queue that was full is filled again at once, and not after its default of a second.
+        config.set("fetch.wait.max.ms", "100").set("fetch.queue.backoff.ms", "2");
         config.extend(self.common.clone());
         OURS.iter().for_each(|(name, value)| _ = config.set(*name, *value));
         config.create_with_context(Logged).map_err(|error| self.failed("set up a consumer", &error))

@@ -415,7 +415,7 @@ impl Partition {
     fn first_numbered(&self, from: u64, end: u64) -> Result<Option<(u64, Seq)>> {
         let mut at = from;
         while at < end {
-            let records = match self.look_in_tail(at, 1) {
+            let records = match self.read_kept(at, 1) {
                 Some(records) => records,
                 None => self.read_cold(at, 1)?,
             };

@@ -51,7 +51,7 @@ pub struct KafkaOptions {
     pub batch_bytes: usize,
     /// A record that is larger, in bytes, is cut into pieces. Default 900 kB.
     pub record_bytes_max: usize,
-    /// Bytes that a reader fetches ahead. Default 8 MiB.
+    /// Bytes that a reader fetches ahead. Default 2 MiB.
     pub fetch_bytes: usize,
     /// Memory for the records appended or read last, of all partitions, in bytes of [`Change::cost`].
     pub cache_bytes: usize,
@@ -70,7 +70,7 @@ impl Default for KafkaOptions {
             linger: Duration::ZERO,
             batch_bytes: 1_000_000,
             record_bytes_max: 900_000,
-            fetch_bytes: 8 << 20,
+            fetch_bytes: 2 << 20,
             cache_bytes: 32 << 20,
             in_flight_bytes: 16 << 20,
         }
@@ -431,7 +431,7 @@ impl Log for KafkaLog {
         if from.0 >= end {
             return Ok(Vec::new());
         }
-        match partition.read_tail(from.0, bytes_max) {
+        match partition.read_tail(from.0, bytes_max).or_else(|| partition.read_kept(from.0, bytes_max)) {
             Some(records) => Ok(records),
             None => blocking(move || partition.read_cold(from.0, bytes_max)).await,
         }
@@ -439,7 +439,7 @@ impl Log for KafkaLog {
 
     async fn locate(&self, id: &PartitionId, seq: Seq) -> Result<Offset> {
         let partition = self.find(id)?;
-        match partition.locate_in_tail(seq) {
+        match partition.locate_kept(seq) {
             Some(place) => Ok(place),
             None => blocking(move || partition.locate_cold(seq)).await,
         }

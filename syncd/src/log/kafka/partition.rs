@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use causeway_core::{Change, Op, Seq};
 use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::trace;
 
 use super::super::{Error, Offset, PartitionId, Result};
 use super::cluster::Cluster;
@@ -25,6 +26,9 @@ pub(super) const UNDER_WAY_MAX: usize = 32 << 10;
 pub(super) const SILENT: Duration = Duration::from_secs(5);
 /// Consumers that are kept for the next read behind the last one.
 const CURSORS_MAX: usize = 3;
+/// Stretches that were read elsewhere than at the end and are kept, of a partition, and about how large each is.
+const PAGES_MAX: usize = 8;
+const PAGE_BYTES: usize = 256 << 10;
 /// Damaged stretches that are remembered.
 const DAMAGED_MAX: usize = 1024;
 
@@ -82,7 +86,10 @@ pub(super) struct State {
     pub(super) fences: Vec<u64>,
     /// All messages below were looked at, or written by us.
     pub(super) known_to: u64,
-    pub(super) tail: Tail,
+    /// What was appended or followed last, up to the end.
+    pub(super) tail: Stretch,
+    /// What was read elsewhere, the last one behind.
+    pages: VecDeque<Stretch>,
     pub(super) damaged: Vec<Range<Offset>>,
     /// When the appends that have no answer were queued.
     pub(super) under_way: VecDeque<Instant>,
@@ -102,19 +109,19 @@ pub(super) enum Role {
     Failed(Error),
 }
 
-/// The records that were appended or read last, without holes between them.
+/// Records that follow each other, without holes between them.
 #[derive(Debug, Default)]
-pub(super) struct Tail {
+pub(super) struct Stretch {
     records: VecDeque<(Offset, Change)>,
     bytes: usize,
     /// The first record that counts at or behind this place is the first one here.
     begin: u64,
 }
 
-impl Tail {
+impl Stretch {
     /// Forgets all; what is appended next stands at or behind `begin`.
     pub(super) fn restart(&mut self, begin: u64) {
-        *self = Tail { records: VecDeque::new(), bytes: 0, begin };
+        *self = Stretch { records: VecDeque::new(), bytes: 0, begin };
     }
 
     pub(super) fn push(&mut self, offset: Offset, change: Change) {
@@ -124,27 +131,24 @@ impl Tail {
 
     /// Forgets the oldest ones so that at most `bytes_max` are kept.
     pub(super) fn shrink(&mut self, bytes_max: usize) {
-        while self.bytes > bytes_max
-            && let Some((offset, change)) = self.records.pop_front()
-        {
-            self.bytes -= change.cost();
-            self.begin = offset.0 + 1;
-        }
+        while self.bytes > bytes_max && self.forget_oldest() {}
     }
 
     /// Forgets what stands before `at`.
     fn forget_below(&mut self, at: u64) {
-        while self.records.front().is_some_and(|(offset, _)| offset.0 < at)
-            && let Some((offset, change)) = self.records.pop_front()
-        {
-            self.bytes -= change.cost();
-            self.begin = offset.0 + 1;
-        }
+        while self.records.front().is_some_and(|(offset, _)| offset.0 < at) && self.forget_oldest() {}
     }
 
-    /// The records from `at` on, at the most about `bytes_max`; `None` if some of them are not here.
+    fn forget_oldest(&mut self) -> bool {
+        let Some((offset, change)) = self.records.pop_front() else { return false };
+        self.bytes -= change.cost();
+        self.begin = offset.0 + 1;
+        true
+    }
+
+    /// The records from `at` on, at the most about `bytes_max`; `None` if the first of them is not here.
     fn read(&self, at: u64, bytes_max: usize) -> Option<Vec<(Offset, Change)>> {
-        if at < self.begin || self.records.is_empty() {
+        if at < self.begin {
             return None;
         }
         let from = self.records.partition_point(|(offset, _)| offset.0 < at);
@@ -154,10 +158,11 @@ impl Tail {
             bytes += change.cost();
             more
         };
-        Some(self.records.range(from..).take_while(fits).cloned().collect())
+        let found: Vec<_> = self.records.range(from..).take_while(fits).cloned().collect();
+        (!found.is_empty()).then_some(found)
     }
 
-    /// The place of the first record with `seq` or a later one, if it is here and the one before it, too.
+    /// The place of the first record with `seq` or a later one, if it is here and one before it, too.
     fn locate(&self, seq: Seq) -> Option<Offset> {
         let first = self.records.iter().position(|(_, change)| change.op != Op::Fence)?;
         if self.records.get(first)?.1.seq > seq {
@@ -252,13 +257,17 @@ impl Partition {
         }
     }
 
-    /// As [`read_tail`](Partition::read_tail), by somebody who does not go on from there.
-    pub(super) fn look_in_tail(&self, from: u64, bytes_max: usize) -> Option<Vec<(Offset, Change)>> {
-        lock(&self.state).tail.read(from, bytes_max)
+    /// As [`read_tail`](Partition::read_tail), from wherever it may be in memory, by somebody who may not go on from
+    /// there.
+    pub(super) fn read_kept(&self, from: u64, bytes_max: usize) -> Option<Vec<(Offset, Change)>> {
+        let state = lock(&self.state);
+        let mut pages = state.pages.iter().rev();
+        state.tail.read(from, bytes_max).or_else(|| pages.find_map(|page| page.read(from, bytes_max)))
     }
 
-    pub(super) fn locate_in_tail(&self, seq: Seq) -> Option<Offset> {
-        lock(&self.state).tail.locate(seq)
+    pub(super) fn locate_kept(&self, seq: Seq) -> Option<Offset> {
+        let state = lock(&self.state);
+        state.tail.locate(seq).or_else(|| state.pages.iter().rev().find_map(|page| page.locate(seq)))
     }
 
     /// Takes over what was read behind the last of the tail.
@@ -307,7 +316,20 @@ impl Partition {
                 }
             }
         };
-        let records = cursor.read(self, from, bytes_max)?;
+        let began = Instant::now();
+        // Whoever reads a little reads on, or reads there again.
+        let mut records = cursor.read(self, from, bytes_max.max(PAGE_BYTES))?;
+        trace!(partition = %self.id, from, records = records.len(), took = ?began.elapsed(), "read from the broker");
+        if bytes_max < PAGE_BYTES {
+            let mut page = Stretch { begin: from, ..Stretch::default() };
+            records.into_iter().for_each(|(offset, change)| page.push(offset, change));
+            records = page.read(from, bytes_max).unwrap_or_default();
+            let mut state = lock(&self.state);
+            state.pages.push_back(page);
+            while state.pages.len() > PAGES_MAX {
+                state.pages.pop_front();
+            }
+        }
         if !cursor.spoiled {
             lock(&self.cursors).push(cursor);
         }
