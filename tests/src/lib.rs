@@ -47,9 +47,36 @@ pub struct Link {
     pub environment: Vec<(String, String)>,
     /// A program with its first words that becomes the daemon, from the next start on.
     pub launcher: Vec<String>,
+    seat: Seat,
+}
+
+/// A folder and an address of their own for a daemon of the link, and the daemon, if it runs. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Seat {
     dir: tempfile::TempDir,
     api: u16,
     daemon: Option<Child>,
+}
+
+impl Seat {
+    fn new() -> Result<Seat> {
+        let dir = tempfile::Builder::new().prefix("causeway-story-").tempdir()?;
+        Ok(Seat { dir, api: free_port()?, daemon: None })
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill()?;
+            daemon.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let _gone = self.kill();
+    }
 }
 
 impl Link {
@@ -58,12 +85,11 @@ impl Link {
         let [dc, mut cloud] = stores;
         cloud.program = cloud.program.or_else(other_redis_server);
         let stores = [RedisServer::start(dc)?, RedisServer::start(cloud)?];
-        let dir = tempfile::Builder::new().prefix("causeway-story-").tempdir()?;
-        let api = free_port()?;
+        let seat = Seat::new()?;
         let mut text = String::new();
         let (name, log) = log_of(setup)?;
         writeln!(text, "[link]\nname = \"{name}\"\nsites = [\"dc\", \"cloud\"]\n{log}")?;
-        writeln!(text, "[api]\nlisten = \"127.0.0.1:{api}\"\n{}", setup.tables)?;
+        writeln!(text, "[api]\nlisten = \"127.0.0.1:{}\"\n{}", seat.api, setup.tables)?;
         writeln!(text, "[[channel]]\nname = \"push\"\nstore = \"redis\"")?;
         writeln!(text, "direction = \"{}\"\nsnapshot = \"{}\"", setup.direction, setup.snapshot)?;
         if setup.snapshot == "both" {
@@ -76,18 +102,18 @@ impl Link {
             stores[0].url(),
             stores[1].url()
         )?;
-        std::fs::write(dir.path().join("syncd.toml"), text)?;
-        Ok(Link { stores, environment: Vec::new(), launcher: Vec::new(), dir, api, daemon: None })
+        std::fs::write(seat.dir.path().join("syncd.toml"), text)?;
+        Ok(Link { stores, environment: Vec::new(), launcher: Vec::new(), seat })
     }
 
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
-        self.dir.path().join("syncd.toml")
+        self.seat.dir.path().join("syncd.toml")
     }
 
     /// The folder of the configuration file; the change log is in `data/log` there.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        self.seat.dir.path()
     }
 
     /// URLs of both stores.
@@ -119,8 +145,10 @@ impl Link {
 
     /// Starts the daemon; its log goes to `syncd.log` beside the configuration.
     pub fn start(&mut self) -> Result<()> {
-        let log =
-            std::fs::File::options().create(true).append(true).open(self.dir.path().join("syncd.log"))?;
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.seat.dir.path().join("syncd.log"))?;
         let mut words: Vec<OsString> = self.launcher.iter().map(OsString::from).collect();
         words.push(program("syncd")?.into());
         let child = Command::new(&words[0])
@@ -133,25 +161,44 @@ impl Link {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        self.daemon = Some(child);
+        self.seat.daemon = Some(child);
+        Ok(())
+    }
+
+    /// A seat for another daemon of this link, which begins with an empty folder; the one that had been there, with
+    /// its daemon.
+    pub fn take_another_seat(&mut self) -> Result<Seat> {
+        let new = Seat::new()?;
+        let text = std::fs::read_to_string(self.config())?;
+        let text =
+            text.replacen(&format!("127.0.0.1:{}", self.seat.api), &format!("127.0.0.1:{}", new.api), 1);
+        std::fs::write(new.dir.path().join("syncd.toml"), text)?;
+        Ok(self.sit(new))
+    }
+
+    /// Turns to another daemon; the one before.
+    pub fn sit(&mut self, seat: Seat) -> Seat {
+        std::mem::replace(&mut self.seat, seat)
+    }
+
+    /// Sends the daemon a signal, by its name.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.pid()?.to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status()?;
+        ensure!(sent.success(), "kill -{name} failed");
         Ok(())
     }
 
     /// kill -9, if it runs.
     pub fn kill(&mut self) -> Result<()> {
-        if let Some(mut daemon) = self.daemon.take() {
-            daemon.kill()?;
-            daemon.wait()?;
-        }
-        Ok(())
+        self.seat.kill()
     }
 
     /// SIGTERM; returns the exit code and how long it took.
     pub fn terminate(&mut self) -> Result<(Option<i32>, Duration)> {
-        let mut daemon = self.daemon.take().context("no daemon runs")?;
         let began = Instant::now();
-        let sent = Command::new("kill").args(["-TERM", &daemon.id().to_string()]).status()?;
-        ensure!(sent.success(), "kill -TERM failed");
+        self.signal("TERM")?;
+        let mut daemon = self.seat.daemon.take().context("no daemon runs")?;
         Ok((daemon.wait()?.code(), began.elapsed()))
     }
 
@@ -175,7 +222,7 @@ impl Link {
 
     /// The daemon's process id.
     pub fn pid(&self) -> Result<u32> {
-        Ok(self.daemon.as_ref().context("no daemon runs")?.id())
+        Ok(self.seat.daemon.as_ref().context("no daemon runs")?.id())
     }
 
     /// The daemon's peak resident memory in bytes.
@@ -193,7 +240,7 @@ impl Link {
 
     /// `GET /v1/status`.
     pub fn status(&self) -> Result<Status> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.api))?;
+        let mut stream = TcpStream::connect(("127.0.0.1", self.seat.api))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
         let mut answer = String::new();
@@ -205,7 +252,7 @@ impl Link {
 
     /// A metric of the direction that begins at `from`, as `GET /metrics` says.
     pub fn metric(&self, name: &str, from: &str) -> Result<f64> {
-        let all = causeway_testkit::api::get(&format!("127.0.0.1:{}", self.api), "/metrics")?;
+        let all = causeway_testkit::api::get(&format!("127.0.0.1:{}", self.seat.api), "/metrics")?;
         let (begin, from) = (format!("{name}{{"), format!("from=\"{from}\""));
         let line = all.lines().find(|line| line.starts_with(&begin) && line.contains(&from));
         let value = line.and_then(|line| line.rsplit(' ').next());
@@ -302,12 +349,12 @@ impl Link {
 
     /// What was refused and is kept aside, a line each.
     pub fn dead_letters(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("data/log/dead-letters.jsonl")).unwrap_or_default()
+        std::fs::read_to_string(self.seat.dir.path().join("data/log/dead-letters.jsonl")).unwrap_or_default()
     }
 
     /// What the daemon has logged.
     pub fn log(&self) -> String {
-        let log = std::fs::read(self.dir.path().join("syncd.log")).unwrap_or_default();
+        let log = std::fs::read(self.seat.dir.path().join("syncd.log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
@@ -324,7 +371,7 @@ impl Drop for Link {
         let _gone = self.kill();
         if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
             let kept = Path::new(&kept);
-            let _best_effort = std::fs::copy(self.dir.path().join("syncd.log"), kept.join("syncd.log"));
+            let _best_effort = std::fs::copy(self.seat.dir.path().join("syncd.log"), kept.join("syncd.log"));
         }
     }
 }

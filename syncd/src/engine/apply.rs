@@ -32,7 +32,7 @@ use super::restart::{
     SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
 };
 use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
-use super::{BACKOFF_MIN, Backoff, EngineError, shown};
+use super::{BACKOFF_MIN, Backoff, EngineError, shown, store_unavailable};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 use crate::owners::Owners;
 use crate::status::{HeldAnswer, rfc3339};
@@ -196,6 +196,10 @@ impl ApplyTask {
             };
             let error = match failed {
                 Err(EngineError::Store(error)) => error,
+                // It may have been asked for what only a broker knows, and that one did not answer.
+                Err(EngineError::Log(error @ LogError::Kafka { .. })) => {
+                    store_unavailable("read the log", &self.channel, error.to_string())
+                }
                 Err(EngineError::CaptureWaits) => continue,
                 Err(EngineError::Stopped) => return Ok(()),
                 Err(error) => {

@@ -259,6 +259,7 @@ impl Daemon {
             .collect();
         let partition = |site: Site| partition(&channel.name, &self.sites[site.index()]);
         let cleared = Arc::new(Flag::default());
+        let channel_stop = self.stop.child_token();
         let mut directions = Vec::new();
         for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
             if !channel.direction.carries(from) {
@@ -307,19 +308,24 @@ impl Daemon {
                 answers: answered,
                 answered: Arc::clone(&self.answers),
                 begun: Arc::clone(&self.begun),
-                stop: self.stop.clone(),
+                stop: channel_stop.clone(),
                 dead_letters: Arc::clone(&self.dead_letters),
                 conflicts: Arc::clone(&conflicts),
                 apply_seconds: self.metrics.histogram("causeway_apply_seconds", labels.clone()),
             };
-            let (stop, about) = (self.stop.clone(), Arc::clone(&stats));
+            let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
             let clear = Arc::clone(&cleared);
             tasks.spawn(async move {
                 if clear.wait_or(&stop).await {
-                    ended("capture", capture.run(stop).await, &about.capture_error);
+                    let result = capture.run(stop.clone()).await;
+                    if let Err(EngineError::Log(log::Error::Fenced { .. })) = &result {
+                        // Who took the log over serves the channel: applying as well would disturb it for ever.
+                        stop.cancel();
+                    }
+                    ended("capture", result, &about.capture_error);
                 }
             });
-            let (stop, about) = (self.stop.clone(), Arc::clone(&stats));
+            let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
             let clear = Arc::clone(&cleared);
             tasks.spawn(async move {
                 if clear.wait_or(&stop).await {

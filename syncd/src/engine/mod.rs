@@ -89,11 +89,16 @@ pub enum EngineError {
 impl EngineError {
     /// Something that may go better the next time.
     fn unavailable(action: &str, endpoint: &str, reason: String) -> EngineError {
-        EngineError::Store(causeway_core::Error::Unavailable {
-            action: action.to_owned(),
-            endpoint: endpoint.to_owned(),
-            source: reason.into(),
-        })
+        EngineError::Store(store_unavailable(action, endpoint, reason))
+    }
+}
+
+/// As a store's error: it is tried again.
+fn store_unavailable(action: &str, endpoint: &str, reason: String) -> causeway_core::Error {
+    causeway_core::Error::Unavailable {
+        action: action.to_owned(),
+        endpoint: endpoint.to_owned(),
+        source: reason.into(),
     }
 }
 

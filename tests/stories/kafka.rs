@@ -1,0 +1,128 @@
+//! The change log in Kafka, a broker for each site: brokers, stores and the daemon die, and a daemon that slept while
+//! another one took over wakes up.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use causeway_stories::{Link, Setup, seed, servers};
+use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
+use causeway_testkit::servers::{AppendOnly, Options};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use syncd::status::{Phase, Status};
+
+const DRAIN: Duration = Duration::from_secs(120);
+
+fn durable() -> Options {
+    Options { appendonly: AppendOnly::Always, ..Options::default() }
+}
+
+/// Brokers of this story alone, and a link over them.
+fn link() -> Result<Option<(Vec<KafkaServer>, Link)>> {
+    if !servers() || kafka_home().is_none() {
+        return Ok(None);
+    }
+    let brokers = std::thread::scope(|scope| {
+        let starts = [0, 1].map(|_| scope.spawn(|| KafkaServer::start(kafka::Options::default())));
+        starts.map(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
+    });
+    let brokers: Vec<_> = brokers.into_iter().collect::<Result<_>>()?;
+    let tables = format!(
+        "[log]\nkind = \"kafka\"\nreplication = 1\nbrokers = {{ dc = \"{}\", cloud = \"{}\" }}",
+        brokers[0].brokers(),
+        brokers[1].brokers()
+    );
+    let link = Link::new([durable(), durable()], &Setup { tables, ..Setup::default() })?;
+    Ok(Some((brokers, link)))
+}
+
+/// FF24, FF44: whatever dies and whenever, no increment and no element is lost or there twice.
+#[test]
+fn every_write_arrives_once_while_brokers_stores_and_the_daemon_die() -> Result<()> {
+    let Some((mut brokers, mut link)) = link()? else { return Ok(()) };
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    link.start()?;
+    let writers = link.traffic(seed, 700);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut deaths = [0; 6];
+    // Each of them dies at least once.
+    let mut first: Vec<usize> = (0..6).collect();
+    while Instant::now() < end || !first.is_empty() {
+        std::thread::sleep(Duration::from_millis(random.random_range(300..3_000)));
+        let who = first.pop().unwrap_or_else(|| random.random_range(0..6_usize));
+        deaths[who] += 1;
+        let down = Duration::from_millis(random.random_range(0..2_000));
+        match who {
+            0 | 1 => {
+                brokers[who].kill();
+                std::thread::sleep(down);
+                brokers[who].restart()?;
+            }
+            2 | 3 => {
+                link.stores[who - 2].kill9();
+                std::thread::sleep(down);
+                link.stores[who - 2].restart()?;
+            }
+            4 => {
+                link.kill()?;
+                std::thread::sleep(down);
+                link.start()?;
+            }
+            _ => {
+                // Longer than a broker waits for its own session.
+                brokers[0].suspend();
+                std::thread::sleep(down + Duration::from_secs(4));
+                brokers[0].resume();
+            }
+        }
+    }
+    println!(
+        "died: brokers {:?}, stores {:?}, syncd {}, froze {}",
+        &deaths[..2],
+        &deaths[2..4],
+        deaths[4],
+        deaths[5]
+    );
+    link.prove(writers, DRAIN)
+}
+
+/// FF38: a daemon that sleeps is taken for dead and another one takes over. When it wakes it harms nobody, and says
+/// what happened.
+#[test]
+fn a_daemon_that_wakes_up_after_another_took_over_harms_nothing() -> Result<()> {
+    let Some((_brokers, mut link)) = link()? else { return Ok(()) };
+    let seed = seed();
+    let streams = |s: &Status| s.channels[0].directions.iter().all(|d| d.phase == Phase::Streaming);
+    link.start()?;
+    let writers = link.traffic(seed, 700);
+    link.wait_until_applied(500, DRAIN)?;
+    for _ in 0..2 {
+        link.signal("STOP")?;
+        let asleep = link.take_another_seat()?;
+        link.start()?;
+        link.wait_until("taken over", DRAIN, streams)?;
+        std::thread::sleep(Duration::from_secs(3));
+        let awake = link.sit(asleep);
+        link.signal("CONT")?;
+        link.wait_until("overtaken", DRAIN, |s| {
+            let told =
+                |error: &Option<String>| error.as_ref().is_some_and(|e| e.contains("another daemon writes"));
+            s.channels[0].directions.iter().any(|d| told(&d.error))
+        })?;
+        // From here on it does nothing more, and the other one is left alone.
+        let overtaken = link.sit(awake);
+        std::thread::sleep(Duration::from_secs(3));
+        let applied = |s: &Status| s.channels[0].directions.iter().map(|d| d.applied).sum::<u64>();
+        let before = applied(&link.status()?);
+        link.wait_until("undisturbed", DRAIN, |s| {
+            let sound = s.channels[0].directions.iter().all(|d| d.error.is_none());
+            streams(s) && sound && applied(s) > before + 500
+        })?;
+        let awake = link.sit(overtaken);
+        link.stop_in_order()?;
+        link.sit(awake);
+    }
+    link.prove(writers, DRAIN)
+}
