@@ -161,3 +161,36 @@ fn a_damaged_record_at_the_marker_is_named_and_repaired() -> Result<()> {
     }
     damaged_record(true)
 }
+
+/// FF47: a log that is not the one that the markers speak of is never taken for it: its changes have other numbers.
+#[test]
+fn a_log_that_was_made_anew_is_refused_until_the_markers_are_gone() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), durable()], &Setup::default())?;
+    link.start()?;
+    let mut dc = link.stores[0].connect()?;
+    dc.pipeline(&(0..500).map(|n| cmd(&["SET", &format!("before:{n}"), "x"])).collect::<Vec<_>>())?;
+    link.wait_until_drained(DRAIN)?;
+    link.stop_in_order()?;
+    std::fs::remove_dir_all(link.dir().join("data/log/push.dc.0"))?;
+    dc.must(&["SET", "meanwhile", "y"])?;
+    link.start()?;
+    link.wait_until("refused", DRAIN, |s| {
+        let told = |error: &Option<String>| error.as_ref().is_some_and(|e| e.contains("the log ends before"));
+        s.channels[0].directions.iter().any(|d| d.phase == Phase::Failed && told(&d.error))
+    })?;
+    link.stop_in_order()?;
+    let cleaned = link.syncd(&["cleanup"])?;
+    ensure!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    dc.must(&["SET", "after", "z"])?;
+    link.wait_until("all of it", DRAIN, |_| {
+        let held = |key: &str| get(&link.stores[1], key).is_ok_and(|value| value.is_some());
+        held("meanwhile") && held("after")
+    })?;
+    link.wait_until_drained(DRAIN)?;
+    link.verify()
+}

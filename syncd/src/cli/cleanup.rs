@@ -5,8 +5,8 @@ use causeway_core::Site;
 use super::args::Common;
 use super::client::Client;
 use super::{Failure, output};
-use crate::config::Config;
-use crate::log::{EmbeddedLog, EmbeddedOptions, Log};
+use crate::config::{Config, LogStore};
+use crate::log::{self, EmbeddedLog, EmbeddedOptions, Log};
 use crate::registry::Registry;
 
 pub(super) async fn cleanup(common: &Common, config: &Config) -> Result<(), Failure> {
@@ -16,12 +16,16 @@ pub(super) async fn cleanup(common: &Common, config: &Config) -> Result<(), Fail
             "a daemon answers at {address}; stop it first: what it needs would be taken away under it"
         )));
     }
-    // A daemon that listens elsewhere holds the log's folder.
-    let log = match config.log.dir.is_dir() {
-        true => Some(EmbeddedLog::open(&config.log.dir, EmbeddedOptions::default()).await),
-        false => None,
-    };
-    let log = log.transpose().map_err(|error| Failure::Failed(error.to_string()))?;
+    // A daemon that listens elsewhere holds the folder.
+    let dir = &config.log.dir;
+    let kafka = matches!(config.log.store, LogStore::Kafka { .. });
+    let failed = |error: log::Error| Failure::Failed(error.to_string());
+    let (mut embedded, mut _held) = (None, None);
+    if dir.is_dir() && kafka {
+        _held = Some(log::take_lock(dir).map_err(failed)?);
+    } else if dir.is_dir() {
+        embedded = Some(EmbeddedLog::open(dir, EmbeddedOptions::default()).await.map_err(failed)?);
+    }
     let connectors = config.open(&Registry::built_in())?;
     let mut done = Vec::new();
     let mut failures = Vec::new();
@@ -47,13 +51,16 @@ pub(super) async fn cleanup(common: &Common, config: &Config) -> Result<(), Fail
             }
         }
     }
-    if let Some(log) = log {
+    if let Some(log) = embedded {
         log.close().await;
     }
     if common.json {
         output::json(&done)?;
-    } else if config.log.dir.exists() {
-        let dir = config.log.dir.display();
+    } else if kafka {
+        let topics = format!("causeway.{}.*", config.link);
+        output::line(&format!("The topics {topics} stay in Kafka; delete them to begin from nothing."))?;
+    } else if dir.exists() {
+        let dir = dir.display();
         output::line(&format!("The change log stays in {dir}; remove that folder to begin from nothing."))?;
     }
     if failures.is_empty() { Ok(()) } else { Err(Failure::Failed(failures.join("\n       "))) }

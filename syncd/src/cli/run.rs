@@ -26,7 +26,7 @@ const INTERFACE_DRAIN_MAX: Duration = Duration::from_millis(500);
 pub(super) async fn run(common: &Common, config: &Config) -> Result<(), Failure> {
     if let Some(site) = &common.site {
         return Err(Failure::Usage(format!(
-            "--site `{site}` needs log.kind = \"kafka\": with the embedded log one process serves both sites"
+            "--site `{site}` is not in this release: one process serves both sites"
         )));
     }
     if common.channel.is_some() {

@@ -235,7 +235,7 @@ impl ApplyTask {
     /// Never while there is no room in the log: then that capture waits for room, which only appliers make, and
     /// both sites would wait for each other.
     fn waits_for_capture(&self) -> bool {
-        self.shared.backlog.is_half_full() && self.log.room().is_ok()
+        self.shared.backlog.is_half_full() && !self.log.is_full()
     }
 
     /// Whether the store, whose own stream is unbroken, has shown a later marker than `found`: `SWAPDB` brings an
@@ -377,6 +377,15 @@ impl ApplyTask {
     }
 }
 
+/// FF47: fails where the log ends before `applied`: what it holds now has other numbers than the marker means.
+async fn reaches(task: &ApplyTask, applied: Seq) -> Result<(), EngineError> {
+    let Some(last) = applied.0.checked_sub(1) else { return Ok(()) };
+    if task.log.locate(&task.partition, Seq(last)).await? < task.log.bounds(&task.partition).end {
+        return Ok(());
+    }
+    Err(EngineError::OtherLog { partition: task.partition.clone(), applied })
+}
+
 /// Whom was asked, what waits for it, for which keys, and whether their states are in the log.
 type Answered = (mpsc::Sender<Ask>, Seq, Vec<Key>, bool);
 type Refreshing = futures_util::future::BoxFuture<'static, Answered>;
@@ -444,6 +453,7 @@ impl Reign {
         };
         marker.term = term;
         let (settled, applied) = (marker.settled, marker.applied);
+        reaches(task, applied).await?;
         let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
         info!(partition = %task.partition, %applied, %settled, "apply begins");
         task.stats.applied_to(applied);
@@ -653,7 +663,7 @@ impl Reign {
             task.stats.asked.store(self.asked as u64, Ordering::SeqCst);
             task.stats.under_way.store(self.under_way.len() as u64, Ordering::SeqCst);
             // As with a capture that is behind: it may wait for room, which only appliers make.
-            let asks = self.asked >= ASKED_MAX && task.log.room().is_ok();
+            let asks = self.asked >= ASKED_MAX && !task.log.is_full();
             let open =
                 !self.draining && !asks && !paused && !stopping && !waits && !task.shared.gate.wanted();
             tokio::select! {

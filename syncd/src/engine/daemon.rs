@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,6 +34,8 @@ const STOP_AT_MOST: Duration = Duration::from_secs(6);
 /// How long an origin may take to say what keys hold.
 const ANSWER_AT_MOST: Duration = Duration::from_secs(10);
 const RETENTION_EVERY: Duration = Duration::from_secs(5);
+/// What a consumer of Kafka fetches ahead.
+const FETCH_BYTES: Range<usize> = 64 << 10..4 << 20;
 const RATES_EVERY: Duration = Duration::from_secs(1);
 
 /// Why the daemon did not start.
@@ -184,10 +187,13 @@ impl Daemon {
                     channel.direction.origins().map(named).collect::<Vec<_>>()
                 };
                 let partitions: Vec<PartitionId> = config.channels.iter().flat_map(of).collect();
+                // Each has a few consumers.
+                let fetch_bytes =
+                    (share / 4 / partitions.len().max(1)).clamp(FETCH_BYTES.start, FETCH_BYTES.end);
                 let options = KafkaOptions {
                     cache_bytes: share,
                     in_flight_bytes: share / 2,
-                    fetch_bytes: share / 16,
+                    fetch_bytes,
                     ..options.clone()
                 };
                 KafkaLog::open(clusters, &partitions, options).await?
@@ -417,7 +423,7 @@ impl Daemon {
             let mut below =
                 stats.settled_offset.load(Ordering::SeqCst).min(stats.position_offset.load(Ordering::SeqCst));
             let trimmed = async {
-                if let Some(snapshot) = stats.in_snapshot().filter(|s| s.sweep && self.log.room().is_ok()) {
+                if let Some(snapshot) = stats.in_snapshot().filter(|s| s.sweep && !self.log.is_full()) {
                     // The sweep at its end looks at all that it named.
                     below = below.min(self.log.locate(&direction.partition, Seq(snapshot.first)).await?.0);
                 }

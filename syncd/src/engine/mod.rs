@@ -75,6 +75,17 @@ pub enum EngineError {
         /// Its place.
         at: Offset,
     },
+    /// The log is not the one that the marker in the target speaks of.
+    #[error(
+        "{partition}: the marker in the target says that {applied} changes are applied, and the log ends before: it \
+         was made anew, or has lost its end; `syncd cleanup` removes the markers, and the next start copies anew"
+    )]
+    OtherLog {
+        /// Whose changes.
+        partition: PartitionId,
+        /// By the marker.
+        applied: Seq,
+    },
     /// Own changes that did not fit into memory cannot be read.
     #[error("cannot read own changes from their file in the log's folder: {0}; they stand in the log, too")]
     Spilled(std::io::Error),

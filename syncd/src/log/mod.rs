@@ -181,6 +181,11 @@ pub trait Log: Send + Sync {
     /// [`Error::Full`], as long as nothing can be written.
     fn room(&self) -> Result<()>;
 
+    /// Nothing can be written before an applier makes room: whoever waits for a capture would wait for ever.
+    fn is_full(&self) -> bool {
+        matches!(self.room(), Err(Error::Full { .. }))
+    }
+
     /// Returns when there is [room](Log::room), or when the log is closed. May be dropped.
     async fn room_returned(&self);
 

@@ -277,10 +277,11 @@ impl Cluster {
                 ));
             }
             let largest = value("max.message.bytes").parse().unwrap_or(usize::MAX);
-            if largest < self.options.record_bytes_max + 8192 {
+            if largest < self.options.record_bytes_max.max(self.options.batch_bytes) + 8192 {
                 return refuse(format!(
-                    "its max.message.bytes is {largest}: lower log.record_bytes_max ({}) to at least 8192 less",
-                    self.options.record_bytes_max
+                    "its max.message.bytes is {largest}: lower log.record_bytes_max ({}) and log.batch_bytes ({}) to \
+                     at least 8192 less",
+                    self.options.record_bytes_max, self.options.batch_bytes
                 ));
             }
             let insync = value("min.insync.replicas");

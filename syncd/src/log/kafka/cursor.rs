@@ -59,23 +59,19 @@ impl Cursor {
             warned: false,
             spoiled: false,
         };
-        cursor.seek(from, fence).map_err(|error| partition.cluster.failed("read", &error))?;
+        cursor.seek(partition, from, fence)?;
         Ok(cursor)
     }
 
     /// Goes to `from`, below which the newest fence stands at `fence`.
-    pub(super) fn seek(&mut self, from: u64, fence: u64) -> Result<()> {
+    pub(super) fn seek(&mut self, partition: &Partition, from: u64, fence: u64) -> Result<()> {
         let mut places = TopicPartitionList::new();
         let assigned = places
             .add_partition_offset(&self.topic, self.number, At::Offset(from as i64))
             .and_then(|()| self.consumer.assign(&places));
         self.assembler = Assembler::new(fence);
         (self.next, self.behind) = (from, from);
-        assigned.map_err(|error| Error::Kafka {
-            brokers: self.topic.clone(),
-            action: "go to a place of the log",
-            reason: error.to_string(),
-        })
+        assigned.map_err(|error| partition.cluster.failed("go to a place of the log", &error))
     }
 
     /// Whether a read from `from` on goes on where the last one ended.
@@ -335,17 +331,17 @@ impl Partition {
         loop {
             let mut cursor = Cursor::open(self, at, 0)?;
             let mut out = Vec::new();
-            let mut found = None;
-            for _ in 0..QUIET.as_millis() / POLL.as_millis() {
+            let since = Instant::now();
+            let found = loop {
                 match self.fence_at(&mut cursor, &mut out)? {
-                    Some(fence) => {
-                        found = fence;
-                        break;
-                    }
+                    Some(found) => break found,
                     None if self.shared.is_closing() => return Err(self.shared.closed_error()),
+                    None if since.elapsed() > QUIET => {
+                        return Err(self.cluster.failed("find the fences of a topic", &"no answer"));
+                    }
                     None => {}
                 }
-            }
+            };
             // The records of a reign whose fence is not there: a log without fences, in tests.
             let Some(fence) = found else { return Ok(()) };
             self.fenced(fence);

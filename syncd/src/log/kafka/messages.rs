@@ -22,6 +22,9 @@ const PIECES: &str = "pieces";
 const FENCE: &str = "fence";
 const TERM: &str = "term";
 
+/// What a piece takes besides its bytes and its key, at the most.
+const PIECE_HEADERS: usize = 128;
+
 /// What one message holds.
 #[derive(Debug, Default)]
 pub(super) struct Message {
@@ -77,11 +80,13 @@ fn cut(change: &Change, message: &mut Message, bytes_max: usize, out: &mut Vec<M
     let key = message.key.take_if(|key| key.len() > large);
     let value = message.value.take_if(|value| value.len() > large);
     let before = before.map(|at| message.headers.remove(at).1);
+    // Each piece says which key it is of, and has a few headers.
+    let room = bytes_max - message.key.as_ref().map_or(0, Bytes::len) - PIECE_HEADERS;
     for (part, bytes) in [("key", key), ("value", value), ("before", before)] {
         let Some(mut bytes) = bytes else { continue };
         let mut n = 0;
         while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(bytes_max));
+            let piece = bytes.split_to(bytes.len().min(room));
             let headers = vec![
                 ("v", Bytes::from_static(b"1")),
                 (PIECE, Bytes::from(format!("{part}:{n}"))),

@@ -71,7 +71,7 @@ proptest! {
         changes.last_mut().unwrap().before = Some(large);
         let mut topic = Topic::default();
         let offsets = topic.append(&changes, bytes_max);
-        prop_assert!(topic.0.iter().all(|message| message.size() <= bytes_max + 200));
+        prop_assert!(topic.0.iter().all(|message| message.size() <= bytes_max));
         let read = topic.read(0, &mut Assembler::new(0));
         prop_assert_eq!(&read, &offsets.iter().copied().zip(changes).collect::<Vec<_>>());
         // From anywhere: what begins at or behind that place, and nothing else.

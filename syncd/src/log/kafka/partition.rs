@@ -309,7 +309,7 @@ impl Partition {
                 let newest = self.fence_above(from);
                 match oldest {
                     Some(mut cursor) => {
-                        cursor.seek(from, newest)?;
+                        cursor.seek(self, from, newest)?;
                         cursor
                     }
                     None => Cursor::open(self, from, newest)?,
