@@ -646,7 +646,10 @@ impl Capture {
         } else {
             let pos = change.pos.clone();
             if change.op != Op::State || self.may_tell(task, &change) {
+                let ship = self.answers(&change);
                 self.stamp(task, change, batch)?;
+                // Its version is told by what the ship has kept.
+                ship.into_iter().for_each(|digest| self.shipped(task, digest));
             }
             self.reached(pos);
         }

@@ -419,7 +419,7 @@ impl Daemon {
     async fn forget(&self) {
         for direction in self.channels.iter().flat_map(|channel| &channel.directions) {
             let stats = &direction.stats;
-            let floor = lock(&direction.shared.recent).floor();
+            let remembered = lock(&direction.shared.recent).oldest();
             let mut below =
                 stats.settled_offset.load(Ordering::SeqCst).min(stats.position_offset.load(Ordering::SeqCst));
             let trimmed = async {
@@ -428,7 +428,7 @@ impl Daemon {
                     below = below.min(self.log.locate(&direction.partition, Seq(snapshot.first)).await?.0);
                 }
                 if direction.both {
-                    below = below.min(self.log.locate(&direction.partition, floor).await?.0);
+                    below = below.min(self.log.locate(&direction.partition, remembered).await?.0);
                 }
                 self.log.trim(&direction.partition, Offset(below)).await
             };

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
-use causeway_core::{Change, Hlc, Key, Marker, Position, Seq, Site, Source};
+use causeway_core::{Change, Hlc, Key, Marker, Op, Position, Seq, Site, Source};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -52,6 +52,10 @@ impl Ships {
         let ship = || Ship { key: key.clone(), place: place.clone(), is_asked: false };
         // What was read already may lack what came since.
         self.open.entry(key_digest(key)).or_insert_with(ship).is_asked = false;
+    }
+
+    fn is_open(&self, digest: u128) -> bool {
+        self.open.contains_key(&digest)
     }
 
     /// What was asked for is not answered any more.
@@ -111,10 +115,11 @@ impl Capture {
     /// The stream begins anew: what was written where it was lost stands in no log, so that nothing can be
     /// evaluated from them. The snapshot tells what the keys hold.
     pub(super) fn forget_races(&mut self, task: &CaptureTask) {
-        self.ships = Ships::default();
+        let ships = std::mem::take(&mut self.ships);
         let recent = &mut *lock(&task.shared.recent);
         recent.stream_is_new();
-        lock(&task.shared.redos).clear().into_iter().for_each(|digest| recent.release(digest));
+        let redos = lock(&task.shared.redos).clear();
+        redos.into_iter().chain(ships.open.into_keys()).for_each(|digest| recent.release(digest));
     }
 
     fn race(
@@ -153,7 +158,8 @@ impl Capture {
                 Race::Ship => self.ships.open(&theirs.key, &self.passed),
             }
         }
-        if redos.is_open(theirs.digest) {
+        // After a restart the same races have to be found again, also those of a ship.
+        if redos.is_open(theirs.digest) || self.ships.is_open(theirs.digest) {
             recent.keep(theirs.digest);
         }
         Ok(())
@@ -179,7 +185,7 @@ impl Capture {
             redo.theirs_from = redo.theirs_from.min(oldest);
             redo.is_sent = false;
             redos.open(redo);
-        } else if !redos.is_open(digest) {
+        } else if !redos.is_open(digest) && !self.ships.is_open(digest) {
             recent.release(digest);
         }
         Ok(())
@@ -251,18 +257,31 @@ impl Capture {
         if !self.is_asked_for(&state.key) {
             return true;
         }
-        let digest = key_digest(&state.key);
         if self.is_contested(task, &state.key) {
             let asked = self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key));
             asked.for_each(|asked| asked.missed = true);
-            self.ships.open.entry(digest).and_modify(|ship| ship.is_asked = false);
+            self.ships.open.entry(key_digest(&state.key)).and_modify(|ship| ship.is_asked = false);
             return false;
         }
-        let is_whole = state.part.is_none_or(|part| part.last);
-        if is_whole && self.ships.open.get(&digest).is_some_and(|ship| ship.is_asked) {
-            self.ships.open.remove(&digest);
-        }
         true
+    }
+
+    /// The key whose ship `change` is what was asked for, by its digest.
+    pub(super) fn answers(&self, change: &Change) -> Option<u128> {
+        let is_whole = change.part.is_none_or(|part| part.last);
+        if change.op != Op::State || !is_whole || !self.is_asked_for(&change.key) {
+            return None;
+        }
+        let digest = key_digest(&change.key);
+        self.ships.open.get(&digest).filter(|ship| ship.is_asked).map(|_| digest)
+    }
+
+    /// The state of a key that was to be shipped has its place in the log.
+    pub(super) fn shipped(&mut self, task: &CaptureTask, digest: u128) {
+        self.ships.open.remove(&digest);
+        if !lock(&task.shared.redos).is_open(digest) {
+            lock(&task.shared.recent).release(digest);
+        }
     }
 
     /// The version of a state that is read again: of our newest write of the whole key that still stands.

@@ -24,6 +24,8 @@ const KEYS_MAX: usize = 64;
 const PIECES_WINDOW: u64 = 1024;
 
 type Numbered = (u64, Redo);
+/// Of each key, by its digest.
+type Records = HashMap<u128, Vec<Record>>;
 
 impl Reign {
     /// Evaluates the keys that wait for it. Nothing is under way, neither before nor after.
@@ -48,12 +50,11 @@ impl Reign {
         target: &mut dyn Target,
         redos: Vec<Numbered>,
     ) -> Result<(), EngineError> {
-        let (basis, records) = self.records(task, &redos).await?;
+        let (basis, records, contents) = self.evaluate(task, &redos).await?;
         let mut changes = Vec::new();
         let mut pairs = Vec::new();
-        for (id, redo) in &redos {
+        for ((id, redo), content) in redos.iter().zip(contents) {
             let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
-            let content = rule::evaluate(records, &redo.elements, task.site == Site::First);
             debug!(partition = %task.partition, id, key = %shown(&redo.key), ?content, "evaluated again");
             let Some(content) = content else { continue };
             pairs.extend(met(redo, records, &content));
@@ -109,18 +110,58 @@ impl Reign {
         }
     }
 
-    /// The records of the keys, and up to where our own are known.
-    async fn records(
+    /// Up to where our own changes are known, the records of the keys, and what these say of each redo.
+    async fn evaluate(
         &mut self,
         task: &ApplyTask,
         redos: &[Numbered],
-    ) -> Result<(Seq, HashMap<u128, Vec<Record>>), EngineError> {
-        let mut records: HashMap<u128, Vec<Record>> = HashMap::new();
+    ) -> Result<(Seq, Records, Vec<Option<Content>>), EngineError> {
+        let (basis, mut records) = self.own_records(task, redos).await?;
+        // Of one key there may be two.
+        let mut from: HashMap<u128, Seq> = HashMap::new();
+        for (_, redo) in redos {
+            let from = from.entry(key_digest(&redo.key)).or_insert(redo.theirs_from);
+            *from = redo.theirs_from.min(*from);
+        }
+        let mut wanted = from.clone();
+        loop {
+            add_theirs(task, &wanted, self.marker.applied, &mut records).await?;
+            wanted.clear();
+            let mut contents = Vec::with_capacity(redos.len());
+            for (_, redo) in redos {
+                let digest = key_digest(&redo.key);
+                let of_key = records.get(&digest).map_or(&[][..], Vec::as_slice);
+                let content = rule::evaluate(of_key, &redo.elements, task.site == Site::First);
+                let reaches = content.as_ref().and_then(|content| rule::reaches(of_key, content));
+                // It begins with something older than what met.
+                if let Some(known) = from.get_mut(&digest)
+                    && let Some(older) = reaches.filter(|reaches| reaches < known)
+                {
+                    *known = older;
+                    wanted.insert(digest, older);
+                }
+                contents.push(content);
+            }
+            if wanted.is_empty() {
+                return Ok((basis, records, contents));
+            }
+            for digest in wanted.keys() {
+                records.entry(*digest).or_default().retain(|record| record.own);
+            }
+        }
+    }
+
+    /// Up to where our own changes are known, and those of the keys.
+    async fn own_records(
+        &mut self,
+        task: &ApplyTask,
+        redos: &[Numbered],
+    ) -> Result<(Seq, Records), EngineError> {
+        let mut records = Records::new();
         let mut ours: BTreeMap<Seq, (u128, Vec<Touch>)> = BTreeMap::new();
         let basis = {
             let mut recent = lock(&task.shared.recent);
-            for (_, redo) in redos {
-                let digest = key_digest(&redo.key);
+            for digest in redos.iter().map(|(_, redo)| key_digest(&redo.key)).collect::<BTreeSet<_>>() {
                 for own in recent.unseen(digest, Seq(0))? {
                     ours.entry(own.seq).or_insert((digest, Vec::new())).1.push(own);
                 }
@@ -143,15 +184,24 @@ impl Reign {
             };
             records.entry(digest).or_default().push(Record { own: true, touched, changes });
         }
-        let wanted = redos.iter().map(|(_, redo)| (key_digest(&redo.key), redo.theirs_from)).collect();
-        for change in theirs(task, &wanted, self.marker.applied).await? {
-            let whole = whole(task, &task.partition, change.clone()).await?;
-            if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
-                records.entry(digest).or_default().push(Record { changes: whole, ..record });
-            }
-        }
         Ok((basis, records))
     }
+}
+
+/// Adds the peer's changes below `end` to the keys `wanted`, each from its seq on.
+async fn add_theirs(
+    task: &ApplyTask,
+    wanted: &HashMap<u128, Seq>,
+    end: Seq,
+    records: &mut Records,
+) -> Result<(), EngineError> {
+    for change in theirs(task, wanted, end).await? {
+        let whole = whole(task, &task.partition, change.clone()).await?;
+        if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
+            records.entry(digest).or_default().push(Record { changes: whole, ..record });
+        }
+    }
+    Ok(())
 }
 
 /// The peer's changes below `end` to the keys `wanted`, by their digests, each from its seq on.

@@ -405,6 +405,18 @@ pub(crate) fn evaluate(
     })
 }
 
+/// From where on the peer's changes have to be among `records` for `content` to be right: older ones had been seen by
+/// the delete or the writes of ours that it begins with. `None`: it begins with nothing of ours.
+pub(crate) fn reaches(records: &[Record], content: &Content) -> Option<Seq> {
+    let seen = |record: &Record| record.first().filter(|_| record.own).map(|touch| touch.seen);
+    let deletes = records.iter().filter(|record| content.from_absent && record.is(Class::Observed));
+    let then = || content.then.iter().filter_map(|index| records.get(*index));
+    // Whether an operation is to be done on top of a state is told by the writes that the state holds, too.
+    let over_state = then().next().is_some_and(Record::is_by_place);
+    let written = then().filter(|record| over_state || record.touched.iter().any(is_absolute));
+    deletes.filter_map(seen).max().into_iter().chain(written.filter_map(seen)).min()
+}
+
 /// Of a key that holds `state`, the records to be done again on top: those newer than it that it does not hold, but
 /// for what newer writes that it does hold have superseded; and of elements that are touched by that, all from the
 /// newest write on.
@@ -591,6 +603,25 @@ mod tests {
             "a write of the whole key counts for all"
         );
         assert_eq!(evaluated(&records[..2], F), None, "nothing says from what to count");
+    }
+
+    #[test]
+    fn what_a_key_begins_with_had_not_seen_all_that_counts() {
+        let reach = |records: &[Record], element| {
+            let content = evaluate(records, &BTreeSet::from([element]), false).unwrap();
+            reaches(records, &content).map(|seq| seq.0)
+        };
+        let seen = |seen, touch| Touch { seen: Seq(seen), ..touch };
+        let theirs = one(false, touch(20, 50, Class::Commuting, F));
+        let written = one(true, seen(7, touch(5, 40, Class::Absolute, F)));
+        assert_eq!(reach(&[written, theirs.clone()], F), Some(7));
+        let deletes = [4, 9].map(|at| one(true, seen(at, touch(at, 1, Class::Observed, None))));
+        let [older, newer] = deletes;
+        assert_eq!(reach(&[older, newer, theirs], F), Some(9), "the newest delete had seen the most");
+        assert_eq!(reach(&[one(false, touch(20, 50, Class::Absolute, F))], F), None);
+        // Of what a state holds the newest write tells whether a count of ours still counts.
+        let counted = one(true, seen(7, touch(5, 40, Class::Commuting, F)));
+        assert_eq!(reach(&[one(false, reread(20, 0, 1)), counted], None), Some(7));
     }
 
     #[test]
