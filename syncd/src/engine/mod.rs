@@ -78,7 +78,8 @@ pub enum EngineError {
     /// The log is not the one that the marker in the target speaks of.
     #[error(
         "{partition}: the marker in the target says that {applied} changes are applied, and the log ends before: it \
-         was made anew, or has lost its end; `syncd cleanup` removes the markers, and the next start copies anew"
+         was made anew, or has lost its end; begin anew: `syncd cleanup` removes the markers; then remove the whole \
+         log, of both sites, since each speaks of the other's numbers"
     )]
     OtherLog {
         /// Whose changes.
