@@ -244,11 +244,13 @@ impl KafkaLog {
             stamped.term = Term(term);
             self.send(partition, vec![message], vec![(0, stamped)], 0, reply)?;
             match placed.await.unwrap_or(Err(self.shared.closed_error())) {
-                Ok(place) => {
-                    partition.fenced(messages::Fence { at: place.0, before });
+                Ok(place) if place.0 == term => {
+                    partition.fenced(messages::Fence { at: term, before });
                     return Ok(place);
                 }
-                Err(Error::Fenced { .. }) => debug!(partition = %partition.id, "another record came first"),
+                Ok(_) | Err(Error::Fenced { .. }) => {
+                    debug!(partition = %partition.id, "another one came first")
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -271,7 +273,7 @@ impl KafkaLog {
         blocking(move || explored.explore()).await?;
         let mut state = lock(&partition.state);
         let next = state.known_to;
-        state.role = Role::Writes { next };
+        state.role = Role::Writes { next, fence: next };
         state.tail.restart(next);
         Ok((next, state.fences.last().copied()))
     }
@@ -318,11 +320,11 @@ impl KafkaLog {
         let from;
         {
             let mut state = lock(&partition.state);
-            if state.followed || matches!(state.role, Role::Writes { .. }) {
+            if state.followed || state.writes() {
                 return;
             }
+            // One that failed still has to begin with a fence, should it write again.
             state.followed = true;
-            state.role = Role::Reads;
             from = state.known_to;
             state.tail.restart(from);
         }
@@ -341,7 +343,7 @@ impl KafkaLog {
 /// Reads on from `from`, the end of `partition`, until the log is closed or the partition is ours.
 fn follow(partition: &Partition, mut from: u64) {
     let mut cursor: Option<Cursor> = None;
-    let reads = || matches!(lock(&partition.state).role, Role::Reads) && !partition.shared.is_closing();
+    let reads = || !lock(&partition.state).writes() && !partition.shared.is_closing();
     while reads() {
         if !partition.wait_for_room() {
             continue;
@@ -363,12 +365,12 @@ fn follow(partition: &Partition, mut from: u64) {
             Err(Error::Corrupt { to, .. }) => {
                 // Whoever reads across it is told.
                 from = to.0;
-                lock(&partition.state).tail.restart(from);
+                partition.follow_from(from);
                 partition.reached(Offset(from - 1));
             }
             Err(Error::Trimmed { start, .. }) => {
                 from = start.0;
-                lock(&partition.state).tail.restart(from);
+                partition.follow_from(from);
             }
             Err(error) => {
                 warn!(partition = %partition.id, %error, "following the log failed: it is tried again");

@@ -97,14 +97,21 @@ pub(super) struct State {
     pub(super) followed: bool,
 }
 
+impl State {
+    pub(super) fn writes(&self) -> bool {
+        matches!(self.role, Role::Writes { .. })
+    }
+}
+
 /// What this process does in a partition.
 #[derive(Debug, Clone, Default)]
 pub(super) enum Role {
     /// It reads; what others append comes from the broker.
     #[default]
     Reads,
-    /// It writes, and the next message gets the place `next`.
-    Writes { next: u64 },
+    /// It writes, and the next message gets the place `next`. Its fence stands at `fence`; without one, this is where it
+    /// began.
+    Writes { next: u64, fence: u64 },
     /// It wrote, and can no longer.
     Failed(Error),
 }
@@ -251,7 +258,7 @@ impl Partition {
     /// The reader at the end has passed `at`: what it leaves behind makes room for what follows.
     pub(super) fn passed(&self, at: u64) {
         let mut state = lock(&self.state);
-        if matches!(state.role, Role::Reads) {
+        if !state.writes() {
             state.tail.forget_below(at);
             self.taken.notify_all();
         }
@@ -275,9 +282,21 @@ impl Partition {
         let mut state = lock(&self.state);
         state.known_to = state.known_to.max(known_to);
         let Some(last) = records.last().map(|(offset, _)| *offset) else { return };
+        // It may have become ours while they were read: then its writer fills the tail.
+        if state.writes() {
+            return;
+        }
         records.into_iter().for_each(|(offset, change)| state.tail.push(offset, change));
         drop(state);
         self.reached(last);
+    }
+
+    /// What is followed goes on at `from`: not all between the tail and that can be read.
+    pub(super) fn follow_from(&self, from: u64) {
+        let mut state = lock(&self.state);
+        if !state.writes() {
+            state.tail.restart(from);
+        }
     }
 
     /// Waits until there is room for what follows, at most a while.
@@ -425,8 +444,8 @@ impl Pending {
     /// Sees whether all of it stands where it counts.
     fn settle(&self, inner: &mut PendingState) -> Result<Offset> {
         let partition = &self.partition;
-        let next = match &lock(&partition.state).role {
-            Role::Writes { next } => *next,
+        let (next, fence) = match &lock(&partition.state).role {
+            Role::Writes { next, fence } => (*next, *fence),
             Role::Failed(error) => return Err(error.clone()),
             Role::Reads => return Err(Error::Fenced { partition: partition.id.clone() }),
         };
@@ -440,10 +459,10 @@ impl Pending {
             return Err(partition.anew(next, 0, last + 1));
         }
         if last + 1 > next + inner.places.len() as u64 {
-            partition.is_still_ours(next, last + 1)?;
+            partition.is_still_ours(fence, next, last + 1)?;
         }
         let mut state = lock(&partition.state);
-        state.role = Role::Writes { next: last + 1 };
+        state.role = Role::Writes { next: last + 1, fence };
         state.known_to = last + 1;
         let mut newest = None;
         for (at, change) in inner.records.drain(..) {
@@ -459,15 +478,13 @@ impl Pending {
 }
 
 impl Partition {
-    /// Others' messages stand between ours in `from..end`: [`Error::Fenced`] if a newer fence is among them. Those
-    /// of a writer that was fenced and has just woken up are void.
-    fn is_still_ours(&self, from: u64, end: u64) -> Result<()> {
-        let before = lock(&self.state).fences.last().copied();
+    /// Others' messages stand between ours in `from..end`: [`Error::Fenced`] if a newer fence than ours is among them.
+    /// Those of a writer that was fenced and has just woken up are void.
+    fn is_still_ours(&self, fence: u64, from: u64, end: u64) -> Result<()> {
         self.explore_to(from, self.start.load(Ordering::SeqCst), end)?;
-        let newest = lock(&self.state).fences.last().copied();
-        if newest == before {
-            return Ok(());
+        match lock(&self.state).fences.last() {
+            Some(newest) if *newest > fence => Err(Error::Fenced { partition: self.id.clone() }),
+            _ => Ok(()),
         }
-        Err(Error::Fenced { partition: self.id.clone() })
     }
 }
