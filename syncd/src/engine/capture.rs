@@ -24,8 +24,8 @@ use super::restart::{
 };
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
 use super::switch::{Part, is_off};
-use super::{BACKOFF_MIN, Backoff, EngineError, shown};
-use crate::log::{Appended, Log, Offset, PartitionId};
+use super::{BACKOFF_MIN, Backoff, EngineError, shown, store_unavailable};
+use crate::log::{Appended, Error as LogError, Log, Offset, PartitionId};
 use crate::owners::Owners;
 
 /// What capture of one site needs to know of its channel.
@@ -54,6 +54,8 @@ const EVENTS_BYTES: usize = 256 << 10;
 const APPENDS_MAX: usize = 64;
 /// Keys asked for in one append.
 const REFRESHES: usize = 10_000;
+/// A fence that brokers do not take is tried this often.
+const FENCE_AGAIN: Duration = Duration::from_secs(1);
 /// How often the restart point, and with it `low`, is written.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
 
@@ -87,7 +89,11 @@ impl CaptureTask {
 
     /// Runs until `stop`. A store that fails is opened again; an error of the log ends it.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), EngineError> {
-        let mut capture = Capture::begin(&self).await?;
+        let mut capture = tokio::select! {
+            biased;
+            begun = Capture::begin(&self) => begun?,
+            () = stop.cancelled() => return Ok(()),
+        };
         let mut source = self.connector.source(self.site);
         self.shared.backlog.told_by(source.behind());
         let mut backoff = Backoff::new(&format!("capture {}", self.partition), BACKOFF_MIN);
@@ -231,7 +237,19 @@ impl Capture {
         let mut fence = Change::captured(Op::Fence, key, None, Position::default(), (task.clock)());
         // A log that others write to as well says itself where it comes to stand.
         fence.term = Term(task.log.bounds(&task.partition).end.0);
-        let place = task.log.append(&task.partition, vec![fence]).await?.await?;
+        let place = loop {
+            match task.log.append(&task.partition, vec![fence.clone()]).await?.await {
+                // Nothing was begun yet: it is tried until brokers that are away are back.
+                Err(error @ LogError::Kafka { .. }) => {
+                    warn!(partition = %task.partition, %error, "capture cannot begin: it is tried again");
+                    let error =
+                        store_unavailable("begin a term in the log", &task.channel, error.to_string());
+                    *lock(&task.stats.capture_error) = Some(Trouble::of(&error));
+                    tokio::time::sleep(FENCE_AGAIN).await;
+                }
+                placed => break placed?,
+            }
+        };
         let term = Term::from(place);
         let found = recover(task.log.as_ref(), &task.partition, place).await?;
         let remembered_from = Seq(found.point.remembered_from);
