@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use causeway_core::{Change, Hlc, Key, Op, Position, Seq, Space};
+use causeway_testkit::process::cpu_seconds;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -53,10 +54,7 @@ fn change(n: u64, bytes: usize, history: &Bytes) -> Change {
 
 /// CPU seconds of this process, all threads.
 fn cpu() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let after = stat.rsplit(')').next().context("stat")?;
-    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|w| w.parse::<u64>().ok()).sum();
-    Ok(ticks as f64 / 100.0)
+    cpu_seconds(std::process::id())
 }
 
 struct Figures {

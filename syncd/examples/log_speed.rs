@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use causeway_core::{Change, Hlc, Key, Op, Position, Seq, Space, Term};
+use causeway_testkit::process::cpu_seconds;
 use syncd::log::{EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 
 fn change(n: u64, history: &Bytes, value: &Bytes) -> Change {
@@ -28,10 +29,7 @@ fn change(n: u64, history: &Bytes, value: &Bytes) -> Change {
 
 /// CPU seconds of this process, all threads.
 fn cpu() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let after = stat.rsplit(')').next().context("stat")?;
-    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|w| w.parse::<u64>().ok()).sum();
-    Ok(ticks as f64 / 100.0)
+    cpu_seconds(std::process::id())
 }
 
 async fn read(log: &EmbeddedLog, id: &PartitionId, count: u64) -> Result<()> {

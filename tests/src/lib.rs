@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_testkit::data::{Traffic, TrafficOptions, judge};
+use causeway_testkit::kafka::KafkaServer;
 use causeway_testkit::servers::{Options, RedisServer, free_port, other_redis_server};
 use syncd::status::{Phase, Status};
 
@@ -385,11 +386,16 @@ fn log_of(setup: &Setup) -> Result<(String, String)> {
         return Ok(("story".to_owned(), String::new()));
     }
     let brokers = causeway_testkit::kafka::shared().context("there is no Kafka")?;
-    let (dc, cloud) = (brokers.dc.brokers(), brokers.cloud.brokers());
     // The stories of one process share the brokers.
     let name = format!("story-{}", LINKS.fetch_add(1, Ordering::SeqCst));
+    Ok((name, log_in_kafka(&brokers.dc, &brokers.cloud)))
+}
+
+/// The `[log]` table for a broker at each site.
+pub fn log_in_kafka(dc: &KafkaServer, cloud: &KafkaServer) -> String {
+    let (dc, cloud) = (dc.brokers(), cloud.brokers());
     let of_sites = format!("brokers = {{ dc = \"{dc}\", cloud = \"{cloud}\" }}");
-    Ok((name, format!("[log]\nkind = \"kafka\"\nreplication = 1\n{of_sites}")))
+    format!("[log]\nkind = \"kafka\"\nreplication = 1\n{of_sites}")
 }
 
 /// A program of this workspace, beside the test's own: `cargo test --workspace` builds it.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use causeway_stories::{Link, Setup, seed, servers};
+use causeway_stories::{Link, Setup, log_in_kafka, seed, servers};
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
 use causeway_testkit::servers::{AppendOnly, Options};
 use rand::rngs::SmallRng;
@@ -27,11 +27,7 @@ fn link() -> Result<Option<(Vec<KafkaServer>, Link)>> {
         starts.map(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
     });
     let brokers: Vec<_> = brokers.into_iter().collect::<Result<_>>()?;
-    let tables = format!(
-        "[log]\nkind = \"kafka\"\nreplication = 1\nbrokers = {{ dc = \"{}\", cloud = \"{}\" }}",
-        brokers[0].brokers(),
-        brokers[1].brokers()
-    );
+    let tables = log_in_kafka(&brokers[0], &brokers[1]);
     let link = Link::new([durable(), durable()], &Setup { tables, ..Setup::default() })?;
     Ok(Some((brokers, link)))
 }

@@ -9,6 +9,7 @@ pub mod api;
 mod conformance;
 pub mod data;
 pub mod kafka;
+pub mod process;
 pub mod resp;
 pub mod servers;
 

@@ -115,9 +115,9 @@ pub trait Log: Send + Sync {
     /// # Errors
     ///
     /// * [`Error::Closed`]; [`Error::Name`] for a partition that cannot be named in the log.
-    /// * From the handle: [`Error::Fenced`] if another writer has begun a newer term. [`Error::Full`] if the log was closed while full, [`Error::Io`] if the disk
-    ///   failed: then nothing can be appended until the log is opened anew, and what this call brought
-    ///   may or may not be there.
+    /// * From the handle: [`Error::Fenced`] if another writer has begun a newer term. [`Error::Full`] if the log
+    ///   was closed while full, [`Error::Io`] if the disk failed: then nothing can be appended until the log is
+    ///   opened anew, and what this call brought may or may not be there.
     async fn append(&self, partition: &PartitionId, changes: Vec<Change>) -> Result<Appended>;
 
     /// Durable records from `from` on, in order, at most about `bytes_max` of [`Change::cost`]; at least

@@ -14,9 +14,10 @@ use rdkafka::producer::{Producer, ProducerContext, PurgeConfig, ThreadedProducer
 use rdkafka::{Message as _, Offset as At, TopicPartitionList};
 use tracing::{debug, info, warn};
 
+use super::super::partition::lock;
 use super::super::{Error, Result};
 use super::KafkaOptions;
-use super::partition::{Pending, lock};
+use super::partition::Pending;
 
 /// How long a request may take before it counts as failed; it is tried again.
 pub(super) const REQUEST: Duration = Duration::from_secs(10);
@@ -129,6 +130,11 @@ impl Cluster {
         Error::Kafka { brokers: self.brokers.clone(), action, reason: error.to_string() }
     }
 
+    /// The error for a topic that is not as it has to be.
+    pub(super) fn unfit(&self, topic: &str, reason: String) -> Error {
+        Error::Topic { topic: topic.to_owned(), brokers: self.brokers.clone(), reason }
+    }
+
     /// A consumer without a partition yet.
     pub(super) fn consumer(&self) -> Result<BaseConsumer<Logged>> {
         let mut config = base(&self.brokers);
@@ -156,8 +162,7 @@ impl Cluster {
         config.set("compression.codec", &options.compression);
         config.set("batch.size", options.batch_bytes.to_string());
         config.set("batch.num.messages", "1000000");
-        config
-            .set("message.max.bytes", (options.batch_bytes.max(options.record_bytes_max) + 8192).to_string());
+        config.set("message.max.bytes", options.message_bytes_max().to_string());
         config.set("queue.buffering.max.kbytes", "2147483647");
         config.set("socket.nagle.disable", "true");
         config.set("retry.backoff.max.ms", "500");
@@ -201,7 +206,7 @@ impl Cluster {
                     "it has {count} partitions, and this channel has {wanted}: the order of changes would be \
                      lost. Remove the topic, or give the link another name"
                 );
-                return Err(Error::Topic { topic: (*name).clone(), brokers: self.brokers.clone(), reason });
+                return Err(self.unfit(name, reason));
             }
         }
         let names: Vec<&str> = there.iter().map(|(name, _)| name.as_str()).collect();
@@ -242,7 +247,7 @@ impl Cluster {
                         }
                         other => format!("it cannot be created: {other}"),
                     };
-                    return Err(Error::Topic { topic, brokers: self.brokers.clone(), reason });
+                    return Err(self.unfit(&topic, reason));
                 }
             }
         }
@@ -267,9 +272,7 @@ impl Cluster {
             };
             let value =
                 |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
-            let refuse = |reason: String| {
-                Err(Error::Topic { topic: (*topic).to_owned(), brokers: self.brokers.clone(), reason })
-            };
+            let refuse = |reason| Err(self.unfit(topic, reason));
             let policy = value("cleanup.policy");
             if policy.contains("compact") {
                 return refuse(format!(
@@ -277,7 +280,7 @@ impl Cluster {
                 ));
             }
             let largest = value("max.message.bytes").parse().unwrap_or(usize::MAX);
-            if largest < self.options.record_bytes_max.max(self.options.batch_bytes) + 8192 {
+            if largest < self.options.message_bytes_max() {
                 return refuse(format!(
                     "its max.message.bytes is {largest}: lower log.record_bytes_max ({}) and log.batch_bytes ({}) to \
                      at least 8192 less",

@@ -10,10 +10,11 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset as At, TopicPartitionList};
 use tracing::warn;
 
+use super::super::partition::lock;
 use super::super::{Error, Offset, Result};
 use super::cluster::{Logged, REQUEST};
 use super::messages::{Assembler, Fence, Received, Unreadable};
-use super::partition::{Partition, UNDER_WAY_MAX, lock};
+use super::partition::{Partition, UNDER_WAY_MAX};
 
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
@@ -23,8 +24,6 @@ const QUIET: Duration = Duration::from_secs(10);
 /// A consumer of one partition, and what it is about to put together.
 pub(super) struct Cursor {
     consumer: BaseConsumer<Logged>,
-    topic: String,
-    number: i32,
     assembler: Assembler,
     /// The next message's place.
     next: u64,
@@ -51,8 +50,6 @@ impl Cursor {
         let consumer = partition.cluster.consumer()?;
         let mut cursor = Cursor {
             consumer,
-            topic: partition.topic.clone(),
-            number: partition.number() as i32,
             assembler: Assembler::new(fence),
             next: from,
             behind: from,
@@ -67,7 +64,7 @@ impl Cursor {
     pub(super) fn seek(&mut self, partition: &Partition, from: u64, fence: u64) -> Result<()> {
         let mut places = TopicPartitionList::new();
         let assigned = places
-            .add_partition_offset(&self.topic, self.number, At::Offset(from as i64))
+            .add_partition_offset(&partition.topic, partition.number() as i32, At::Offset(from as i64))
             .and_then(|()| self.consumer.assign(&places));
         self.assembler = Assembler::new(fence);
         (self.next, self.behind) = (from, from);
@@ -115,10 +112,10 @@ impl Cursor {
         match fed {
             Ok(fence) => fence.into_iter().for_each(|fence: Fence| partition.fenced(fence)),
             Err(Unreadable::Foreign) => {
-                warn!(partition = %partition.id, topic = %self.topic, at, "passed over: a message of somebody else");
+                warn!(partition = %partition.id, topic = %partition.topic, at, "passed over: a message of somebody else");
             }
             Err(unreadable) => {
-                let told = unreadable.told(&partition.id, &self.topic, at);
+                let told = unreadable.told(&partition.id, &partition.topic, at);
                 if matches!(told, Error::Corrupt { .. }) {
                     partition.note_damaged(at);
                 }
@@ -258,16 +255,13 @@ impl Partition {
 
     /// The error for a topic that ends before what was there.
     pub(super) fn anew(&self, at: u64, start: u64, end: u64) -> Error {
-        Error::Topic {
-            topic: self.topic.clone(),
-            brokers: self.cluster.brokers.clone(),
-            reason: format!(
-                "partition {} holds {start}..{end}, and had more before, up to {at} at least: it was made anew, or \
-                 its brokers have lost what they had acknowledged. Stop the daemons, compare both sites, and begin \
-                 with an empty log",
-                self.number()
-            ),
-        }
+        let reason = format!(
+            "partition {} holds {start}..{end}, and had more before, up to {at} at least: it was made anew, or its \
+             brokers have lost what they had acknowledged. Stop the daemons, compare both sites, and begin with an \
+             empty log",
+            self.number()
+        );
+        self.cluster.unfit(&self.topic, reason)
     }
 
     /// Finds out what the topic holds: its ends, its fences, and its newest record that counts. Blocks.
@@ -328,8 +322,8 @@ impl Partition {
     /// Goes from fence to fence, from the one at `newest` back to the oldest that is kept.
     fn find_fences(&self, newest: u64, start: u64) -> Result<()> {
         let mut at = newest;
+        let mut cursor = Cursor::open(self, at, 0)?;
         loop {
-            let mut cursor = Cursor::open(self, at, 0)?;
             let mut out = Vec::new();
             let since = Instant::now();
             let found = loop {
@@ -349,6 +343,7 @@ impl Partition {
                 Some(before) if before >= start && before < at => at = before,
                 _ => return Ok(()),
             }
+            cursor.seek(self, at, 0)?;
         }
     }
 

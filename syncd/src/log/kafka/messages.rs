@@ -26,7 +26,7 @@ const TERM: &str = "term";
 const PIECE_HEADERS: usize = 128;
 
 /// What one message holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Message {
     pub(super) key: Option<Bytes>,
     pub(super) value: Option<Bytes>,
@@ -99,16 +99,15 @@ fn cut(change: &Change, message: &mut Message, bytes_max: usize, out: &mut Vec<M
     }
 }
 
-/// The message of a fence; `term` is where it is meant to stand, which makes it one.
-pub(super) fn fence(mut change: Change, term: u64, before: Option<u64>, context: &RecordContext) -> Message {
-    change.term = Term(term);
-    let mut headers = headers(&change, context);
+/// The message of a fence; its term is where it is meant to stand, which makes it one.
+pub(super) fn fence(change: &Change, before: Option<u64>, context: &RecordContext) -> Message {
+    let mut headers = headers(change, context);
     // The first record of a log has the term 0, which is left out elsewhere.
-    if term == 0 {
+    if change.term == Term(0) {
         headers.push((TERM, number(0)));
     }
     headers.extend(before.map(|before| (FENCE, number(before))));
-    Message { key: None, value: change.value, headers }
+    Message { key: None, value: change.value.clone(), headers }
 }
 
 /// A message as it was received.

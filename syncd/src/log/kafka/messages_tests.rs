@@ -26,8 +26,9 @@ impl Topic {
 
     fn fence(&mut self, term: u64, before: Option<u64>) {
         let key = Key { space: Space::Whole, name: Bytes::new() };
-        let change = Change::captured(Op::Fence, key, None, Position::default(), 7);
-        self.0.push(fence(change, term, before, &context()));
+        let mut change = Change::captured(Op::Fence, key, None, Position::default(), 7);
+        change.term = Term(term);
+        self.0.push(fence(&change, before, &context()));
     }
 
     fn end(&self) -> u64 {

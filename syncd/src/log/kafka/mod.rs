@@ -13,8 +13,8 @@ mod partition;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,11 +26,12 @@ use rdkafka::types::RDKafkaConfRes;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use super::partition::lock;
 use super::{Appended, Error, Log, Offset, PartitionId, RecordContext, Result};
 use cluster::{Cluster, blocking};
 use cursor::Cursor;
 use messages::{Message, fence, push_messages};
-use partition::{Partition, Pending, Role, SILENT, Shared, UNDER_WAY_MAX, lock};
+use partition::{Partition, Pending, Role, SILENT, Shared, UNDER_WAY_MAX};
 
 /// Settings of the log on Kafka.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,6 +75,13 @@ impl Default for KafkaOptions {
             cache_bytes: 32 << 20,
             in_flight_bytes: 16 << 20,
         }
+    }
+}
+
+impl KafkaOptions {
+    /// The largest message that a producer hands to a broker, with room for what surrounds it.
+    fn message_bytes_max(&self) -> usize {
+        self.batch_bytes.max(self.record_bytes_max) + 8192
     }
 }
 
@@ -124,7 +132,7 @@ impl KafkaCluster {
 
 /// The change log on Kafka, of all partitions of one link.
 pub struct KafkaLog {
-    partitions: RwLock<HashMap<PartitionId, Arc<Partition>>>,
+    partitions: HashMap<PartitionId, Arc<Partition>>,
     clusters: BTreeMap<String, Arc<Cluster>>,
     shared: Arc<Shared>,
     options: Arc<KafkaOptions>,
@@ -163,9 +171,8 @@ impl KafkaLog {
         let options = Arc::new(options);
         let shared = Arc::new(Shared {
             permits: Semaphore::new(options.in_flight_bytes.clamp(1, Semaphore::MAX_PERMITS)),
-            partitions: AtomicUsize::new(partitions.len()),
+            partitions: partitions.len(),
             closed: watch::Sender::new(false),
-            closing: AtomicBool::new(false),
             cache_bytes: options.cache_bytes,
             in_flight_bytes: options.in_flight_bytes,
             name: format!("Kafka, link {}", options.link),
@@ -177,7 +184,7 @@ impl KafkaLog {
                 Ok((site.clone(), Arc::new(made)))
             })
             .collect();
-        let log = Arc::new(KafkaLog { partitions: RwLock::default(), clusters: connected?, shared, options });
+        let mut log = KafkaLog { partitions: HashMap::new(), clusters: connected?, shared, options };
         let mut topics: BTreeMap<&str, BTreeMap<String, u32>> = BTreeMap::new();
         for id in partitions {
             let counts = topics.entry(&id.origin).or_default().entry(log.topic(id)).or_default();
@@ -187,9 +194,10 @@ impl KafkaLog {
             log.cluster(site)?.ensure(&topics).await?;
         }
         for id in partitions {
-            log.add(id).await?;
+            let partition = log.found(id).await?;
+            log.partitions.insert(id.clone(), partition);
         }
-        Ok(log)
+        Ok(Arc::new(log))
     }
 
     fn topic(&self, id: &PartitionId) -> String {
@@ -204,7 +212,8 @@ impl KafkaLog {
         })
     }
 
-    async fn add(&self, id: &PartitionId) -> Result<Arc<Partition>> {
+    /// The partition, and what it holds.
+    async fn found(&self, id: &PartitionId) -> Result<Arc<Partition>> {
         let cluster = Arc::clone(self.cluster(&id.origin)?);
         let partition =
             Arc::new(Partition::new(id.clone(), self.topic(id), cluster, Arc::clone(&self.shared)));
@@ -212,21 +221,15 @@ impl KafkaLog {
         blocking(move || explored.explore()).await?;
         let range = partition.bounds();
         info!(partition = %id, topic = partition.topic, start = range.start, end = range.end, "found in Kafka");
-        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::clone(partitions.entry(id.clone()).or_insert(partition)))
+        Ok(partition)
     }
 
     fn find(&self, id: &PartitionId) -> Result<Arc<Partition>> {
         if self.shared.is_closing() {
             return Err(self.shared.closed_error());
         }
-        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
         let reason = "it was not named when the log was opened";
-        partitions.get(id).cloned().ok_or_else(|| Error::Name { partition: id.clone(), reason })
-    }
-
-    fn all(&self) -> Vec<Arc<Partition>> {
-        self.partitions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.partitions.get(id).cloned().ok_or_else(|| Error::Name { partition: id.clone(), reason })
     }
 
     fn context(&self, id: &PartitionId) -> RecordContext {
@@ -234,15 +237,14 @@ impl KafkaLog {
     }
 
     /// Appends a fence, where nobody else's record comes in between: from there on the partition is ours.
-    async fn take_over(&self, partition: &Arc<Partition>, change: Change) -> Result<Offset> {
+    async fn take_over(&self, partition: &Arc<Partition>, mut change: Change) -> Result<Offset> {
         let context = self.context(&partition.id);
         for _ in 0..FENCE_TRIES {
             let (term, before) = self.begin_to_write(partition).await?;
-            let message = fence(change.clone(), term, before, &context);
+            change.term = Term(term);
+            let message = fence(&change, before, &context);
             let (reply, placed) = oneshot::channel();
-            let mut stamped = change.clone();
-            stamped.term = Term(term);
-            self.send(partition, vec![message], vec![(0, stamped)], 0, reply)?;
+            self.send(partition, vec![message], vec![(0, change.clone())], 0, reply)?;
             match placed.await.unwrap_or(Err(self.shared.closed_error())) {
                 Ok(place) if place.0 == term => {
                     partition.fenced(messages::Fence { at: term, before });
@@ -398,7 +400,7 @@ impl Log for KafkaLog {
         let most = self.shared.in_flight_bytes.clamp(1, u32::MAX as usize);
         let least = changes.len() * most.div_ceil(UNDER_WAY_MAX);
         let cost = changes.iter().map(Change::cost).sum::<usize>().max(least).clamp(1, most);
-        let order = partition.order.lock().await;
+        let _order = partition.order.lock().await;
         let permit = self.shared.permits.acquire_many(cost as u32).await;
         permit.map_err(|_| self.shared.closed_error())?.forget();
         if let Err(error) = self.writes(&partition).await {
@@ -420,7 +422,6 @@ impl Log for KafkaLog {
             records.push((first, change));
         }
         self.send(&partition, messages, records, cost, reply)?;
-        drop(order);
         Ok(appended)
     }
 
@@ -475,8 +476,7 @@ impl Log for KafkaLog {
     async fn trim(&self, id: &PartitionId, below: Offset) -> Result<u64> {
         let partition = self.find(id)?;
         let start = partition.bounds().start;
-        let due = below.0 >= start + TRIM_AT_LEAST;
-        if !due {
+        if below.0 < start + TRIM_AT_LEAST {
             return Ok(0);
         }
         let age = self.options.age_min;
@@ -502,7 +502,7 @@ impl Log for KafkaLog {
     }
 
     fn room(&self) -> Result<()> {
-        for partition in self.all() {
+        for partition in self.partitions.values() {
             if let Some(since) = partition.waits_since().filter(|since| since.elapsed() > SILENT) {
                 return Err(Error::Silent {
                     brokers: partition.cluster.brokers.clone(),
@@ -520,13 +520,12 @@ impl Log for KafkaLog {
     }
 
     async fn close(&self) {
-        self.shared.closing.store(true, Ordering::Release);
         self.shared.permits.close();
         self.shared.closed.send_replace(true);
-        let (clusters, partitions) = (self.clusters.clone(), self.all());
+        let (clusters, partitions) = (self.clusters.clone(), self.partitions.clone());
         blocking(move || {
             clusters.values().for_each(|cluster| cluster.close(CLOSE_AT_MOST));
-            partitions.iter().for_each(|partition| partition.close());
+            partitions.values().for_each(|partition| partition.close());
         })
         .await;
     }
@@ -535,7 +534,6 @@ impl Log for KafkaLog {
 /// Threads end by themselves.
 impl Drop for KafkaLog {
     fn drop(&mut self) {
-        self.shared.closing.store(true, Ordering::Release);
         self.shared.closed.send_replace(true);
     }
 }

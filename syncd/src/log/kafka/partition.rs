@@ -2,23 +2,19 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use causeway_core::{Change, Op, Seq};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::trace;
 
+use super::super::partition::lock;
 use super::super::{Error, Offset, PartitionId, Result};
 use super::cluster::Cluster;
 use super::cursor::Cursor;
 use super::messages::Fence;
-
-/// Locks whatever happened to another holder: what is inside is always whole between two statements.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// What a writer that was fenced may still bring behind the fence, in messages: a new one looks so far back.
 pub(super) const UNDER_WAY_MAX: usize = 32 << 10;
@@ -36,9 +32,8 @@ const DAMAGED_MAX: usize = 1024;
 pub(super) struct Shared {
     /// Bytes of cost that may still be queued.
     pub(super) permits: Semaphore,
-    pub(super) partitions: AtomicUsize,
+    pub(super) partitions: usize,
     pub(super) closed: watch::Sender<bool>,
-    pub(super) closing: AtomicBool,
     /// Bytes for all tails.
     pub(super) cache_bytes: usize,
     /// Of the permits.
@@ -48,7 +43,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+        *self.closed.borrow()
     }
 
     pub(super) fn closed_error(&self) -> Error {
@@ -56,7 +51,7 @@ impl Shared {
     }
 
     fn tail_bytes(&self) -> usize {
-        self.cache_bytes / self.partitions.load(Ordering::Relaxed).max(1)
+        self.cache_bytes / self.partitions.max(1)
     }
 }
 
@@ -432,7 +427,7 @@ impl Pending {
         if let Err(error) = &outcome {
             // Nothing may follow what is missing.
             let mut state = lock(&self.partition.state);
-            if matches!(state.role, Role::Writes { .. }) {
+            if state.writes() {
                 state.role = Role::Failed(error.clone());
             }
         }
