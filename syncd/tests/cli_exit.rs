@@ -63,7 +63,7 @@ fn a_bad_configuration_is_answered_with_its_place() {
         refused(folder.path(), &[command], 2, "syncd: syncd.toml:7:1: unknown field `directon`");
     }
     std::fs::write(&path, good.replace("[[channel]]", "[log]\nkind = \"kafka\"\n[[channel]]")).unwrap();
-    refused(folder.path(), &["run"], 2, "not built yet");
+    refused(folder.path(), &["run"], 2, "log.brokers has no brokers of `dc`");
     refused(folder.path(), &["run", "--config", "none.toml"], 2, "none.toml: cannot be read");
 }
 

@@ -5,6 +5,7 @@
 //! a `state` above all, goes the careful way (`careful.rs`).
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -380,7 +381,11 @@ impl ApplyTask {
 /// FF47: fails where the log ends before `applied`: what it holds now has other numbers than the marker means.
 async fn reaches(task: &ApplyTask, applied: Seq) -> Result<(), EngineError> {
     let Some(last) = applied.0.checked_sub(1) else { return Ok(()) };
-    if task.log.locate(&task.partition, Seq(last)).await? < task.log.bounds(&task.partition).end {
+    let Range { start, end } = task.log.bounds(&task.partition);
+    // No record has a seq above its place, and capture goes on above the end of what is damaged or gone.
+    let lost = start.0 >= applied.0
+        || end.0 >= applied.0 && is_damaged(task.log.as_ref(), &task.partition, start, end);
+    if lost || task.log.locate(&task.partition, Seq(last)).await? < end {
         return Ok(());
     }
     Err(EngineError::OtherLog { partition: task.partition.clone(), applied })
