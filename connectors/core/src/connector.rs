@@ -164,13 +164,13 @@ pub trait Connector: Send + Sync {
         false
     }
 
-    /// Looks at both servers and says what stands in the way; empty if nothing does. A server that cannot
-    /// be reached is an error.
+    /// Looks at the servers of `sites`, and, of both, at the two together; says what stands in the way: empty if
+    /// nothing does. A server that cannot be reached is an error.
     ///
     /// # Errors
     ///
     /// `Retry` and `Setup`.
-    async fn check(&self) -> Result<Vec<Finding>>;
+    async fn check(&self, sites: &[Site]) -> Result<Vec<Finding>>;
 
     /// Counts the keys that `site` has and its peer lacks, of those that the channel carries, and lists the
     /// first `listed_max` of them. Only reads, and holds a bounded part of the keys; takes as long as listing

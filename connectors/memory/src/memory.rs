@@ -172,7 +172,7 @@ impl Connector for Memory {
         units(change)
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
+    async fn check(&self, _sites: &[Site]) -> Result<Vec<Finding>> {
         Ok(Vec::new())
     }
 

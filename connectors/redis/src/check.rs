@@ -46,19 +46,22 @@ const SETTINGS: [&str; 7] = [
     "databases",
 ];
 
-/// Looks at both servers; see [`Connector::check`](causeway_core::Connector::check).
+/// Looks at the servers of `sites`; see [`Connector::check`](causeway_core::Connector::check).
 ///
 /// # Errors
 ///
 /// `Retry`: one cannot be reached. `Setup`: one doesn't let us in.
-pub(crate) async fn check(config: &RedisConfig) -> Result<Vec<Finding>> {
-    let first = look(config, Site::First).await?;
-    let second = look(config, Site::Second).await?;
+pub(crate) async fn check(config: &RedisConfig, sites: &[Site]) -> Result<Vec<Finding>> {
+    let mut servers = Vec::new();
     let mut findings = Vec::new();
-    for server in [&first, &second] {
+    for site in sites {
+        let server = look(config, *site).await?;
         server.findings(config.evictions, &mut findings);
+        servers.push(server);
     }
-    between(&first, &second, &mut findings);
+    if let [first, second] = &servers[..] {
+        between(first, second, &mut findings);
+    }
     Ok(findings)
 }
 

@@ -107,8 +107,8 @@ impl Connector for Redis {
         change.op == Op::Ddl && !self.config.filter.holds_to(db_of(&change.key), command)
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
-        check::check(&self.config).await
+    async fn check(&self, sites: &[Site]) -> Result<Vec<Finding>> {
+        check::check(&self.config, sites).await
     }
 
     async fn only_at(&self, site: Site, listed_max: usize) -> Result<Option<OnlyAt>> {

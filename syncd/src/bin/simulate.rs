@@ -36,6 +36,9 @@ struct Args {
     /// Where they do, sites own some of the keys.
     #[arg(long, requires = "collide")]
     owned: bool,
+    /// A process for each site.
+    #[arg(long)]
+    apart: bool,
     /// Where they do, streams are lost, too, snapshots repeated, and stores out of memory.
     #[arg(long, requires = "collide")]
     gaps: bool,
@@ -59,8 +62,8 @@ struct Args {
 
 impl Args {
     fn options(&self) -> Options {
-        let Args { collide, owned, gaps, trim, pieces, .. } = *self;
-        Options { collide, owned, gaps, trim, pieces, off: None }
+        let Args { collide, owned, apart, gaps, trim, pieces, .. } = *self;
+        Options { collide, owned, apart, gaps, trim, pieces, off: None }
     }
 }
 

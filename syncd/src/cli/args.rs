@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use causeway_core::Site;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, Subcommand};
 
@@ -94,6 +95,16 @@ impl Common {
     /// Where the daemon serves its interface.
     pub(super) fn address(&self, config: &Config) -> SocketAddr {
         self.listen.unwrap_or(config.api.listen)
+    }
+
+    /// The only site, if `--site` names one.
+    pub(super) fn site(&self, config: &Config) -> Option<Site> {
+        Site::BOTH.into_iter().find(|site| self.site.as_deref() == Some(config.site_name(*site)))
+    }
+
+    /// The sites that `--site` leaves.
+    pub(super) fn sites(&self, config: &Config) -> Vec<Site> {
+        self.site(config).map_or_else(|| Site::BOTH.to_vec(), |site| vec![site])
     }
 
     /// Refuses names that the configuration doesn't have, and what this release cannot do with them.

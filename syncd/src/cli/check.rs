@@ -52,18 +52,21 @@ struct OutsideKey {
 
 pub(super) async fn check(common: &Common, config: &Config) -> Result<(), Failure> {
     let connectors = config.open(&Registry::built_in())?;
+    let sites = common.sites(config);
     let mut all = Vec::with_capacity(connectors.len());
     for (channel, connector) in config.channels.iter().zip(connectors) {
         if common.channel.as_ref().is_some_and(|only| *only != channel.name) {
             continue;
         }
-        let (mut findings, mut error) = match connector.check().await {
+        let (mut findings, mut error) = match connector.check(&sites).await {
             Ok(findings) => (findings, None),
             Err(error) => (Vec::new(), Some(error)),
         };
         let can_run = error.is_none() && !findings.iter().any(|finding| finding.fatal);
         let mut outside_snapshot = Vec::new();
-        for site in Site::BOTH.into_iter().filter(|site| can_run && !channel.snapshot.names(*site)) {
+        // Whether only one of the two has a key takes both.
+        let counts = can_run && sites.len() == 2;
+        for site in Site::BOTH.into_iter().filter(|site| counts && !channel.snapshot.names(*site)) {
             match outside(connector.as_ref(), channel, site).await {
                 Ok(found) => outside_snapshot.extend(found),
                 Err(failed) if failed.kind() == ErrorKind::Setup => {

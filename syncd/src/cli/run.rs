@@ -12,7 +12,7 @@ use super::args::Common;
 use super::{Failure, logging, output, progress};
 use crate::api;
 use crate::config::Config;
-use crate::engine::Daemon;
+use crate::engine::{Daemon, StartError};
 use crate::registry::Registry;
 use crate::status::Control;
 
@@ -24,11 +24,6 @@ const DRAIN_MAX: Duration = Duration::from_secs(8);
 const INTERFACE_DRAIN_MAX: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(common: &Common, config: &Config) -> Result<(), Failure> {
-    if let Some(site) = &common.site {
-        return Err(Failure::Usage(format!(
-            "--site `{site}` is not in this release: one process serves both sites"
-        )));
-    }
     if common.channel.is_some() {
         return Err(Failure::Usage("`syncd run` runs every channel; `syncd pause` stops one".to_owned()));
     }
@@ -46,7 +41,10 @@ pub(super) async fn run(common: &Common, config: &Config) -> Result<(), Failure>
         .local_addr()
         .map_err(|error| Failure::Failed(format!("no address to listen at: {error}")))?;
     let engine =
-        Daemon::start(config, connectors).await.map_err(|error| Failure::Failed(error.to_string()))?;
+        Daemon::start_at(config, connectors, common.site(config)).await.map_err(|error| match error {
+            StartError::EmbeddedLog | StartError::OneWay { .. } => Failure::Usage(error.to_string()),
+            error => Failure::Failed(error.to_string()),
+        })?;
 
     let (stop, stopped) = oneshot::channel::<()>();
     let control: Arc<dyn Control> = engine.clone();

@@ -15,7 +15,7 @@ use causeway_core::{
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, trace, warn};
 
@@ -32,7 +32,7 @@ use super::redos::{SentUnits, Units};
 use super::restart::{
     SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
 };
-use super::shared::{Ask, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
+use super::shared::{Asks, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, shown, store_unavailable};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 use crate::owners::Owners;
@@ -51,9 +51,11 @@ pub(crate) struct ApplyTask {
     pub(crate) own: Option<PartitionId>,
     /// The target site's.
     pub(crate) shared: Arc<SiteShared>,
-    /// Reaches the origin's capture.
-    pub(crate) origin: mpsc::Sender<Ask>,
+    /// The way to the origin's capture.
+    pub(crate) origin: Asks,
     pub(crate) stats: Arc<DirectionStats>,
+    /// Of the other direction, where another process applies: the peer's log tells how far it is.
+    pub(crate) reverse: Option<Arc<DirectionStats>>,
     /// A key that both sites had before: the origin's wins.
     pub(crate) origin_wins: bool,
     /// The snapshot names both sites: what the origin lacks is gone there.
@@ -87,6 +89,8 @@ const REJECTED_WAIT: Duration = Duration::from_secs(1);
 const ENDED_WAIT: Duration = Duration::from_secs(1);
 /// Of the log, at a time, while something in it is waited for.
 const READ_BYTES: usize = 1 << 20;
+/// By the log a snapshot is asked for again after this time: whoever had read it may have died.
+const SNAPSHOT_ASKED_AGAIN: Duration = Duration::from_secs(60);
 /// How often it is seen whether the target's own capture has caught up.
 const CAUGHT_UP_WAIT: Duration = Duration::from_millis(100);
 /// While so many keys are asked for and not in the log, no more is taken from it.
@@ -284,10 +288,12 @@ impl ApplyTask {
                 continue;
             }
             if !std::mem::replace(&mut asked, true) {
-                self.origin.send(Ask::Snapshot { gap: true }).await.map_err(|_| EngineError::Stopped)?;
+                self.origin.snapshot(true).await?;
             }
+            let by_log = matches!(self.origin, Asks::ByLog(_));
             tokio::select! {
                 biased;
+                () = tokio::time::sleep(SNAPSHOT_ASKED_AGAIN), if by_log => asked = false,
                 () = self.log.wait_beyond(&self.partition, at) => {
                     if self.log.bounds(&self.partition).end <= at {
                         return Err(EngineError::Stopped);
@@ -308,9 +314,7 @@ impl ApplyTask {
         }
         warn!(partition = %self.partition, below = %seq, "gap: of the target's own log is damaged what has to be \
             decided with: a snapshot of the target closes it");
-        let full =
-            || unavailable(self, "ask the target's capture for a snapshot", "it does not answer".to_owned());
-        shared.ask.try_send(Ask::Snapshot { gap: true }).map_err(|_| full())?;
+        shared.ask.try_snapshot(true)?;
         shared.lost_below.fetch_max(seq.0, Ordering::SeqCst);
         Ok(())
     }
@@ -392,7 +396,7 @@ async fn reaches(task: &ApplyTask, applied: Seq) -> Result<(), EngineError> {
 }
 
 /// Whom was asked, what waits for it, for which keys, and whether their states are in the log.
-type Answered = (mpsc::Sender<Ask>, Seq, Vec<Key>, bool);
+type Answered = (Asks, Seq, Vec<Key>, bool);
 type Refreshing = futures_util::future::BoxFuture<'static, Answered>;
 
 /// What is known while one connection to the target lasts.
@@ -594,15 +598,13 @@ impl Reign {
 
     /// Asks `capture`, the origin's mostly, for states of `keys`. Until they are in its log, `pin` is not
     /// settled.
-    pub(crate) fn ask(&mut self, capture: &mpsc::Sender<Ask>, pin: Seq, keys: Vec<Key>) {
+    pub(crate) fn ask(&mut self, capture: &Asks, pin: Seq, keys: Vec<Key>) {
         debug!(%pin, keys = keys.len(), "asked for states");
         self.pins.push(pin);
         self.asked += keys.len();
         let capture = capture.clone();
         self.refreshing.push(Box::pin(async move {
-            let (done, durable) = oneshot::channel();
-            let asked = capture.send(Ask::Refresh { keys: keys.clone(), done }).await.is_ok();
-            let answered = asked && durable.await.is_ok();
+            let answered = capture.states(keys.clone()).await;
             if !answered {
                 // Capture was opened anew meanwhile, or is about to end.
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -611,8 +613,13 @@ impl Reign {
         }));
     }
 
-    /// Asks the target's own capture.
-    pub(crate) fn ask_own(&mut self, task: &ApplyTask, pin: Seq, keys: Vec<Key>) {
+    /// Asks the target's own capture for what the origin wants.
+    pub(crate) fn ask_own(&mut self, task: &ApplyTask, pin: Seq, mut keys: Vec<Key>) {
+        let named = keys.len();
+        keys.retain(|key| !key.name.is_empty());
+        if keys.len() < named && task.shared.ask.try_snapshot(true).is_err() {
+            warn!(partition = %task.partition, "capture takes no question now: the origin asks again");
+        }
         if !keys.is_empty() && task.own.is_some() {
             self.ask(&task.shared.ask, pin, keys);
         }
@@ -743,7 +750,12 @@ impl Reign {
             in_group = change.group.is_some_and(|group| !group.last);
             bytes += change.cost();
             if change.op == Op::Position {
-                if restart_point(&change).is_some_and(|point| ends_sweep(&point, change.seq)) {
+                let point = restart_point(&change);
+                if let (Some(reverse), Some(point)) = (&task.reverse, &point) {
+                    reverse.settled_below.store(point.settled, Ordering::SeqCst);
+                    task.stats.snapshot_told(point.snapshot.as_ref());
+                }
+                if point.is_some_and(|point| ends_sweep(&point, change.seq)) {
                     self.ask_own(task, self.marker.applied, wanted);
                     return self.swept(task, target, changes, way, change).await;
                 }
@@ -1101,7 +1113,7 @@ impl Reign {
             self.unpin(change.seq);
         } else if task.own.is_some() {
             // The origin gets back what it lacks now.
-            task.shared.ask.send(Ask::Snapshot { gap: false }).await.map_err(|_| EngineError::Stopped)?;
+            task.shared.ask.snapshot(false).await?;
         } else {
             warn!(partition = %task.partition, "dropped: the sites differ until a repair");
         }

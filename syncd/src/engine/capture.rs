@@ -153,6 +153,7 @@ async fn carry(
             Some((appended, batch)) = capture.under_way.next() => capture.durable(task, source, appended?, batch),
             Some(ask) = task.asks.recv() => match ask {
                 Ask::Refresh { keys, done } => capture.refresh_keys(source, keys, Some(done)).await?,
+                Ask::Peer { keys, done } => capture.hand_on(task, &keys, done).await?,
                 Ask::Snapshot { gap } => {
                     task.stats.gaps_total.fetch_add(u64::from(gap), Ordering::SeqCst);
                     capture.snapshot_asked = Some(gap);
@@ -275,7 +276,7 @@ impl Capture {
         }
         task.shared.low.store(found.low.0, Ordering::SeqCst);
         task.shared.settled.store(found.point.settled, Ordering::SeqCst);
-        *lock(&task.stats.snapshot) = found.point.snapshot.clone();
+        task.stats.snapshot_told(found.point.snapshot.as_ref());
         task.stats.data_end.store(found.last_data.map_or(0, |seq| seq.next().0), Ordering::SeqCst);
         task.stats.position_offset.store(found.position_offset.0, Ordering::SeqCst);
         if damaged {
@@ -431,6 +432,26 @@ impl Capture {
             }
             task.log.append(&task.partition, changes).await?.await?;
         }
+    }
+
+    /// As [`ask_peer`](Capture::ask_peer), for our applier, whose peer is of another process.
+    async fn hand_on(
+        &mut self,
+        task: &CaptureTask,
+        keys: &[Key],
+        done: oneshot::Sender<()>,
+    ) -> Result<(), EngineError> {
+        let mut done = Some(done);
+        let mut chunks = keys.chunks(REFRESHES).peekable();
+        while let Some(keys) = chunks.next() {
+            // Our store may well hold it: of a snapshot's row it takes nothing away.
+            let ask = |key| Change { uncertain: true, ..self.refresh(task, key) };
+            let changes = keys.iter().map(ask).collect();
+            let answers =
+                if chunks.peek().is_none() { done.take().into_iter().collect() } else { Vec::new() };
+            self.append(task, Batch { changes, answers, ..Batch::default() }).await?;
+        }
+        Ok(())
     }
 
     /// The store came back, perhaps older than it was: every key that our log names with `seen` at or above
@@ -764,7 +785,7 @@ impl Capture {
         batch.is_position = true;
         self.bytes_since_position = 0;
         self.low_told = self.low;
-        *lock(&task.stats.snapshot) = self.point.snapshot.clone();
+        task.stats.snapshot_told(self.point.snapshot.as_ref());
     }
 
     /// Writes the restart point, which is also how the peer learns our `low`.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use causeway_core::{Connector, Error as StoreError, ErrorKind, Finding, Key, Op, Seq, Site, Space};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -18,10 +18,11 @@ use super::conflicts::{ConflictLog, Conflicts};
 use super::dead_letters::DeadLetters;
 use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
 use super::pauses::{Answers, Begun, Pauses};
+use super::peer_log::PeerLog;
 use super::recent::{Recent, TOUCH_COST};
-use super::shared::{Ask, DirectionStats, Flag, SiteShared, Trouble, lock};
+use super::shared::{Ask, Asks, DirectionStats, Flag, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, sweep};
-use crate::config::{Channel, Config, LogStore};
+use crate::config::{Channel, Config, Direction, LogStore};
 use crate::log::{self, EmbeddedLog, EmbeddedOptions, KafkaLog, KafkaOptions, Log, Offset, PartitionId};
 use crate::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
@@ -42,6 +43,18 @@ const RATES_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// One site alone, and the log is of this process.
+    #[error("--site needs log.kind = \"kafka\": with the embedded log one process serves both sites")]
+    EmbeddedLog,
+    /// One site alone, of a channel where only one of them writes a log.
+    #[error(
+        "--site: the channel {channel} goes one way, and the two daemons would not hear of each other: one process \
+         serves both of its sites; put it into a link of its own that runs without --site"
+    )]
+    OneWay {
+        /// Its name.
+        channel: String,
+    },
     /// The change log: its folder is in use, or cannot be read.
     #[error(transparent)]
     Log(#[from] log::Error),
@@ -58,10 +71,12 @@ pub enum StartError {
     Metrics(String),
 }
 
-/// The running engine: every channel of one link, both sites.
+/// The running engine: every channel of one link, of both sites or of one.
 pub struct Daemon {
     link: String,
     sites: [String; 2],
+    /// The one site that is served; `None`: both.
+    site: Option<Site>,
     channels: Vec<ChannelRun>,
     log: Arc<dyn Log>,
     dead_letters: Arc<DeadLetters>,
@@ -95,6 +110,8 @@ struct DirectionRun {
     conflicts: Arc<Conflicts>,
     /// Of the origin.
     shared: Arc<SiteShared>,
+    /// The way to the origin's capture.
+    origin: Asks,
     answers: mpsc::Sender<HeldAnswer>,
     /// The channel goes the other way, too.
     both: bool,
@@ -164,6 +181,30 @@ impl Daemon {
         config: &Config,
         connectors: Vec<Arc<dyn Connector>>,
     ) -> Result<Arc<Daemon>, StartError> {
+        Daemon::start_at(config, connectors, None).await
+    }
+
+    /// As [`start`](Daemon::start), but captures from the stores of `site` alone, and applies into them alone: a
+    /// daemon elsewhere serves the other site. The two meet in the log, which is in Kafka, and every channel goes
+    /// both ways.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Daemon::start), and where one of the two is otherwise.
+    pub async fn start_at(
+        config: &Config,
+        connectors: Vec<Arc<dyn Connector>>,
+        site: Option<Site>,
+    ) -> Result<Arc<Daemon>, StartError> {
+        if site.is_some() {
+            if matches!(config.log.store, LogStore::Embedded { .. }) {
+                return Err(StartError::EmbeddedLog);
+            }
+            let one_way = config.channels.iter().find(|channel| channel.direction != Direction::Both);
+            if let Some(channel) = one_way {
+                return Err(StartError::OneWay { channel: channel.name.clone() });
+            }
+        }
         let dir = &config.log.dir;
         let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(folder)?;
@@ -201,7 +242,7 @@ impl Daemon {
         };
         let clocks: [Clock; 2] = [Arc::new(unix_ms), Arc::new(unix_ms)];
         let conflicts = ConflictLog::open(&dir.join("conflicts"), config.conflicts).map_err(folder)?;
-        let daemon = Daemon::start_on(config, connectors, log, Some(conflicts), clocks).await?;
+        let daemon = Daemon::start_on(config, connectors, site, log, Some(conflicts), clocks).await?;
         *lock(&daemon.folder_lock) = folder_lock;
         Ok(daemon)
     }
@@ -210,6 +251,7 @@ impl Daemon {
     pub(crate) async fn start_on(
         config: &Config,
         connectors: Vec<Arc<dyn Connector>>,
+        site: Option<Site>,
         log: Arc<dyn Log>,
         conflicts: Option<Arc<ConflictLog>>,
         clocks: [Clock; 2],
@@ -220,6 +262,7 @@ impl Daemon {
         let mut daemon = Daemon {
             link: config.link.clone(),
             sites: config.sites.clone(),
+            site,
             channels: Vec::new(),
             log,
             dead_letters: Arc::new(dead_letters),
@@ -254,18 +297,20 @@ impl Daemon {
         tasks: &mut JoinSet<()>,
     ) -> ChannelRun {
         let paused = watch::Sender::new(lock(&self.pauses).contains(&channel.name));
-        let (asks, receivers): (Vec<_>, Vec<_>) =
+        let (channel_asks, receivers): (Vec<_>, Vec<_>) =
             Site::BOTH.map(|_| mpsc::channel::<Ask>(16)).into_iter().unzip();
-        let shared: Vec<_> = asks
+        let shared: Vec<_> = channel_asks
             .iter()
             .map(|ask| {
                 let recent = Recent::new(shares.spill_dir.clone(), shares.remembered_max);
-                Arc::new(SiteShared::new(ask.clone(), recent))
+                Arc::new(SiteShared::new(Asks::Here(ask.clone()), recent))
             })
             .collect();
         let partition = |site: Site| partition(&channel.name, &self.sites[site.index()]);
         let cleared = Arc::new(Flag::default());
         let channel_stop = self.stop.child_token();
+        let all_stats = Site::BOTH.map(|_| Arc::new(DirectionStats::default()));
+        let serves = |site: Site| self.serves(site);
         let mut directions = Vec::new();
         for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
             if !channel.direction.carries(from) {
@@ -273,7 +318,11 @@ impl Daemon {
             }
             let to = from.peer();
             let both = channel.direction.carries(to);
-            let stats = Arc::new(DirectionStats::default());
+            let stats = Arc::clone(&all_stats[from.index()]);
+            let origin = match serves(from) {
+                true => Asks::Here(channel_asks[from.index()].clone()),
+                false => Asks::ByLog(channel_asks[to.index()].clone()),
+            };
             let labels = Metrics::labels(&channel.name, &self.sites[from.index()], &self.sites[to.index()]);
             let capture = CaptureTask {
                 channel: channel.name.clone(),
@@ -300,8 +349,9 @@ impl Daemon {
                 partition: partition(from),
                 own: both.then(|| partition(to)),
                 shared: Arc::clone(&shared[to.index()]),
-                origin: shared[from.index()].ask.clone(),
+                origin: origin.clone(),
                 stats: Arc::clone(&stats),
+                reverse: (!serves(from)).then(|| Arc::clone(&all_stats[to.index()])),
                 origin_wins: channel.existing.is_none_or(|site| site == from),
                 sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
                 items_max: channel.batch.items_max,
@@ -321,7 +371,7 @@ impl Daemon {
             };
             let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
             let clear = Arc::clone(&cleared);
-            tasks.spawn(async move {
+            let captures = async move {
                 if clear.wait_or(&stop).await {
                     let result = capture.run(stop.clone()).await;
                     if let Err(EngineError::Log(log::Error::Fenced { .. })) = &result {
@@ -330,20 +380,44 @@ impl Daemon {
                     }
                     ended("capture", result, &about.capture_error);
                 }
-            });
+            };
+            if serves(from) {
+                tasks.spawn(captures);
+            }
             let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
             let clear = Arc::clone(&cleared);
-            tasks.spawn(async move {
+            let applies = async move {
                 if clear.wait_or(&stop).await {
                     ended("apply", apply.run().await, &about.apply_error);
                 }
-            });
+            };
+            if serves(to) {
+                tasks.spawn(applies);
+            }
+            if !serves(from) {
+                let peer_log = PeerLog {
+                    log: Arc::clone(&self.log),
+                    partition: partition(from),
+                    peer: Arc::clone(&shared[from.index()]),
+                    theirs: Arc::clone(&stats),
+                    ours: Arc::clone(&all_stats[to.index()]),
+                };
+                let stop = channel_stop.clone();
+                tasks.spawn(async move {
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => {}
+                        () = peer_log.watch() => {}
+                    }
+                });
+            }
             directions.push(DirectionRun {
                 from,
                 partition: partition(from),
                 stats,
                 conflicts,
                 shared: Arc::clone(&shared[from.index()]),
+                origin,
                 answers,
                 both,
                 origin_wins: channel.existing.is_none_or(|site| site == from),
@@ -356,6 +430,7 @@ impl Daemon {
         let preflight = Preflight {
             channel: channel.name.clone(),
             connector,
+            sites: Site::BOTH.into_iter().filter(|site| serves(*site)).collect(),
             known,
             stats: directions.iter().map(|direction| Arc::clone(&direction.stats)).collect(),
             cleared,
@@ -417,12 +492,22 @@ impl Daemon {
     /// Forgets what is settled at the target, is no longer remembered at the origin, and lies before the
     /// newest restart point.
     async fn forget(&self) {
-        for direction in self.channels.iter().flat_map(|channel| &channel.directions) {
+        // What the other site wrote its own daemon forgets.
+        let served =
+            self.channels.iter().flat_map(|channel| &channel.directions).filter(|d| self.serves(d.from));
+        for direction in served {
             let stats = &direction.stats;
             let remembered = lock(&direction.shared.recent).oldest();
-            let mut below =
-                stats.settled_offset.load(Ordering::SeqCst).min(stats.position_offset.load(Ordering::SeqCst));
+            let mut below = stats.position_offset.load(Ordering::SeqCst);
             let trimmed = async {
+                let settled = match self.serves(direction.from.peer()) {
+                    true => stats.settled_offset.load(Ordering::SeqCst),
+                    false => {
+                        let settled = Seq(stats.settled_below.load(Ordering::SeqCst));
+                        self.log.locate(&direction.partition, settled).await?.0
+                    }
+                };
+                below = below.min(settled);
                 if let Some(snapshot) = stats.in_snapshot().filter(|s| s.sweep && !self.log.is_full()) {
                     // The sweep at its end looks at all that it named.
                     below = below.min(self.log.locate(&direction.partition, Seq(snapshot.first)).await?.0);
@@ -436,6 +521,11 @@ impl Daemon {
                 warn!(partition = %direction.partition, %error, "retention");
             }
         }
+    }
+
+    /// Whether the stores of `site` are this daemon's.
+    fn serves(&self, site: Site) -> bool {
+        self.site.is_none_or(|served| served == site)
     }
 
     fn channel(&self, name: &str) -> Result<&ChannelRun, ControlError> {
@@ -513,11 +603,7 @@ impl Daemon {
                 if keys.is_empty() {
                     continue;
                 }
-                let (done, durable) = oneshot::channel();
-                let asked = async {
-                    let sent = direction.shared.ask.send(Ask::Refresh { keys, done }).await.is_ok();
-                    sent && durable.await.is_ok()
-                };
+                let asked = direction.origin.states(keys);
                 if !tokio::time::timeout(ANSWER_AT_MOST, asked).await.unwrap_or(false) {
                     return Err(ControlError::Failed(format!(
                         "{}: {from} was not reached, and has to be asked for the keys; nothing is acknowledged: try \
@@ -561,6 +647,8 @@ fn key_of(letter: &DeadLetter) -> Option<Key> {
 struct Preflight {
     channel: String,
     connector: Arc<dyn Connector>,
+    /// Those that are served.
+    sites: Vec<Site>,
     /// The log knows the channel: a store that is away now is no reason to let the other one's stream pass.
     known: bool,
     stats: Vec<Arc<DirectionStats>>,
@@ -575,7 +663,7 @@ impl Preflight {
                 let trouble = Trouble::of(error);
                 Trouble { text: format!("before the start: {}", trouble.text), ..trouble }
             };
-            let trouble = match self.connector.check().await {
+            let trouble = match self.connector.check(&self.sites).await {
                 Ok(findings) => {
                     let fatal = findings.into_iter().find(|finding| finding.fatal);
                     fatal.map(|finding| Trouble { text: text(&finding), setup: true })
@@ -666,10 +754,12 @@ impl Control for Daemon {
     }
 
     async fn snapshot(&self, channel: &str) -> Result<(), ControlError> {
-        let directions: Vec<_> = self.channel(channel)?.directions.iter().filter(|d| d.snapshot).collect();
+        let served = |direction: &&DirectionRun| direction.snapshot && self.serves(direction.from);
+        let directions: Vec<_> = self.channel(channel)?.directions.iter().filter(served).collect();
         if directions.is_empty() {
+            let here = if self.site.is_some() { ", or another daemon serves it" } else { "" };
             return Err(ControlError::Refused(format!(
-                "{channel}: `snapshot` names no site whose changes are carried"
+                "{channel}: `snapshot` names no site whose changes are carried{here}"
             )));
         }
         if directions.iter().any(|direction| direction.stats.in_snapshot().is_some()) {
@@ -677,9 +767,8 @@ impl Control for Daemon {
         }
         for direction in directions {
             direction
-                .shared
-                .ask
-                .try_send(Ask::Snapshot { gap: false })
+                .origin
+                .try_snapshot(false)
                 .map_err(|_| ControlError::Failed(format!("{channel}: capture does not answer")))?;
         }
         Ok(())

@@ -118,7 +118,7 @@ impl Known {
                         _ => known.peer_from = change.seq,
                     }
                 }
-                if log == 0 && change.op == Op::Refresh && change.seq >= answered {
+                if log == 0 && change.op == Op::Refresh && !change.uncertain && change.seq >= answered {
                     let digest = key_digest(&change.key);
                     if change.seq < first {
                         known.awaited.insert(digest, change.key);

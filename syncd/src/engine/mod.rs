@@ -17,6 +17,7 @@ mod metrics;
 mod order;
 mod own_log;
 mod pauses;
+mod peer_log;
 mod races;
 mod reader;
 mod recent;

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Token};
+use bytes::Bytes;
+use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Space, Token};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -47,8 +48,8 @@ pub(crate) struct SiteShared {
     pub(crate) settled: AtomicU64,
     /// Of this site's log, what cannot be read below this seq is known to be lost, and a snapshot was asked for.
     pub(crate) lost_below: AtomicU64,
-    /// Asks this site's capture for states.
-    pub(crate) ask: mpsc::Sender<Ask>,
+    /// The way to this site's capture.
+    pub(crate) ask: Asks,
 }
 
 /// What a site's capture can be asked for.
@@ -58,10 +59,58 @@ pub(crate) enum Ask {
     Refresh { keys: Vec<Key>, done: oneshot::Sender<()> },
     /// A snapshot anew, with a sweep; `gap` if it closes one.
     Snapshot { gap: bool },
+    /// A `refresh` of `keys` in the log, by which the peer is asked for their states; answered once it is durable.
+    Peer { keys: Vec<Key>, done: oneshot::Sender<()> },
+}
+
+/// The way to a capture.
+#[derive(Debug, Clone)]
+pub(crate) enum Asks {
+    /// It runs in this process.
+    Here(mpsc::Sender<Ask>),
+    /// It runs in another one: its peer, which this reaches, asks for it in the log.
+    ByLog(mpsc::Sender<Ask>),
+}
+
+impl Asks {
+    /// As [`Ask::Refresh`]; whether it was answered. By the log that is once the question is durable, as
+    /// whoever reads it answers it.
+    pub(crate) async fn states(&self, keys: Vec<Key>) -> bool {
+        let (done, durable) = oneshot::channel();
+        let sent = match self {
+            Asks::Here(capture) => capture.send(Ask::Refresh { keys, done }).await,
+            Asks::ByLog(capture) => capture.send(Ask::Peer { keys, done }).await,
+        };
+        sent.is_ok() && durable.await.is_ok()
+    }
+
+    /// As [`Ask::Snapshot`], once there is room for the question. By the log it may be lost all the same.
+    pub(crate) async fn snapshot(&self, gap: bool) -> Result<(), EngineError> {
+        let (capture, ask) = self.snapshot_ask(gap);
+        capture.send(ask).await.map_err(|_| EngineError::Stopped)
+    }
+
+    /// As [`snapshot`](Asks::snapshot), where that can be asked for at once.
+    pub(crate) fn try_snapshot(&self, gap: bool) -> Result<(), EngineError> {
+        let (capture, ask) = self.snapshot_ask(gap);
+        let full =
+            || EngineError::unavailable("ask for a snapshot", "capture", "it does not answer".to_owned());
+        capture.try_send(ask).map_err(|_| full())
+    }
+
+    fn snapshot_ask(&self, gap: bool) -> (&mpsc::Sender<Ask>, Ask) {
+        match self {
+            Asks::Here(capture) => (capture, Ask::Snapshot { gap }),
+            Asks::ByLog(capture) => {
+                let everything = Key { space: Space::Whole, name: Bytes::new() };
+                (capture, Ask::Peer { keys: vec![everything], done: oneshot::channel().0 })
+            }
+        }
+    }
 }
 
 impl SiteShared {
-    pub(crate) fn new(ask: mpsc::Sender<Ask>, recent: Recent) -> Self {
+    pub(crate) fn new(ask: Asks, recent: Recent) -> Self {
         SiteShared {
             recent: Mutex::new(recent),
             on_the_way: Mutex::default(),
@@ -271,6 +320,8 @@ pub(crate) struct DirectionStats {
     pub(crate) position_offset: AtomicU64,
     /// Everything before this place of the log is settled.
     pub(crate) settled_offset: AtomicU64,
+    /// Every seq below is settled, as the target's own log tells: where another process applies.
+    pub(crate) settled_below: AtomicU64,
     pub(crate) capture_connected: AtomicBool,
     pub(crate) apply_connected: AtomicBool,
     /// What the source does less well than it could.
@@ -403,6 +454,11 @@ impl DirectionStats {
         let oldest = lock(&self.waiting).oldest(Seq(self.applied_below.load(Ordering::SeqCst)));
         let age = || oldest.map(|oldest| now.saturating_sub(oldest) as f64 / 1000.0);
         Lag { changes, seconds: if waits { age() } else { changes.map(|_| 0.0) } }
+    }
+
+    /// Notes what a restart point in the log says of the snapshot.
+    pub(crate) fn snapshot_told(&self, told: Option<&SnapshotPoint>) {
+        *lock(&self.snapshot) = told.cloned();
     }
 
     /// The snapshot, as long as its rows are not all applied, or the sweep after it is not done: the sweep

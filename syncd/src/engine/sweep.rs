@@ -201,7 +201,8 @@ async fn named(
     let mut sweep_all = task.sweep_all && task.own.is_none();
     let stop = task.log.locate(&task.partition, end.seq).await?;
     let mut note = |change: &Change, now: bool| {
-        if change.key.name.is_empty() || !(change.op.is_data() || change.op == Op::Refresh) {
+        let is_word = change.op.is_data() || (change.op == Op::Refresh && !change.uncertain);
+        if change.key.name.is_empty() || !is_word {
             return;
         }
         let mut name = |key: &Key| {

@@ -18,7 +18,7 @@ use crate::config::{Config, Conflict};
 use crate::engine::Daemon;
 use crate::owners::{Owners, TenantKey};
 use crate::registry::Registry;
-use crate::status::{Control as _, Phase};
+use crate::status::{Control as _, DirectionStatus, Phase};
 
 /// After the last fault everything has to be carried within this time.
 const DRAIN_AT_MOST: u64 = 900_000;
@@ -53,7 +53,8 @@ struct Driver {
     connector: Arc<dyn Connector>,
     disk: Arc<Disk>,
     config: Config,
-    process: Option<Process>,
+    /// One that serves both sites, or one for each.
+    processes: Vec<Option<Process>>,
     /// What has to end, by its time.
     agenda: BTreeMap<(u64, u64), Ending>,
     planned: u64,
@@ -65,7 +66,7 @@ struct Driver {
 enum Ending {
     Start(Site, bool),
     Clear(Site),
-    Process,
+    Process(usize),
 }
 
 /// Runs one plan in a runtime of its own, whose clock stands still while anything is to do.
@@ -119,6 +120,7 @@ impl Driver {
             }
         }
         Driver {
+            processes: (0..if plan.apart { 2 } else { 1 }).map(|_| None).collect(),
             plan,
             world: Arc::clone(world),
             memory,
@@ -126,7 +128,6 @@ impl Driver {
             connector: Arc::new(line),
             disk: Arc::default(),
             config,
-            process: None,
             agenda: BTreeMap::new(),
             planned: 0,
             down: [false; 2],
@@ -142,10 +143,12 @@ impl Driver {
         for site in Site::BOTH {
             self.memory.limit_backlog(site, self.plan.backlog_max);
         }
-        self.start().await;
+        for seat in 0..self.processes.len() {
+            self.start(seat).await;
+        }
         // What is not copied counts from when capture has its first place in the stream.
         let mut waited = 0;
-        while !self.process.as_ref().is_some_and(|process| process.daemon.ready()) {
+        while !self.processes.iter().all(|one| one.as_ref().is_some_and(|process| process.daemon.ready())) {
             tokio::time::sleep(Duration::from_millis(10)).await;
             waited += 1;
             if waited > 10_000 {
@@ -190,7 +193,7 @@ impl Driver {
                     self.down[site.index()] = false;
                 }
                 Ending::Clear(site) => self.memory.clear(site),
-                Ending::Process => self.start().await,
+                Ending::Process(seat) => self.start(seat).await,
             }
         }
         if until < u64::MAX {
@@ -230,20 +233,24 @@ impl Driver {
                 self.end_later(time, Ending::Clear(site));
             }
             Do::Kill(down) => {
-                if let Some(process) = self.process.take() {
-                    process.log.crash();
-                    process.daemon.kill().await;
-                    self.end_later(down, Ending::Process);
+                for seat in self.victims() {
+                    if let Some(process) = self.processes[seat].take() {
+                        process.log.crash();
+                        process.daemon.kill().await;
+                        self.end_later(down, Ending::Process(seat));
+                    }
                 }
             }
             Do::Restart => {
-                if let Some(process) = self.process.take() {
-                    process.daemon.stop().await;
-                    self.start().await;
+                for seat in self.victims() {
+                    if let Some(process) = self.processes[seat].take() {
+                        process.daemon.stop().await;
+                        self.start(seat).await;
+                    }
                 }
             }
             Do::Snapshot => {
-                if let Some(process) = &self.process {
+                for process in self.processes.iter().flatten() {
                     let _refused = process.daemon.snapshot(CHANNEL).await;
                 }
             }
@@ -271,33 +278,55 @@ impl Driver {
         }
     }
 
-    async fn start(&mut self) {
-        let log = SimLog::open(&self.world, &self.disk, &self.config.sites);
+    /// Which processes a fault hits.
+    fn victims(&self) -> Vec<usize> {
+        match self.plan.apart.then(|| self.world.random(|random| random.below(3))) {
+            None | Some(0) => vec![0],
+            Some(1) => vec![1],
+            Some(_) => vec![0, 1],
+        }
+    }
+
+    async fn start(&mut self, seat: usize) {
+        let served = self.plan.apart.then(|| Site::BOTH[seat]);
+        let log = SimLog::open(&self.world, &self.disk, &self.config.sites, served);
         let clocks = Site::BOTH.map(|site| self.world.clock(Of::Capture, site));
         let connectors = vec![Arc::clone(&self.connector)];
-        match Daemon::start_on(&self.config, connectors, Arc::clone(&log) as _, None, clocks).await {
-            Ok(daemon) => self.process = Some(Process { daemon, log }),
+        match Daemon::start_on(&self.config, connectors, served, Arc::clone(&log) as _, None, clocks).await {
+            Ok(daemon) => self.processes[seat] = Some(Process { daemon, log }),
             Err(error) => self.failures.push(format!("the daemon does not start: {error}")),
         }
     }
 
+    /// Each as the process says that captures it: of the other end it knows no more than the log says.
+    fn directions(&self) -> Vec<DirectionStatus> {
+        let mut told = Vec::new();
+        for (seat, process) in self.processes.iter().flatten().enumerate() {
+            let mut channels = process.daemon.status().channels;
+            let directions = channels.iter_mut().flat_map(|channel| channel.directions.drain(..));
+            let site = &self.config.sites[seat];
+            told.extend(directions.filter(|direction| !self.plan.apart || direction.from == *site));
+        }
+        told
+    }
+
     async fn drain(&mut self) -> bool {
-        let Some(process) = &self.process else { return false };
+        if self.processes.iter().any(Option::is_none) {
+            return false;
+        }
         let (begin, mut since) = (self.world.elapsed(), self.world.elapsed());
         while self.world.elapsed() - since < QUIET {
             tokio::time::sleep(super::line::MOMENT).await;
-            let status = process.daemon.status();
-            let mut directions = status.channels.iter().flat_map(|channel| &channel.directions);
+            let directions = self.directions();
             let quiet = directions
+                .iter()
                 .all(|d| d.phase == Phase::Streaming && d.lag.changes == Some(0) && d.error.is_none());
             if !quiet {
                 since = self.world.elapsed();
             }
             if self.world.elapsed() - begin > DRAIN_AT_MOST {
-                let stuck: Vec<String> = status
-                    .channels
+                let stuck: Vec<String> = directions
                     .iter()
-                    .flat_map(|channel| &channel.directions)
                     .map(|d| {
                         let Some(error) = d.error.as_ref().or(d.held.as_ref()) else {
                             return format!("{} {:?} lag {:?}", d.from, d.phase, d.lag.changes);

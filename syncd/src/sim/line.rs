@@ -73,9 +73,9 @@ impl Connector for Line {
         self.memory.carries(key)
     }
 
-    async fn check(&self) -> Result<Vec<Finding>> {
+    async fn check(&self, sites: &[Site]) -> Result<Vec<Finding>> {
         self.world.take_time(Step::Connect, Site::First).await;
-        self.memory.check().await
+        self.memory.check(sites).await
     }
 
     async fn cleanup(&self, site: Site) -> Result<u64> {

@@ -21,6 +21,7 @@ const BLOCK: u64 = 16;
 #[derive(Default)]
 pub(super) struct Disk {
     partitions: Mutex<BTreeMap<PartitionId, Partition>>,
+    changed: Notify,
 }
 
 #[derive(Default)]
@@ -63,7 +64,8 @@ pub(super) struct SimLog {
     world: Arc<World>,
     disk: Arc<Disk>,
     sites: [String; 2],
-    changed: Notify,
+    /// The site whose log this process writes; `None`: both.
+    served: Option<Site>,
     queued: Notify,
     closed: AtomicBool,
     writers: Mutex<BTreeMap<PartitionId, AbortHandle>>,
@@ -71,12 +73,17 @@ pub(super) struct SimLog {
 }
 
 impl SimLog {
-    pub(super) fn open(world: &Arc<World>, disk: &Arc<Disk>, sites: &[String; 2]) -> Arc<SimLog> {
+    pub(super) fn open(
+        world: &Arc<World>,
+        disk: &Arc<Disk>,
+        sites: &[String; 2],
+        served: Option<Site>,
+    ) -> Arc<SimLog> {
         Arc::new_cyclic(|me| SimLog {
             world: Arc::clone(world),
             disk: Arc::clone(disk),
             sites: sites.clone(),
-            changed: Notify::new(),
+            served,
             queued: Notify::new(),
             closed: AtomicBool::new(false),
             writers: Mutex::default(),
@@ -87,7 +94,7 @@ impl SimLog {
     /// The process dies: of what is queued, some of the first appends are durable all the same.
     pub(super) fn crash(&self) {
         self.end_writers();
-        for (id, partition) in lock(&self.disk.partitions).iter_mut() {
+        for (id, partition) in lock(&self.disk.partitions).iter_mut().filter(|(id, _)| self.writes(id)) {
             let mut queued = std::mem::take(&mut partition.queued);
             let kept = self.world.random(|random| random.below(queued.len() as u64 + 1)) as usize;
             let torn = queued.split_off(kept);
@@ -102,7 +109,11 @@ impl SimLog {
     fn end_writers(&self) {
         self.closed.store(true, Ordering::SeqCst);
         lock(&self.writers).values().for_each(AbortHandle::abort);
-        self.changed.notify_waiters();
+        self.disk.changed.notify_waiters();
+    }
+
+    fn writes(&self, partition: &PartitionId) -> bool {
+        self.served.is_none_or(|served| served == self.site(partition))
     }
 
     fn site(&self, partition: &PartitionId) -> Site {
@@ -149,7 +160,7 @@ impl SimLog {
                 let _gone = append.done.send(Ok(first));
             }
         }
-        self.changed.notify_waiters();
+        self.disk.changed.notify_waiters();
     }
 }
 
@@ -201,7 +212,7 @@ impl Log for SimLog {
 
     async fn wait_beyond(&self, id: &PartitionId, end: Offset) {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.disk.changed.notified();
             if self.closed.load(Ordering::SeqCst) || self.bounds(id).end > end {
                 return;
             }
@@ -239,7 +250,7 @@ impl Log for SimLog {
 
     async fn close(&self) {
         let ids: Vec<PartitionId> = lock(&self.disk.partitions).keys().cloned().collect();
-        ids.iter().for_each(|id| self.commit(id, u64::MAX));
+        ids.iter().filter(|id| self.writes(id)).for_each(|id| self.commit(id, u64::MAX));
         self.end_writers();
     }
 }

@@ -31,6 +31,7 @@ pub(super) struct Plan {
     pub(super) collide: bool,
     /// The channel's `conflict` is `owner`.
     pub(super) owned: bool,
+    pub(super) apart: bool,
     pub(super) trim: bool,
     pub(super) pieces: bool,
 }
@@ -102,7 +103,10 @@ fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
 }
 
 impl Plan {
-    pub(super) fn draw(seed: u64, Options { collide, owned, gaps, trim, pieces, .. }: Options) -> Plan {
+    pub(super) fn draw(
+        seed: u64,
+        Options { collide, owned, apart, gaps, trim, pieces, .. }: Options,
+    ) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
         // One that breaks and is repeated tells of writes by what the keys hold, as after a gap.
         let gapless = collide && !gaps;
@@ -172,6 +176,7 @@ impl Plan {
             keep_alive,
             collide,
             owned,
+            apart,
             trim,
             pieces,
         }

@@ -42,6 +42,21 @@ fn concurrent_writes_of_who_owns_the_key_stand() {
     }
 }
 
+/// The same where each site has a daemon of its own, which knows of the other one what the logs say, and dies alone.
+#[test]
+fn daemons_of_two_sites_need_no_more_than_the_logs() {
+    for collide in [false, true] {
+        let begin = Instant::now();
+        let options = Options { collide, apart: true, ..Options::default() };
+        let lasting = |_: &u64| begin.elapsed() < Duration::from_secs(6);
+        for seed in [77_254].into_iter().chain(9_200_000..9_200_400).take_while(lasting) {
+            let verdict = run(seed, options);
+            let again = format!("scripts/simulate --apart --seed {seed} --trace, collide: {collide}");
+            assert!(verdict.failures.is_empty(), "{again}\n{}", verdict.failures.join("\n"));
+        }
+    }
+}
+
 /// The simulation finds out when a part of the rule is missing. `scripts/simulate --collide --off all` tells of all.
 #[test]
 fn a_missing_part_of_the_rule_is_found() {
