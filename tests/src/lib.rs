@@ -5,8 +5,6 @@ pub mod proxy;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{Read, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,6 +47,8 @@ pub struct Link {
     /// A program with its first words that becomes the daemon, from the next start on.
     pub launcher: Vec<String>,
     seat: Seat,
+    /// Of the daemon for `cloud`, where the one before serves `dc` alone.
+    other: Option<Seat>,
 }
 
 /// A folder and an address of their own for a daemon of the link, and the daemon, if it runs. Dropped, it is killed.
@@ -63,6 +63,43 @@ impl Seat {
     fn new() -> Result<Seat> {
         let dir = tempfile::Builder::new().prefix("causeway-story-").tempdir()?;
         Ok(Seat { dir, api: free_port()?, daemon: None })
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("syncd.toml")
+    }
+
+    /// One for another daemon with the configuration of this one.
+    fn another(&self) -> Result<Seat> {
+        let new = Seat::new()?;
+        let text = std::fs::read_to_string(self.config())?;
+        let text = text.replacen(&format!("127.0.0.1:{}", self.api), &format!("127.0.0.1:{}", new.api), 1);
+        std::fs::write(new.config(), text)?;
+        Ok(new)
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.daemon.as_ref().context("no daemon runs")?.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status()?;
+        ensure!(sent.success(), "kill -{name} failed");
+        Ok(())
+    }
+
+    fn status(&self) -> Result<Status> {
+        Ok(serde_json::from_str(&causeway_testkit::api::get(&self.address(), "/v1/status")?)?)
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.api)
+    }
+
+    fn syncd(&self, words: &[&str]) -> Result<Output> {
+        Ok(Command::new(program("syncd")?).args(words).arg("--config").arg(self.config()).output()?)
+    }
+
+    fn read(&self, file: &str) -> String {
+        let bytes = std::fs::read(self.dir.path().join(file)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     fn kill(&mut self) -> Result<()> {
@@ -103,13 +140,37 @@ impl Link {
             stores[0].url(),
             stores[1].url()
         )?;
-        std::fs::write(seat.dir.path().join("syncd.toml"), text)?;
-        Ok(Link { stores, environment: Vec::new(), launcher: Vec::new(), seat })
+        std::fs::write(seat.config(), text)?;
+        let mut link = Link { stores, environment: Vec::new(), launcher: Vec::new(), seat, other: None };
+        if setup.direction == "both" && !log.is_empty() && is_asked("CAUSEWAY_SITES", "apart") {
+            link.part()?;
+        }
+        Ok(link)
+    }
+
+    /// From the next start on a daemon for each site.
+    pub fn part(&mut self) -> Result<()> {
+        self.other = Some(self.seat.another()?);
+        Ok(())
+    }
+
+    /// Whether each site has its own daemon.
+    pub fn is_apart(&self) -> bool {
+        self.other.is_some()
+    }
+
+    /// What the daemon of one site, where each has its own, says of both.
+    pub fn status_at(&self, site: usize) -> Result<Status> {
+        self.seats().nth(site).context("one serves both")?.status()
+    }
+
+    fn seats(&self) -> impl Iterator<Item = &Seat> {
+        std::iter::once(&self.seat).chain(&self.other)
     }
 
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
-        self.seat.dir.path().join("syncd.toml")
+        self.seat.config()
     }
 
     /// The folder of the configuration file; the change log is in `data/log` there.
@@ -124,9 +185,11 @@ impl Link {
 
     /// Replaces `from` in the configuration, which has to have it.
     pub fn edit(&self, from: &str, to: &str) -> Result<()> {
-        let text = std::fs::read_to_string(self.config())?;
-        ensure!(text.contains(from), "`{from}` is not in the configuration");
-        std::fs::write(self.config(), text.replacen(from, to, 1))?;
+        for seat in self.seats() {
+            let text = std::fs::read_to_string(seat.config())?;
+            ensure!(text.contains(from), "`{from}` is not in the configuration");
+            std::fs::write(seat.config(), text.replacen(from, to, 1))?;
+        }
         Ok(())
     }
 
@@ -144,36 +207,44 @@ impl Link {
         Ok(lines)
     }
 
-    /// Starts the daemon; its log goes to `syncd.log` beside the configuration.
+    /// Starts the daemon, or both; the log goes to `syncd.log` beside the configuration.
     pub fn start(&mut self) -> Result<()> {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.seat.dir.path().join("syncd.log"))?;
+        self.start_at(0)?;
+        if self.other.is_some() { self.start_at(1) } else { Ok(()) }
+    }
+
+    /// Starts the daemon of one site, where each has its own; 0 is `dc`, or both.
+    pub fn start_at(&mut self, site: usize) -> Result<()> {
+        let apart = self.other.is_some();
+        let seat = if site == 0 { &mut self.seat } else { self.other.as_mut().context("one serves both")? };
+        let log =
+            std::fs::File::options().create(true).append(true).open(seat.dir.path().join("syncd.log"))?;
         let mut words: Vec<OsString> = self.launcher.iter().map(OsString::from).collect();
         words.push(program("syncd")?.into());
         let child = Command::new(&words[0])
             .args(&words[1..])
             .args(["run", "--config"])
-            .arg(self.config())
+            .arg(seat.config())
+            .args(apart.then_some(["--site", ["dc", "cloud"][site]]).into_iter().flatten())
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        self.seat.daemon = Some(child);
+        seat.daemon = Some(child);
         Ok(())
+    }
+
+    /// kill -9 for the daemon of one site, where each has its own.
+    pub fn kill_at(&mut self, site: usize) -> Result<()> {
+        if site == 0 { self.seat.kill() } else { self.other.as_mut().context("one serves both")?.kill() }
     }
 
     /// A seat for another daemon of this link, which begins with an empty folder; the one that had been there, with
     /// its daemon.
     pub fn take_another_seat(&mut self) -> Result<Seat> {
-        let new = Seat::new()?;
-        let text = std::fs::read_to_string(self.config())?;
-        let text =
-            text.replacen(&format!("127.0.0.1:{}", self.seat.api), &format!("127.0.0.1:{}", new.api), 1);
-        std::fs::write(new.dir.path().join("syncd.toml"), text)?;
+        let new = self.seat.another()?;
         Ok(self.sit(new))
     }
 
@@ -182,25 +253,27 @@ impl Link {
         std::mem::replace(&mut self.seat, seat)
     }
 
-    /// Sends the daemon a signal, by its name.
+    /// Sends the daemon, or both, a signal, by its name.
     pub fn signal(&self, name: &str) -> Result<()> {
-        let pid = self.pid()?.to_string();
-        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status()?;
-        ensure!(sent.success(), "kill -{name} failed");
-        Ok(())
+        self.seats().try_for_each(|seat| seat.signal(name))
     }
 
     /// kill -9, if it runs.
     pub fn kill(&mut self) -> Result<()> {
-        self.seat.kill()
+        self.seat.kill()?;
+        self.other.as_mut().map_or(Ok(()), Seat::kill)
     }
 
     /// SIGTERM; returns the exit code and how long it took.
     pub fn terminate(&mut self) -> Result<(Option<i32>, Duration)> {
         let began = Instant::now();
         self.signal("TERM")?;
-        let mut daemon = self.seat.daemon.take().context("no daemon runs")?;
-        Ok((daemon.wait()?.code(), began.elapsed()))
+        let mut code = Some(0);
+        for seat in std::iter::once(&mut self.seat).chain(&mut self.other) {
+            let ended = seat.daemon.take().context("no daemon runs")?.wait()?.code();
+            code = if code == Some(0) { ended } else { code };
+        }
+        Ok((code, began.elapsed()))
     }
 
     /// Stops the daemon by SIGTERM; it has to end with 0 within 10 s.
@@ -234,26 +307,44 @@ impl Link {
         Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
     }
 
-    /// Runs `syncd` with these words and the configuration.
+    /// Runs `syncd` with these words and the configuration, of each daemon; what the first one answers that refuses,
+    /// else the last one.
     pub fn syncd(&self, words: &[&str]) -> Result<Output> {
-        Ok(Command::new(program("syncd")?).args(words).arg("--config").arg(self.config()).output()?)
+        let first = self.seat.syncd(words)?;
+        match &self.other {
+            Some(other) if first.status.success() => other.syncd(words),
+            _ => Ok(first),
+        }
     }
 
-    /// `GET /v1/status`.
+    /// `GET /v1/status`; of two daemons each direction as both know it together.
     pub fn status(&self) -> Result<Status> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.seat.api))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream.write_all(b"GET /v1/status HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        ensure!(head.starts_with("HTTP/1.0 200") || head.starts_with("HTTP/1.1 200"), "{head}");
-        Ok(serde_json::from_str(body)?)
+        let mut status = self.seat.status()?;
+        let Some(other) = &self.other else { return Ok(status) };
+        let mut others = other.status()?;
+        for (ours, theirs) in status.channels.iter_mut().zip(&mut others.channels) {
+            for (at_dc, at_cloud) in ours.directions.iter_mut().zip(&mut theirs.directions) {
+                if at_dc.from != "dc" {
+                    std::mem::swap(at_dc, at_cloud);
+                }
+                let (captured, applied) = (at_dc, at_cloud);
+                captured.applied = applied.applied;
+                captured.applied_per_second = applied.applied_per_second;
+                (captured.conflicts, captured.dead_letters) = (applied.conflicts, applied.dead_letters);
+                captured.held = applied.held.take();
+                captured.error = captured.error.take().or(applied.error.take());
+                if captured.phase == Phase::Streaming {
+                    captured.phase = applied.phase;
+                }
+            }
+        }
+        Ok(status)
     }
 
-    /// A metric of the direction that begins at `from`, as `GET /metrics` says.
+    /// A metric of the direction that begins at `from`, as `GET /metrics` says; of two daemons that of its origin.
     pub fn metric(&self, name: &str, from: &str) -> Result<f64> {
-        let all = causeway_testkit::api::get(&format!("127.0.0.1:{}", self.seat.api), "/metrics")?;
+        let seat = self.other.as_ref().filter(|_| from == "cloud").unwrap_or(&self.seat);
+        let all = causeway_testkit::api::get(&seat.address(), "/metrics")?;
         let (begin, from) = (format!("{name}{{"), format!("from=\"{from}\""));
         let line = all.lines().find(|line| line.starts_with(&begin) && line.contains(&from));
         let value = line.and_then(|line| line.rsplit(' ').next());
@@ -282,8 +373,11 @@ impl Link {
 
     /// Answers what is held: `apply` or `drop`.
     pub fn answer_held(&self, answer: &str) -> Result<()> {
-        let answered = self.syncd(&["resume", "--channel", "push", "--held", answer])?;
-        ensure!(answered.status.success(), "{}", String::from_utf8_lossy(&answered.stderr));
+        let words = ["resume", "--channel", "push", "--held", answer];
+        let answers = self.seats().map(|seat| seat.syncd(&words)).collect::<Result<Vec<_>>>()?;
+        let refused =
+            || answers.iter().map(|answer| String::from_utf8_lossy(&answer.stderr)).collect::<String>();
+        ensure!(answers.iter().any(|answer| answer.status.success()), "{}", refused());
         Ok(())
     }
 
@@ -350,20 +444,22 @@ impl Link {
 
     /// What was refused and is kept aside, a line each.
     pub fn dead_letters(&self) -> String {
-        std::fs::read_to_string(self.seat.dir.path().join("data/log/dead-letters.jsonl")).unwrap_or_default()
+        self.seats().map(|seat| seat.read("data/log/dead-letters.jsonl")).collect()
     }
 
     /// What the daemon has logged.
     pub fn log(&self) -> String {
-        let log = std::fs::read(self.seat.dir.path().join("syncd.log")).unwrap_or_default();
-        String::from_utf8_lossy(&log).into_owned()
+        self.seats().map(|seat| seat.read("syncd.log")).collect()
     }
 
-    /// The end of the daemon's log, for messages.
+    /// The end of what the daemon, or each of them, has logged, for messages.
     pub fn log_end(&self) -> String {
-        let text = self.log();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
+        let end = |seat: &Seat| {
+            let text = seat.read("syncd.log");
+            let lines: Vec<_> = text.lines().collect();
+            lines[lines.len().saturating_sub(40)..].join("\n")
+        };
+        self.seats().map(end).collect::<Vec<_>>().join("\n\n")
     }
 }
 
@@ -381,14 +477,17 @@ impl Drop for Link {
 /// Kafka, with a broker for each site.
 fn log_of(setup: &Setup) -> Result<(String, String)> {
     static LINKS: AtomicU32 = AtomicU32::new(0);
-    let kafka = std::env::var_os("CAUSEWAY_LOG").is_some_and(|log| log == "kafka");
-    if !kafka || setup.tables.contains("[log]") {
+    if !is_asked("CAUSEWAY_LOG", "kafka") || setup.tables.contains("[log]") {
         return Ok(("story".to_owned(), String::new()));
     }
     let brokers = causeway_testkit::kafka::shared().context("there is no Kafka")?;
     // The stories of one process share the brokers.
     let name = format!("story-{}", LINKS.fetch_add(1, Ordering::SeqCst));
     Ok((name, log_in_kafka(&brokers.dc, &brokers.cloud)))
+}
+
+fn is_asked(name: &str, for_what: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| value == for_what)
 }
 
 /// The `[log]` table for a broker at each site.

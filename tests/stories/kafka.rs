@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use causeway_stories::{Link, Setup, log_in_kafka, seed, servers};
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
 use causeway_testkit::servers::{AppendOnly, Options};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use syncd::status::{Phase, Status};
+use syncd::status::{DirectionStatus, Phase, Status};
 
 const DRAIN: Duration = Duration::from_secs(120);
 
@@ -35,10 +35,22 @@ fn link() -> Result<Option<(Vec<KafkaServer>, Link)>> {
 /// FF24, FF44: whatever dies and whenever, no increment and no element is lost or there twice.
 #[test]
 fn every_write_arrives_once_while_brokers_stores_and_the_daemon_die() -> Result<()> {
-    let Some((mut brokers, mut link)) = link()? else { return Ok(()) };
+    let Some((brokers, link)) = link()? else { return Ok(()) };
+    whatever_dies(brokers, link)
+}
+
+/// The same with a daemon for each site, of which one dies at a time: they know of each other what the logs say.
+#[test]
+fn every_write_arrives_once_with_a_daemon_for_each_site() -> Result<()> {
+    let Some((brokers, mut link)) = link()? else { return Ok(()) };
+    link.part()?;
+    whatever_dies(brokers, link)
+}
+
+fn whatever_dies(mut brokers: Vec<KafkaServer>, mut link: Link) -> Result<()> {
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(45);
     link.start()?;
     let writers = link.traffic(seed, 700);
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -62,9 +74,10 @@ fn every_write_arrives_once_while_brokers_stores_and_the_daemon_die() -> Result<
                 link.stores[who - 2].restart()?;
             }
             4 => {
-                link.kill()?;
+                let site = if link.is_apart() { random.random_range(0..2) } else { 0 };
+                link.kill_at(site)?;
                 std::thread::sleep(down);
-                link.start()?;
+                link.start_at(site)?;
             }
             _ => {
                 // Longer than a broker waits for its own session.
@@ -81,6 +94,38 @@ fn every_write_arrives_once_while_brokers_stores_and_the_daemon_die() -> Result<
         deaths[4],
         deaths[5]
     );
+    link.prove(writers, DRAIN)
+}
+
+/// Each daemon says that the other one is away, and for how long; the other site's writes are there when it is back.
+#[test]
+fn a_site_whose_daemon_is_away_is_told_of_by_the_other() -> Result<()> {
+    let Some((_brokers, mut link)) = link()? else { return Ok(()) };
+    link.part()?;
+    link.start()?;
+    let writers = link.traffic(seed(), 300);
+    link.wait_until_applied(100, DRAIN)?;
+    link.kill_at(1)?;
+    let until = Instant::now() + DRAIN;
+    loop {
+        let told = link.status_at(0)?;
+        let away = |d: &DirectionStatus| {
+            let error = d.error.as_deref().unwrap_or_default();
+            d.phase != Phase::Streaming && error.contains("cloud: its log has said nothing for")
+        };
+        if told.channels[0].directions.iter().all(away) {
+            break;
+        }
+        ensure!(Instant::now() < until, "{told:#?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    link.start_at(1)?;
+    link.wait_until("heard again", DRAIN, |s| {
+        s.channels[0].directions.iter().all(|d| d.phase == Phase::Streaming && d.error.is_none())
+    })?;
+    // What it has of a snapshot is its own affair.
+    let asked = link.syncd(&["snapshot", "--channel", "push"])?;
+    ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
     link.prove(writers, DRAIN)
 }
 
