@@ -120,56 +120,17 @@ fn position(pos: &Position) -> Bytes {
 pub fn from_headers<'a>(
     key: Bytes,
     value: Option<Bytes>,
-    headers: impl IntoIterator<Item = (&'a str, Bytes)>,
+    headers: impl IntoIterator<Item = (&'a str, &'a [u8])>,
 ) -> Result<(RecordContext, Change), HeaderError> {
-    let mut found = Found::default();
-    for (name, value) in headers {
-        if let Some(place) = found.place(name)
-            && place.replace(value).is_some()
-        {
-            return Err(HeaderError::Twice(name.to_owned()));
-        }
-    }
-    let v = found.number("v", Field::V)?.ok_or(HeaderError::Missing("v"))?;
-    if v != FORMAT {
-        return Err(HeaderError::Newer(v));
-    }
-    let op = parse_op(&found.take(Field::Op).ok_or(HeaderError::Missing("op"))?)?;
-    let name = |name: &'static str, bytes: Option<Bytes>| {
-        let bytes = bytes.ok_or(HeaderError::Missing(name))?;
-        let malformed = HeaderError::Malformed { name, expected: "a name in UTF-8" };
-        String::from_utf8(bytes.into()).map_err(|_| malformed)
-    };
-    let origin = name("origin", found.take(Field::Origin))?;
-    let channel = name("channel", found.take(Field::Channel))?;
-    let seq = found.number("seq", Field::Seq)?;
-    if seq.is_none() && op != Op::Fence {
-        return Err(HeaderError::Missing("seq"));
-    }
-    let change = Change {
-        op,
-        seq: Seq(seq.unwrap_or(0)),
-        term: Term(found.number("term", Field::Term)?.unwrap_or(0)),
-        key: Key { space: found.space()?, name: key },
-        value,
-        before: found.take(Field::Before),
-        hlc: Hlc(found.number("hlc", Field::Hlc)?.unwrap_or(0)),
-        seen: Seq(found.number("seen", Field::Seen)?.unwrap_or(0)),
-        low: Seq(found.number("low", Field::Low)?.unwrap_or(0)),
-        pos: found.take(Field::Pos).map_or(Ok(Position::default()), |bytes| parse_position(&bytes))?,
-        group: found.take(Field::Group).map(|bytes| parse_group(&bytes)).transpose()?,
-        part: found.take(Field::Part).map(|bytes| parse_part(&bytes)).transpose()?,
-        time: found.number("time", Field::Time)?.unwrap_or(0),
-        expire_at: found.number("expire_at", Field::ExpireAt)?,
-        tenant: found.take(Field::Tenant),
-        epoch: found.number("epoch", Field::Epoch)?.unwrap_or(0),
-        uncertain: found.number("uncertain", Field::Uncertain)?.unwrap_or(0) != 0,
-    };
+    let fields = Fields::read(headers);
+    let change = fields.change(key, value)?;
+    let [origin, channel] = [fields.name(Field::Origin)?, fields.name(Field::Channel)?].map(str::to_owned);
     Ok((RecordContext { channel, origin }, change))
 }
 
-#[derive(Clone, Copy)]
-enum Field {
+/// A header that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
     V,
     Op,
     Origin,
@@ -192,9 +153,18 @@ enum Field {
     Index,
     Bucket,
     Before,
+    /// Of a message in Kafka: more of the same append follows.
+    More,
+    /// `key:n`, `value:n` or `before:n`: the nth piece of that part of the record that follows.
+    Piece,
+    /// How many pieces stand before this record.
+    Pieces,
+    /// Of a fence: the place of the fence before it.
+    Fence,
 }
 
-const NAMES: [&str; 22] = [
+/// In the order of [`Field`].
+const NAMES: [&str; 26] = [
     "v",
     "op",
     "origin",
@@ -217,32 +187,106 @@ const NAMES: [&str; 22] = [
     "index",
     "bucket",
     "before",
+    "more",
+    "piece",
+    "pieces",
+    "fence",
 ];
 
-/// The headers by name, in the order of [`Field`].
-#[derive(Default)]
-struct Found([Option<Bytes>; NAMES.len()]);
+impl Field {
+    /// The header's name.
+    pub(super) fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
 
-impl Found {
-    fn place(&mut self, name: &str) -> Option<&mut Option<Bytes>> {
-        let index = NAMES.iter().position(|known| *known == name)?;
-        self.0.get_mut(index)
+/// The headers of a record that are known, as they are.
+pub(super) struct Fields<'a> {
+    known: [Option<&'a [u8]>; NAMES.len()],
+    twice: Option<&'static str>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn read(headers: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Fields<'a> {
+        let mut fields = Fields { known: [None; NAMES.len()], twice: None };
+        // They mostly stand in our order.
+        let mut next = 0;
+        for (name, value) in headers {
+            let ahead = NAMES[next..].iter().position(|known| *known == name).map(|at| next + at);
+            let Some(at) = ahead.or_else(|| NAMES.iter().position(|known| *known == name)) else { continue };
+            next = (at + 1) % NAMES.len();
+            if fields.known[at].replace(value).is_some() {
+                fields.twice = Some(NAMES[at]);
+            }
+        }
+        fields
     }
 
-    fn take(&mut self, field: Field) -> Option<Bytes> {
-        self.0.get_mut(field as usize)?.take()
+    pub(super) fn get(&self, field: Field) -> Option<&'a [u8]> {
+        self.known[field as usize]
     }
 
-    fn number(&mut self, name: &'static str, field: Field) -> Result<Option<u64>, HeaderError> {
-        let malformed = HeaderError::Malformed { name, expected: "a decimal number" };
-        self.take(field).map(|bytes| decimal(&bytes).ok_or(malformed)).transpose()
+    pub(super) fn has(&self, field: Field) -> bool {
+        self.get(field).is_some()
     }
 
-    fn space(&mut self) -> Result<Space, HeaderError> {
-        let db = self.number("db", Field::Db)?;
-        let table = self.take(Field::Table).map(Space::Table);
-        let index = self.take(Field::Index).map(Space::Index);
-        let bucket = self.take(Field::Bucket).map(Space::Bucket);
+    pub(super) fn number(&self, field: Field) -> Result<Option<u64>, HeaderError> {
+        let malformed = HeaderError::Malformed { name: field.name(), expected: "a decimal number" };
+        self.get(field).map(|bytes| decimal(bytes).ok_or(malformed)).transpose()
+    }
+
+    /// The record's change.
+    pub(super) fn change(&self, key: Bytes, value: Option<Bytes>) -> Result<Change, HeaderError> {
+        if let Some(name) = self.twice {
+            return Err(HeaderError::Twice(name.to_owned()));
+        }
+        let v = self.number(Field::V)?.ok_or(HeaderError::Missing("v"))?;
+        if v != FORMAT {
+            return Err(HeaderError::Newer(v));
+        }
+        let op = parse_op(self.get(Field::Op).ok_or(HeaderError::Missing("op"))?)?;
+        self.name(Field::Origin)?;
+        self.name(Field::Channel)?;
+        let seq = self.number(Field::Seq)?;
+        if seq.is_none() && op != Op::Fence {
+            return Err(HeaderError::Missing("seq"));
+        }
+        Ok(Change {
+            op,
+            seq: Seq(seq.unwrap_or(0)),
+            term: Term(self.number(Field::Term)?.unwrap_or(0)),
+            key: Key { space: self.space()?, name: key },
+            value,
+            before: self.copied(Field::Before),
+            hlc: Hlc(self.number(Field::Hlc)?.unwrap_or(0)),
+            seen: Seq(self.number(Field::Seen)?.unwrap_or(0)),
+            low: Seq(self.number(Field::Low)?.unwrap_or(0)),
+            pos: self.get(Field::Pos).map_or(Ok(Position::default()), parse_position)?,
+            group: self.get(Field::Group).map(parse_group).transpose()?,
+            part: self.get(Field::Part).map(parse_part).transpose()?,
+            time: self.number(Field::Time)?.unwrap_or(0),
+            expire_at: self.number(Field::ExpireAt)?,
+            tenant: self.copied(Field::Tenant),
+            epoch: self.number(Field::Epoch)?.unwrap_or(0),
+            uncertain: self.number(Field::Uncertain)?.unwrap_or(0) != 0,
+        })
+    }
+
+    fn copied(&self, field: Field) -> Option<Bytes> {
+        self.get(field).map(Bytes::copy_from_slice)
+    }
+
+    fn name(&self, field: Field) -> Result<&'a str, HeaderError> {
+        let bytes = self.get(field).ok_or(HeaderError::Missing(field.name()))?;
+        let malformed = HeaderError::Malformed { name: field.name(), expected: "a name in UTF-8" };
+        std::str::from_utf8(bytes).map_err(|_| malformed)
+    }
+
+    fn space(&self) -> Result<Space, HeaderError> {
+        let db = self.number(Field::Db)?;
+        let table = self.copied(Field::Table).map(Space::Table);
+        let index = self.copied(Field::Index).map(Space::Index);
+        let bucket = self.copied(Field::Bucket).map(Space::Bucket);
         let too_large = HeaderError::Malformed { name: "db", expected: "the number of a database" };
         let db = db.map(|n| u32::try_from(n).map(Space::Db).map_err(|_| too_large)).transpose()?;
         let mut spaces = [db, table, index, bucket].into_iter().flatten();
@@ -279,15 +323,15 @@ fn parse_op(bytes: &[u8]) -> Result<Op, HeaderError> {
     ALL.into_iter().find(|op| op.as_str().as_bytes() == bytes).ok_or(malformed)
 }
 
-fn parse_position(bytes: &Bytes) -> Result<Position, HeaderError> {
+fn parse_position(bytes: &[u8]) -> Result<Position, HeaderError> {
     let parse = || {
         let at = bytes.iter().position(|byte| *byte == b'@')?;
         let rest = bytes.get(at + 1..)?;
         let slash = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
         Some(Position {
-            history: bytes.slice(..at),
+            history: Bytes::copy_from_slice(bytes.get(..at)?),
             at: decimal(rest.get(..slash)?)?,
-            context: bytes.slice((at + 1 + slash + 1).min(bytes.len())..),
+            context: Bytes::copy_from_slice(rest.get(slash + 1..).unwrap_or_default()),
         })
     };
     parse().ok_or(HeaderError::Malformed { name: "pos", expected: "history@at or history@at/context" })

@@ -217,7 +217,7 @@ fn feed(
 ) -> std::result::Result<Option<Fence>, Unreadable> {
     let headers = message.headers();
     let headers = headers.iter().flat_map(|headers| headers.iter()).map(|header| (header.key, header.value));
-    let received = Received::copied(message.key(), message.payload(), headers);
+    let received = Received::new(message.key(), message.payload(), headers);
     assembler.feed(message.offset() as u64, received, out)
 }
 

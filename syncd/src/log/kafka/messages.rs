@@ -9,18 +9,8 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use causeway_core::{Change, Op, Term};
 
-use super::super::headers::{FORMAT, HeaderError, RecordContext, from_headers, headers};
+use super::super::headers::{FORMAT, Field, Fields, HeaderError, RecordContext, headers};
 use super::super::{Error, Offset};
-
-/// More of the same append follows.
-const MORE: &str = "more";
-/// `key:n`, `value:n` or `before:n`: the nth piece of that part of the record that follows.
-const PIECE: &str = "piece";
-/// How many pieces stand before this record.
-const PIECES: &str = "pieces";
-/// Of a fence: the place of the fence before it.
-const FENCE: &str = "fence";
-const TERM: &str = "term";
 
 /// What a piece takes besides its bytes and its key, at the most.
 const PIECE_HEADERS: usize = 128;
@@ -61,12 +51,12 @@ pub(super) fn push_messages(
         headers: headers(change, context),
     };
     if more {
-        message.headers.push((MORE, Bytes::from_static(b"1")));
+        message.headers.push((Field::More.name(), Bytes::from_static(b"1")));
     }
     if message.size() > bytes_max {
         let before = out.len();
         cut(change, &mut message, bytes_max, out);
-        message.headers.push((PIECES, number(out.len() - before)));
+        message.headers.push((Field::Pieces.name(), number(out.len() - before)));
     }
     out.push(message);
 }
@@ -89,9 +79,9 @@ fn cut(change: &Change, message: &mut Message, bytes_max: usize, out: &mut Vec<M
             let piece = bytes.split_to(bytes.len().min(room));
             let headers = vec![
                 ("v", Bytes::from_static(b"1")),
-                (PIECE, Bytes::from(format!("{part}:{n}"))),
-                (TERM, number(change.term.0)),
-                (MORE, Bytes::from_static(b"1")),
+                (Field::Piece.name(), Bytes::from(format!("{part}:{n}"))),
+                (Field::Term.name(), number(change.term.0)),
+                (Field::More.name(), Bytes::from_static(b"1")),
             ];
             out.push(Message { key: message.key.clone(), value: Some(piece), headers });
             n += 1;
@@ -104,37 +94,27 @@ pub(super) fn fence(change: &Change, before: Option<u64>, context: &RecordContex
     let mut headers = headers(change, context);
     // The first record of a log has the term 0, which is left out elsewhere.
     if change.term == Term(0) {
-        headers.push((TERM, number(0)));
+        headers.push((Field::Term.name(), number(0)));
     }
-    headers.extend(before.map(|before| (FENCE, number(before))));
+    headers.extend(before.map(|before| (Field::Fence.name(), number(before))));
     Message { key: None, value: change.value.clone(), headers }
 }
 
 /// A message as it was received.
 pub(super) struct Received<'a> {
-    pub(super) key: Option<Bytes>,
-    pub(super) value: Option<Bytes>,
-    pub(super) headers: Vec<(&'a str, Bytes)>,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    fields: Fields<'a>,
 }
 
 impl<'a> Received<'a> {
-    /// Copies what a message holds, in one piece, and cuts it.
-    pub(super) fn copied(
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
+    pub(super) fn new(
+        key: Option<&'a [u8]>,
+        value: Option<&'a [u8]>,
         headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
     ) -> Received<'a> {
-        let len = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
-        // Headers are short: what they take is found out on the way.
-        let mut all = BytesMut::with_capacity(len(key) + len(value) + 512);
-        let mut copy = |bytes: &[u8]| {
-            all.extend_from_slice(bytes);
-            all.split().freeze()
-        };
-        let key = key.map(&mut copy);
-        let value = value.map(&mut copy);
-        let headers = headers.map(|(name, value)| (name, copy(value.unwrap_or_default()))).collect();
-        Received { key, value, headers }
+        let fields = Fields::read(headers.map(|(name, value)| (name, value.unwrap_or_default())));
+        Received { key, value, fields }
     }
 }
 
@@ -184,42 +164,42 @@ impl Assembler {
         message: Received<'_>,
         out: &mut Vec<(Offset, Change)>,
     ) -> Result<Option<Fence>, Unreadable> {
-        let Received { key, value, headers } = message;
-        let find = |wanted: &str| headers.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value);
-        let parse = |bytes: &Bytes| std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u64>().ok());
-        if find("v").is_none() || (find("op").is_none() && find(PIECE).is_none()) {
+        let Received { key, value, fields } = message;
+        let [key, value] = [key, value].map(|part| part.map(Bytes::copy_from_slice));
+        if !fields.has(Field::V) || !(fields.has(Field::Op) || fields.has(Field::Piece)) {
             return Err(Unreadable::Foreign);
         }
-        if find("v").and_then(parse) != Some(FORMAT) {
+        if fields.number(Field::V) != Ok(Some(FORMAT)) {
             // Says what is wrong with it.
-            record(key, value, &headers)?;
+            record(&fields, key, value)?;
             return Err(Unreadable::Foreign);
         }
-        let term = find(TERM).and_then(parse).unwrap_or(0);
-        if find("op").is_some_and(|op| **op == *Op::Fence.as_str().as_bytes()) {
-            if find(TERM).is_none() || term != offset || offset < self.newest {
+        let term = fields.number(Field::Term).ok().flatten();
+        if fields.get(Field::Op).is_some_and(|op| *op == *Op::Fence.as_str().as_bytes()) {
+            if term != Some(offset) || offset < self.newest {
                 // Another one came in between: its writer has tried again.
                 return Ok(None);
             }
-            let (_, change) = record(key, value, &headers)?;
+            let change = record(&fields, key, value)?;
             self.reigns(offset);
             self.fresh = false;
             out.push((Offset(offset), change));
-            return Ok(Some(Fence { at: offset, before: find(FENCE).and_then(parse) }));
+            return Ok(Some(Fence { at: offset, before: fields.number(Field::Fence).ok().flatten() }));
         }
+        let term = term.unwrap_or(0);
         if term < self.newest {
             return Ok(None);
         }
         if term > self.newest {
             self.reigns(term);
         }
-        if let Some(piece) = find(PIECE) {
+        if let Some(piece) = fields.get(Field::Piece) {
             self.piece(offset, piece, value);
             return Ok(None);
         }
         let pieces = self.pieces.take();
         let fresh = std::mem::replace(&mut self.fresh, false);
-        let announced = find(PIECES).and_then(parse).unwrap_or(0) as usize;
+        let announced = fields.number(Field::Pieces).ok().flatten().unwrap_or(0) as usize;
         let (first, key, value, before) = match pieces {
             Some(Pieces { first, count, parts: [k, v, b] }) if count == announced => {
                 let or = |part: Option<BytesMut>, other| part.map(BytesMut::freeze).or(other);
@@ -230,10 +210,10 @@ impl Assembler {
             _ if fresh => return Ok(None),
             _ => return Err(Unreadable::Pieces),
         };
-        let (_, mut change) = record(key, value, &headers)?;
+        let mut change = record(&fields, key, value)?;
         change.before = before.or(change.before);
         self.held.push((Offset(first), change));
-        if find(MORE).is_none() {
+        if !fields.has(Field::More) {
             out.append(&mut self.held);
         }
         Ok(None)
@@ -246,7 +226,7 @@ impl Assembler {
         self.pieces = None;
     }
 
-    fn piece(&mut self, offset: u64, name: &Bytes, value: Option<Bytes>) {
+    fn piece(&mut self, offset: u64, name: &[u8], value: Option<Bytes>) {
         let pieces = self.pieces.get_or_insert(Pieces { first: offset, count: 0, parts: [None, None, None] });
         pieces.count += 1;
         let part = name.split(|byte| *byte == b':').next().unwrap_or_default();
@@ -274,13 +254,8 @@ pub(super) struct Fence {
     pub(super) before: Option<u64>,
 }
 
-fn record(
-    key: Option<Bytes>,
-    value: Option<Bytes>,
-    headers: &[(&str, Bytes)],
-) -> Result<(RecordContext, Change), Unreadable> {
-    let headers = headers.iter().map(|(name, value)| (*name, value.clone()));
-    from_headers(key.unwrap_or_default(), value, headers).map_err(Unreadable::Record)
+fn record(fields: &Fields<'_>, key: Option<Bytes>, value: Option<Bytes>) -> Result<Change, Unreadable> {
+    fields.change(key.unwrap_or_default(), value).map_err(Unreadable::Record)
 }
 
 impl Unreadable {

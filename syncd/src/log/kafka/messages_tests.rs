@@ -39,7 +39,7 @@ impl Topic {
         let mut out = Vec::new();
         for (at, message) in self.0.iter().enumerate().skip(from as usize) {
             let headers = message.headers.iter().map(|(name, value)| (*name, Some(value.as_ref())));
-            let received = Received::copied(message.key.as_deref(), message.value.as_deref(), headers);
+            let received = Received::new(message.key.as_deref(), message.value.as_deref(), headers);
             assembler.feed(at as u64, received, &mut out).unwrap();
         }
         out
@@ -157,7 +157,7 @@ fn a_large_value_costs_its_pieces_and_not_its_key() {
 fn others_messages_and_newer_formats_are_told_apart() {
     let feed = |headers: &[(&'static str, &'static str)]| {
         let headers = headers.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
-        Assembler::new(0).feed(0, Received::copied(None, None, headers), &mut Vec::new())
+        Assembler::new(0).feed(0, Received::new(None, None, headers), &mut Vec::new())
     };
     assert_eq!(feed(&[]), Err(Unreadable::Foreign));
     assert_eq!(feed(&[("v", "1")]), Err(Unreadable::Foreign));
