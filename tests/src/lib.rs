@@ -329,6 +329,7 @@ impl Link {
                 }
                 let (captured, applied) = (at_dc, at_cloud);
                 captured.applied = applied.applied;
+                captured.snapshot.done = captured.snapshot.done.max(applied.snapshot.done);
                 captured.applied_per_second = applied.applied_per_second;
                 (captured.conflicts, captured.dead_letters) = (applied.conflicts, applied.dead_letters);
                 captured.held = applied.held.take();
@@ -468,7 +469,9 @@ impl Drop for Link {
         let _gone = self.kill();
         if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
             let kept = Path::new(&kept);
-            let _best_effort = std::fs::copy(self.seat.dir.path().join("syncd.log"), kept.join("syncd.log"));
+            for (seat, name) in self.seats().zip(["syncd.log", "syncd-cloud.log"]) {
+                let _best_effort = std::fs::copy(seat.dir.path().join("syncd.log"), kept.join(name));
+            }
         }
     }
 }

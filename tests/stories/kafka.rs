@@ -50,7 +50,7 @@ fn every_write_arrives_once_with_a_daemon_for_each_site() -> Result<()> {
 fn whatever_dies(mut brokers: Vec<KafkaServer>, mut link: Link) -> Result<()> {
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(45);
+    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
     link.start()?;
     let writers = link.traffic(seed, 700);
     let end = Instant::now() + Duration::from_secs(seconds);

@@ -768,6 +768,7 @@ impl Reign {
             }
         }
         self.ask_own(task, self.marker.applied, wanted);
+        task.log.passed(&task.partition, self.reader.offset());
         if way == Way::Held {
             return self.hold(task, target).await;
         }

@@ -18,7 +18,7 @@ use super::recent::{Touch, touches};
 use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
 
-/// After so many tries each change that is watched goes alone.
+/// After so many tries the halves go one by one.
 const TOUCHED_MAX: u32 = 2;
 
 /// How long the site's own capture may take to pass a token.
@@ -85,10 +85,10 @@ impl Reign {
                     self.marker = before.clone();
                     touched += 1;
                     debug!(partition = %task.partition, touched, changes = changes.len(), "touched meanwhile");
-                    // A key that is written all the time must not hold up the others.
-                    let runs = if touched >= TOUCHED_MAX { runs(task, &changes) } else { Vec::new() };
-                    if runs.len() > 1 {
-                        return self.one_by_one(task, target, runs, to).await;
+                    // A key that is written all the time must not hold up the others: it ends up alone.
+                    let parts = if touched >= TOUCHED_MAX { halves(&changes) } else { None };
+                    if let Some(parts) = parts {
+                        return self.one_by_one(task, target, parts, to).await;
                     }
                 }
                 Outcome::Committed { refused, .. } => {
@@ -229,17 +229,4 @@ fn between(before: &Marker, rest: &[Change], to: Seq) -> Seq {
 fn halves(changes: &[Change]) -> Option<Vec<Vec<Change>>> {
     let (first, rest) = changes.split_at(group_boundary(changes)?);
     Some(vec![first.to_vec(), rest.to_vec()])
-}
-
-/// Cuts `changes` so that each group in which something is watched stands alone.
-fn runs(task: &ApplyTask, changes: &[Change]) -> Vec<Vec<Change>> {
-    let mut runs: Vec<(bool, Vec<Change>)> = Vec::new();
-    for group in changes.split_inclusive(|change| change.group.is_none_or(|group| group.last)) {
-        let watched = group.iter().any(|change| task.is_watched(change));
-        match runs.last_mut() {
-            Some((false, run)) if !watched => run.extend_from_slice(group),
-            _ => runs.push((watched, group.to_vec())),
-        }
-    }
-    runs.into_iter().map(|(_, run)| run).collect()
 }

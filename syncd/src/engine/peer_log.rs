@@ -8,12 +8,14 @@ use causeway_core::Op;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::restart::{Terms, restart_point, walk_kept};
+use super::restart::{Terms, restart_point};
 use super::shared::{DirectionStats, SiteShared, Trouble, lock};
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 
-/// How often the end of the peer's log is looked at.
+/// How often the end of the peer's log is looked at, where that costs little.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// And where it costs more.
+const LOOK_AT_LEAST: Duration = Duration::from_secs(1);
 /// So many records at the end of the log tell how far its site is: there is hardly another one than data among them.
 const LOOKED_AT: u64 = 16;
 /// A site's capture writes at least each second. Silent for longer than this, something is wrong with it.
@@ -34,25 +36,21 @@ pub(crate) struct PeerLog {
 impl PeerLog {
     /// Keeps both directions' figures true, for ever.
     pub(crate) async fn watch(self) {
-        let mut end = self.log.bounds(&self.partition).end;
-        let mut told = self.look(end).await;
-        let (mut heard, mut is_silent) = (Instant::now(), false);
+        let (mut end, mut heard, mut is_silent) = (None, Instant::now(), false);
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let now = self.log.bounds(&self.partition).end;
-            if now > end || told.is_err() {
-                told = self.look(now).await;
-                match &told {
-                    Ok(()) if now > end => {
-                        (heard, end) = (Instant::now(), now);
-                        if std::mem::take(&mut is_silent) {
-                            info!(partition = %self.partition, "the other site is heard again");
-                        }
-                        self.hear();
+            let began = Instant::now();
+            match self.look().await {
+                // What stands there at the start may be old.
+                Ok(now) if end.is_none() => end = Some(now),
+                Ok(now) if Some(now) > end => {
+                    (end, heard) = (Some(now), Instant::now());
+                    if std::mem::take(&mut is_silent) {
+                        info!(partition = %self.partition, "the other site is heard again");
                     }
-                    Ok(()) => {}
-                    Err(error) => debug!(partition = %self.partition, %error, "the end of the peer's log"),
+                    self.hear();
                 }
+                Ok(_) => {}
+                Err(error) => debug!(partition = %self.partition, %error, "the end of the peer's log"),
             }
             if heard.elapsed() > SILENT {
                 let seconds = heard.elapsed().as_secs();
@@ -61,6 +59,8 @@ impl PeerLog {
                 }
                 self.miss(seconds);
             }
+            // Where the brokers have to be asked, that costs them something.
+            tokio::time::sleep((began.elapsed() * 10).clamp(LOOK_EVERY, LOOK_AT_LEAST)).await;
         }
     }
 
@@ -84,16 +84,16 @@ impl PeerLog {
         *lock(&self.ours.apply_error) = Some(trouble);
     }
 
-    /// Takes over what the last records before `end` say: how far the peer captured, and applied of ours.
-    async fn look(&self, end: Offset) -> Result<(), LogError> {
-        let start = self.log.bounds(&self.partition).start;
-        let from = Offset(end.0.saturating_sub(LOOKED_AT)).max(start);
+    /// Takes over what the last records say: how far the peer captured, and applied of ours. Returns where they end.
+    async fn look(&self) -> Result<Offset, LogError> {
         let before = self.theirs.data_end.load(Ordering::SeqCst);
         let (mut data_end, mut low, mut first) = (before, None, None);
         let mut terms = Terms::default();
-        walk_kept(self.log.as_ref(), &self.partition, from, end, |_, change| {
+        let newest = self.log.newest(&self.partition, LOOKED_AT).await?;
+        let end = newest.last().map_or(Offset(0), |(last, _)| Offset(last.0 + 1));
+        for (_, change) in newest {
             if !terms.admits(&change) || change.op == Op::Fence {
-                return;
+                continue;
             }
             low = Some(change.low);
             if change.op.is_data() && change.seq.0 >= before {
@@ -102,8 +102,7 @@ impl PeerLog {
             } else if let Some(point) = restart_point(&change).filter(|_| change.op == Op::Position) {
                 data_end = data_end.max(point.data_end);
             }
-        })
-        .await?;
+        }
         if let Some((seq, time)) = first {
             lock(&self.theirs.waiting).note(seq, time);
         }
@@ -111,6 +110,6 @@ impl PeerLog {
         if let Some(low) = low {
             self.ours.applied_to(low);
         }
-        Ok(())
+        Ok(end)
     }
 }

@@ -178,6 +178,22 @@ pub trait Log: Send + Sync {
     ///
     /// # Errors
     ///
+    /// The last records that the log holds, about `count` of them: also of what others appended and nobody here has
+    /// read yet, of which [`bounds`](Log::bounds) does not tell.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Log::read).
+    async fn newest(&self, partition: &PartitionId, count: u64) -> Result<Vec<(Offset, Change)>> {
+        let Range { start, end } = self.bounds(partition);
+        self.read(partition, Offset(end.0.saturating_sub(count)).max(start), usize::MAX).await
+    }
+
+    /// Whoever carries the partition on has taken all below `at`: what memory holds of it may go.
+    fn passed(&self, partition: &PartitionId, at: Offset) {
+        let _ = (partition, at);
+    }
+
     /// [`Error::Full`], as long as nothing can be written.
     fn room(&self) -> Result<()>;
 

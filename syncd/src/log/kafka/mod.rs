@@ -434,9 +434,23 @@ impl Log for KafkaLog {
         if from.0 >= end {
             return Ok(Vec::new());
         }
-        match partition.read_tail(from.0, bytes_max).or_else(|| partition.read_kept(from.0, bytes_max)) {
+        match partition.read_kept(from.0, bytes_max) {
             Some(records) => Ok(records),
             None => blocking(move || partition.read_cold(from.0, bytes_max)).await,
+        }
+    }
+
+    async fn newest(&self, id: &PartitionId, count: u64) -> Result<Vec<(Offset, Change)>> {
+        let partition = self.find(id)?;
+        match partition.newest_kept(count) {
+            Some(records) => Ok(records),
+            None => blocking(move || partition.newest_cold(count)).await,
+        }
+    }
+
+    fn passed(&self, id: &PartitionId, at: Offset) {
+        if let Ok(partition) = self.find(id) {
+            partition.passed(at.0);
         }
     }
 

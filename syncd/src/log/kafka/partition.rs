@@ -136,9 +136,10 @@ impl Stretch {
         while self.bytes > bytes_max && self.forget_oldest() {}
     }
 
-    /// Forgets what stands before `at`.
-    fn forget_below(&mut self, at: u64) {
-        while self.records.front().is_some_and(|(offset, _)| offset.0 < at) && self.forget_oldest() {}
+    /// Forgets the oldest that stand before `at`, but for `bytes_max`: it is read again, where both sites wrote a key.
+    fn forget_below(&mut self, at: u64, bytes_max: usize) {
+        let is_below = |stretch: &Stretch| stretch.records.front().is_some_and(|(offset, _)| offset.0 < at);
+        while self.bytes > bytes_max && is_below(self) && self.forget_oldest() {}
     }
 
     fn forget_oldest(&mut self) -> bool {
@@ -243,28 +244,42 @@ impl Partition {
         }
     }
 
-    /// From memory, if it is there.
-    pub(super) fn read_tail(&self, from: u64, bytes_max: usize) -> Option<Vec<(Offset, Change)>> {
-        let found = lock(&self.state).tail.read(from, bytes_max)?;
-        self.passed(from);
-        Some(found)
-    }
-
-    /// The reader at the end has passed `at`: what it leaves behind makes room for what follows.
+    /// Whoever carries the partition on has passed `at`: what it leaves behind makes room for what follows.
     pub(super) fn passed(&self, at: u64) {
         let mut state = lock(&self.state);
         if !state.writes() {
-            state.tail.forget_below(at);
+            state.tail.forget_below(at, self.shared.tail_bytes() / 2);
             self.taken.notify_all();
         }
     }
 
-    /// As [`read_tail`](Partition::read_tail), from wherever it may be in memory, by somebody who may not go on from
-    /// there.
+    /// From memory, if it is there.
     pub(super) fn read_kept(&self, from: u64, bytes_max: usize) -> Option<Vec<(Offset, Change)>> {
         let state = lock(&self.state);
         let mut pages = state.pages.iter().rev();
         state.tail.read(from, bytes_max).or_else(|| pages.find_map(|page| page.read(from, bytes_max)))
+    }
+
+    /// The last records, if memory holds what the topic holds.
+    pub(super) fn newest_kept(&self, count: u64) -> Option<Vec<(Offset, Change)>> {
+        let state = lock(&self.state);
+        let keeps_up = state.writes() || (state.followed && state.tail.bytes < self.shared.tail_bytes());
+        let from = self.bounds().end.saturating_sub(count).max(state.tail.begin);
+        state.tail.read(from, usize::MAX).filter(|_| keeps_up)
+    }
+
+    /// The same, asking the broker; blocks.
+    pub(super) fn newest_cold(&self, count: u64) -> Result<Vec<(Offset, Change)>> {
+        let (low, high) = self.watermarks()?;
+        let mut from = high.saturating_sub(count).max(low);
+        let mut newest = Vec::new();
+        while from < high {
+            let records = self.read_cold(from, PAGE_BYTES)?;
+            let Some((last, _)) = records.last() else { break };
+            from = last.0 + 1;
+            newest.extend(records);
+        }
+        Ok(newest)
     }
 
     pub(super) fn locate_kept(&self, seq: Seq) -> Option<Offset> {
@@ -313,6 +328,7 @@ impl Partition {
             let index = cursors.iter().position(|cursor| cursor.continues(from));
             index.map(|index| cursors.remove(index))
         };
+        let goes_on = kept.is_some();
         let mut cursor = match kept {
             Some(cursor) => cursor,
             None => {
@@ -331,17 +347,18 @@ impl Partition {
             }
         };
         let began = Instant::now();
-        // Whoever reads a little reads on, or reads there again.
+        // Whoever reads a little, or somewhere else, reads on, or reads there again.
         let mut records = cursor.read(self, from, bytes_max.max(PAGE_BYTES))?;
         trace!(partition = %self.id, from, records = records.len(), took = ?began.elapsed(), "read from the broker");
-        if bytes_max < PAGE_BYTES {
+        if bytes_max < PAGE_BYTES || !goes_on {
             let mut page = Stretch { begin: from, ..Stretch::default() };
             records.into_iter().for_each(|(offset, change)| page.push(offset, change));
             records = page.read(from, bytes_max).unwrap_or_default();
-            let mut state = lock(&self.state);
-            state.pages.push_back(page);
-            while state.pages.len() > PAGES_MAX {
-                state.pages.pop_front();
+            let pages = &mut lock(&self.state).pages;
+            pages.push_back(page);
+            let bytes_max = self.shared.tail_bytes() / 4;
+            while pages.iter().map(|page| page.bytes).sum::<usize>() > bytes_max || pages.len() > PAGES_MAX {
+                pages.pop_front();
             }
         }
         if !cursor.spoiled {
