@@ -39,6 +39,11 @@ fn is_delete(touch: &Touch) -> bool {
     touch.class == Class::Observed
 }
 
+/// The peer's site has the key no more: it says so as it deletes it, or when it is asked.
+fn ends_the_key(touch: &Touch) -> bool {
+    is_delete(touch) || (touch.reread && touch.is_absent)
+}
+
 /// Neither overwrites the other, and their order matters.
 fn is_ordered_pair(a: &Touch, b: &Touch) -> bool {
     let neither = |class| a.class != class && b.class != class;
@@ -125,10 +130,10 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_ali
         // What it holds and our delete had not seen comes as operations.
         return Verdict::Drop(delete.seq);
     }
+    if let Some(alive) = ours.iter().rfind(|own| own.is_expire_at && keep_alive && ends_the_key(change)) {
+        return Verdict::Drop(alive.seq);
+    }
     if is_delete(change) {
-        if let Some(alive) = ours.iter().rfind(|own| own.is_expire_at && keep_alive) {
-            return Verdict::Drop(alive.seq);
-        }
         let again = seqs(ours.iter().filter(|own| !own.reread));
         return if again.is_empty() { Verdict::Apply } else { Verdict::Under(again) };
     }
@@ -213,7 +218,7 @@ pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec
             races.push(Race::Redo { element, ours: *own });
         }
     }
-    if *dropped && is_delete(change) && left.iter().any(|own| own.is_expire_at) {
+    if *dropped && ends_the_key(change) && left.iter().any(|own| own.is_expire_at) {
         races.push(Race::Ship);
     }
     let ordered = |own: &&Touch| {
@@ -540,6 +545,11 @@ mod tests {
         let kept_alive = [Touch { is_expire_at: true, ..touch(8, 10, Class::Absolute, G) }];
         assert_eq!(decide(&[delete], &kept_alive, false, true), Verdict::Drop(Seq(8)));
         assert_eq!(decide(&[delete], &kept_alive, false, false), Verdict::Under(vec![Seq(8)]));
+        // Whoever is asked for the key after it ended there says no more than that.
+        let ended = Touch { is_absent: true, ..reread(6, 0, 5) };
+        assert_eq!(decide(&[ended], &kept_alive, false, true), Verdict::Drop(Seq(8)));
+        let dropped = Applied { dropped: true, ..applied(ended, 9) };
+        assert_eq!(races(&dropped, &kept_alive, false), [Race::Ship]);
     }
 
     #[test]
