@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use causeway_core::{Change, Key, Op, Position, Seq, Space, Term};
+use causeway_core::{Change, Key, Op, Position, Seq, Term};
 use causeway_testkit::kafka::{KafkaServer, shared};
 use log_support::{append, assert_run, change, changes, read_all};
 use rdkafka::ClientConfig;
@@ -83,7 +83,7 @@ fn id() -> PartitionId {
 
 /// Begins a term; its first append has the seq `from`.
 async fn take_over(log: &dyn Log) -> Term {
-    let key = Key { space: Space::Whole, name: Bytes::new() };
+    let key = Key::none();
     let fence = Change::captured(Op::Fence, key, None, Position::default(), 1);
     Term::from(log.append(&id(), vec![fence]).await.unwrap().await.unwrap())
 }

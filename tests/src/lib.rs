@@ -159,9 +159,8 @@ impl Link {
         self.other.is_some()
     }
 
-    /// What the daemon of one site, where each has its own, says of both.
-    pub fn status_at(&self, site: usize) -> Result<Status> {
-        self.seats().nth(site).context("one serves both")?.status()
+    fn seat_at(&mut self, site: usize) -> Result<&mut Seat> {
+        if site == 0 { Ok(&mut self.seat) } else { self.other.as_mut().context("one serves both") }
     }
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {
@@ -216,7 +215,7 @@ impl Link {
     /// Starts the daemon of one site, where each has its own; 0 is `dc`, or both.
     pub fn start_at(&mut self, site: usize) -> Result<()> {
         let apart = self.other.is_some();
-        let seat = if site == 0 { &mut self.seat } else { self.other.as_mut().context("one serves both")? };
+        let seat = self.seats().nth(site).context("one serves both")?;
         let log =
             std::fs::File::options().create(true).append(true).open(seat.dir.path().join("syncd.log"))?;
         let mut words: Vec<OsString> = self.launcher.iter().map(OsString::from).collect();
@@ -232,13 +231,13 @@ impl Link {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        seat.daemon = Some(child);
+        self.seat_at(site)?.daemon = Some(child);
         Ok(())
     }
 
     /// kill -9 for the daemon of one site, where each has its own.
     pub fn kill_at(&mut self, site: usize) -> Result<()> {
-        if site == 0 { self.seat.kill() } else { self.other.as_mut().context("one serves both")?.kill() }
+        self.seat_at(site)?.kill()
     }
 
     /// A seat for another daemon of this link, which begins with an empty folder; the one that had been there, with
@@ -359,9 +358,31 @@ impl Link {
         at_most: Duration,
         wanted: impl Fn(&Status) -> bool,
     ) -> Result<Status> {
+        self.wait_for(what, at_most, || self.status(), wanted)
+    }
+
+    /// Waits until the daemon of one site, where each has its own, says what is `wanted`.
+    pub fn wait_until_told(
+        &self,
+        site: usize,
+        what: &str,
+        at_most: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let seat = self.seats().nth(site).context("one serves both")?;
+        self.wait_for(what, at_most, || seat.status(), wanted)
+    }
+
+    fn wait_for(
+        &self,
+        what: &str,
+        at_most: Duration,
+        status: impl Fn() -> Result<Status>,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
         let end = Instant::now() + at_most;
         loop {
-            let status = self.status();
+            let status = status();
             match &status {
                 Ok(status) if wanted(status) => return Ok(status.clone()),
                 _ if Instant::now() > end => {

@@ -89,6 +89,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// Of what concerns no key, or all of them.
+    pub fn none() -> Key {
+        Key { space: Space::Whole, name: Bytes::new() }
+    }
+
     /// A copy that keeps nothing else alive: a key that was read is part of a larger buffer.
     pub fn detached(&self) -> Key {
         Key { space: self.space.detached(), name: Bytes::copy_from_slice(&self.name) }

@@ -36,9 +36,6 @@ struct Args {
     /// Where they do, sites own some of the keys.
     #[arg(long, requires = "collide")]
     owned: bool,
-    /// A process for each site.
-    #[arg(long)]
-    apart: bool,
     /// Where they do, streams are lost, too, snapshots repeated, and stores out of memory.
     #[arg(long, requires = "collide")]
     gaps: bool,
@@ -52,6 +49,9 @@ struct Args {
     /// Rows and states of more than a few bytes come in pieces.
     #[arg(long)]
     pieces: bool,
+    /// A process for each site.
+    #[arg(long)]
+    apart: bool,
     /// Run each seed twice and compare the two runs.
     #[arg(long)]
     twice: bool,

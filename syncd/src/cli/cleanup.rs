@@ -1,7 +1,5 @@
 //! `syncd cleanup`: the stores as they were before Causeway, with the data that is there now.
 
-use causeway_core::Site;
-
 use super::args::Common;
 use super::client::Client;
 use super::{Failure, output};
@@ -33,11 +31,8 @@ pub(super) async fn cleanup(common: &Common, config: &Config) -> Result<(), Fail
         if common.channel.as_ref().is_some_and(|only| *only != channel.name) {
             continue;
         }
-        for site in Site::BOTH {
+        for site in common.sites(config) {
             let name = config.site_name(site);
-            if common.site.as_ref().is_some_and(|only| only != name) {
-                continue;
-            }
             match connector.cleanup(site).await {
                 Ok(removed) => {
                     if !common.json {

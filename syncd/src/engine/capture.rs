@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use causeway_core::{
     Change, Connector, Error as StoreError, ErrorKind, Event, Hlc, HlcClock, Key, Marker, Op, Opened,
-    Position, Seq, Site, Source, Space, Term, Token,
+    Position, Seq, Site, Source, Term, Token,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
@@ -234,8 +234,7 @@ fn history(events: &[Event]) -> Option<&bytes::Bytes> {
 impl Capture {
     /// Begins a term: appends a fence, and reads what the log holds up to it.
     async fn begin(task: &CaptureTask) -> Result<Capture, EngineError> {
-        let key = Key { space: Space::Whole, name: bytes::Bytes::new() };
-        let mut fence = Change::captured(Op::Fence, key, None, Position::default(), (task.clock)());
+        let mut fence = Change::captured(Op::Fence, Key::none(), None, Position::default(), (task.clock)());
         // A log that others write to as well says itself where it comes to stand.
         fence.term = Term(task.log.bounds(&task.partition).end.0);
         let place = loop {

@@ -310,7 +310,6 @@ impl Daemon {
         let cleared = Arc::new(Flag::default());
         let channel_stop = self.stop.child_token();
         let all_stats = Site::BOTH.map(|_| Arc::new(DirectionStats::default()));
-        let serves = |site: Site| self.serves(site);
         let mut directions = Vec::new();
         for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
             if !channel.direction.carries(from) {
@@ -319,7 +318,7 @@ impl Daemon {
             let to = from.peer();
             let both = channel.direction.carries(to);
             let stats = Arc::clone(&all_stats[from.index()]);
-            let origin = match serves(from) {
+            let origin = match self.serves(from) {
                 true => Asks::Here(channel_asks[from.index()].clone()),
                 false => Asks::ByLog(channel_asks[to.index()].clone()),
             };
@@ -351,7 +350,7 @@ impl Daemon {
                 shared: Arc::clone(&shared[to.index()]),
                 origin: origin.clone(),
                 stats: Arc::clone(&stats),
-                reverse: (!serves(from)).then(|| Arc::clone(&all_stats[to.index()])),
+                reverse: (!self.serves(from)).then(|| Arc::clone(&all_stats[to.index()])),
                 origin_wins: channel.existing.is_none_or(|site| site == from),
                 sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
                 items_max: channel.batch.items_max,
@@ -381,7 +380,7 @@ impl Daemon {
                     ended("capture", result, &about.capture_error);
                 }
             };
-            if serves(from) {
+            if self.serves(from) {
                 tasks.spawn(captures);
             }
             let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
@@ -391,10 +390,10 @@ impl Daemon {
                     ended("apply", apply.run().await, &about.apply_error);
                 }
             };
-            if serves(to) {
+            if self.serves(to) {
                 tasks.spawn(applies);
             }
-            if !serves(from) {
+            if !self.serves(from) {
                 let peer_log = PeerLog {
                     log: Arc::clone(&self.log),
                     partition: partition(from),
@@ -430,7 +429,7 @@ impl Daemon {
         let preflight = Preflight {
             channel: channel.name.clone(),
             connector,
-            sites: Site::BOTH.into_iter().filter(|site| serves(*site)).collect(),
+            sites: Site::BOTH.into_iter().filter(|site| self.serves(*site)).collect(),
             known,
             stats: directions.iter().map(|direction| Arc::clone(&direction.stats)).collect(),
             cleared,

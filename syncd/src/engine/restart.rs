@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use bytes::Bytes;
-use causeway_core::{Change, Connector, Hlc, Key, Op, Position, Seq, Space, Term};
+use causeway_core::{Change, Connector, Hlc, Key, Op, Position, Seq, Term};
 use serde::{Deserialize, Serialize};
 
 use super::recent::key_digest;
@@ -272,10 +271,9 @@ pub(crate) async fn first_data(
 
 /// Builds the record; the source resumes at `resume_at`.
 pub(crate) fn position_record(point: &RestartPoint, resume_at: Position, time: u64) -> Change {
-    let key = Key { space: Space::Whole, name: Bytes::new() };
     // A struct of numbers and options always has a JSON form.
     let value = serde_json::to_vec(point).unwrap_or_default();
-    Change::captured(Op::Position, key, Some(value.into()), resume_at, time)
+    Change::captured(Op::Position, Key::none(), Some(value.into()), resume_at, time)
 }
 
 /// Reads the restart point of a `position` record.

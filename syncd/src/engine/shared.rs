@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Space, Token};
+use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Token};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -102,8 +101,7 @@ impl Asks {
         match self {
             Asks::Here(capture) => (capture, Ask::Snapshot { gap }),
             Asks::ByLog(capture) => {
-                let everything = Key { space: Space::Whole, name: Bytes::new() };
-                (capture, Ask::Peer { keys: vec![everything], done: oneshot::channel().0 })
+                (capture, Ask::Peer { keys: vec![Key::none()], done: oneshot::channel().0 })
             }
         }
     }

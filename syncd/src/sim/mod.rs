@@ -27,10 +27,10 @@ pub struct Options {
     pub collide: bool,
     /// Where they do, sites own some of the keys: `conflict` is `owner`.
     pub owned: bool,
-    /// Each site has a process of its own, and they know of each other what the logs say.
-    pub apart: bool,
     /// Where they do, streams are lost, too, snapshots repeated, and stores out of memory.
     pub gaps: bool,
+    /// Each site has a process of its own, and they know of each other what the logs say.
+    pub apart: bool,
     /// This part of the rule for concurrent writes is switched off.
     pub off: Option<Part>,
     /// Retention takes records that are settled. Where a site then has a gap, the logs no longer tell what

@@ -34,6 +34,10 @@ fn directed(first: &str, second: &str, table: &str, carries: [bool; 2]) -> Redis
     RedisConfig::parse(&spec).unwrap()
 }
 
+async fn check(config: &RedisConfig) -> Result<Vec<Finding>> {
+    super::check(config, &Site::BOTH).await
+}
+
 fn fatal(findings: &[Finding]) -> Vec<&str> {
     findings.iter().filter(|f| f.fatal).map(|f| f.what.as_str()).collect()
 }
@@ -42,7 +46,7 @@ fn fatal(findings: &[Finding]) -> Vec<&str> {
 async fn two_sound_servers_have_nothing_in_their_way() {
     let args = ["--appendonly", "yes"];
     let (Some((first, _)), Some((second, _))) = (start(&args), start(&args)) else { return };
-    let findings = check(&config(&first.url(), &second.url(), ""), &Site::BOTH).await.unwrap();
+    let findings = check(&config(&first.url(), &second.url(), "")).await.unwrap();
     assert_eq!(findings, []);
 }
 
@@ -58,7 +62,7 @@ async fn what_stands_in_the_way_is_named_with_what_to_do() {
     ] {
         redis.must(&["CONFIG", "SET", setting, value]).unwrap();
     }
-    let findings = check(&config(&first.url(), &second.url(), ""), &Site::BOTH).await.unwrap();
+    let findings = check(&config(&first.url(), &second.url(), "")).await.unwrap();
     let found = |text: &str| findings.iter().any(|f| f.what.contains(text) && !f.advice.is_empty());
     assert!(matches!(fatal(&findings).as_slice(), [one] if one.contains("maxmemory-policy is allkeys-lru")));
     for text in
@@ -66,8 +70,7 @@ async fn what_stands_in_the_way_is_named_with_what_to_do() {
     {
         assert!(found(text), "{text} in {findings:?}");
     }
-    let carried =
-        check(&config(&first.url(), &second.url(), "evictions = \"carry\""), &Site::BOTH).await.unwrap();
+    let carried = check(&config(&first.url(), &second.url(), "evictions = \"carry\"")).await.unwrap();
     assert_eq!(fatal(&carried), [""; 0]);
 }
 
@@ -75,7 +78,7 @@ async fn what_stands_in_the_way_is_named_with_what_to_do() {
 async fn one_server_for_both_sites_is_refused() {
     let Some((server, _)) = start(&[]) else { return };
     let same = format!("redis://localhost:{}", server.port());
-    let findings = check(&config(&server.url(), &same, ""), &Site::BOTH).await.unwrap();
+    let findings = check(&config(&server.url(), &same, "")).await.unwrap();
     assert!(matches!(fatal(&findings).as_slice(), [one] if one.contains("the same server")), "{findings:?}");
 }
 
@@ -86,7 +89,7 @@ async fn a_cluster_and_a_replica_are_refused() {
         return;
     };
     redis.must(&["REPLICAOF", "127.0.0.1", "1"]).unwrap();
-    let findings = check(&config(&first.url(), &second.url(), ""), &Site::BOTH).await.unwrap();
+    let findings = check(&config(&first.url(), &second.url(), "")).await.unwrap();
     assert_eq!(fatal(&findings), ["Redis Cluster isn't supported yet", "this server is a replica"]);
 }
 
@@ -95,12 +98,12 @@ async fn rights_that_a_user_lacks_are_named() {
     let (Some((first, mut redis)), Some((second, _))) = (start(&[]), start(&[])) else { return };
     redis.must(&["ACL", "SETUSER", "u", "on", ">p", "~*", "&*", "+@all", "-client|kill", "-dump"]).unwrap();
     let url = format!("redis://u:p@127.0.0.1:{}", first.port());
-    let findings = check(&config(&url, &second.url(), ""), &Site::BOTH).await.unwrap();
+    let findings = check(&config(&url, &second.url(), "")).await.unwrap();
     assert!(matches!(fatal(&findings).as_slice(), [one] if one.contains("no right to DUMP")), "{findings:?}");
     assert!(findings.iter().any(|f| !f.fatal && f.what.contains("no right to CLIENT")), "{findings:?}");
     // One that may not ask is told nothing, and isn't refused for it.
     redis.must(&["ACL", "SETUSER", "u", "-acl", "+acl|whoami", "-info"]).unwrap();
-    assert_eq!(fatal(&check(&config(&url, &second.url(), ""), &Site::BOTH).await.unwrap()), [""; 0]);
+    assert_eq!(fatal(&check(&config(&url, &second.url(), "")).await.unwrap()), [""; 0]);
 }
 
 /// The stream tells our own changes from others': what goes both ways needs it at both sites.
@@ -121,23 +124,21 @@ async fn without_the_right_to_replicate_only_one_way_is_possible() {
         let about = |findings: &[Finding]| -> Vec<Finding> {
             findings.iter().filter(|f| f.what.contains("no right to")).cloned().collect()
         };
-        let both = about(&check(&config(&url, &second.url(), ""), &Site::BOTH).await.unwrap());
+        let both = about(&check(&config(&url, &second.url(), "")).await.unwrap());
         let [one] = both.as_slice() else { panic!("{rules:?}: {both:?}") };
         assert!(one.fatal && one.what.contains(what) && one.site.as_deref() == Some("dc"), "{one:?}");
         let port = format!(":{}", first.port());
         assert!(one.advice.contains("+psync +replconf") && one.advice.contains(&port), "{one:?}");
-        let from =
-            about(&check(&directed(&url, &second.url(), "", [true, false]), &Site::BOTH).await.unwrap());
+        let from = about(&check(&directed(&url, &second.url(), "", [true, false])).await.unwrap());
         let [one] = from.as_slice() else { panic!("{rules:?}: {from:?}") };
         assert!(!one.fatal && one.what.contains("keys are scanned"), "{one:?}");
         // What is only applied into need not stream.
-        let into =
-            about(&check(&directed(&url, &second.url(), "", [false, true]), &Site::BOTH).await.unwrap());
+        let into = about(&check(&directed(&url, &second.url(), "", [false, true])).await.unwrap());
         assert_eq!(into, [], "{rules:?}");
     }
     // A server without the command at all.
     let Some((bare, _)) = start(&["--rename-command", "REPLCONF", ""]) else { return };
-    let findings = check(&config(&bare.url(), &second.url(), ""), &Site::BOTH).await.unwrap();
+    let findings = check(&config(&bare.url(), &second.url(), "")).await.unwrap();
     assert!(matches!(fatal(&findings).as_slice(), [one] if one.contains("no right to REPLCONF")));
 }
 
@@ -208,12 +209,12 @@ async fn many_keys_are_counted_once_each() {
 #[tokio::test]
 async fn a_server_that_cannot_be_reached_is_an_error() {
     let Some((server, _)) = start(&[]) else { return };
-    let error = check(&config(&server.url(), "redis://127.0.0.1:1", ""), &Site::BOTH).await.unwrap_err();
-    // Who serves one site needs no way to the other one's store.
-    let alone = check(&config(&server.url(), "redis://127.0.0.1:1", ""), &[Site::First]).await;
-    assert!(alone.is_ok(), "{alone:?}");
+    let error = check(&config(&server.url(), "redis://127.0.0.1:1", "")).await.unwrap_err();
     assert_eq!(error.kind(), causeway_core::ErrorKind::Retry);
     assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+    // Who serves one site needs no way to the other one's store.
+    let alone = super::check(&config(&server.url(), "redis://127.0.0.1:1", ""), &[Site::First]).await;
+    assert!(alone.is_ok(), "{alone:?}");
 }
 
 #[tokio::test]

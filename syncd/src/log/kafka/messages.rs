@@ -165,26 +165,26 @@ impl Assembler {
         out: &mut Vec<(Offset, Change)>,
     ) -> Result<Option<Fence>, Unreadable> {
         let Received { key, value, fields } = message;
-        let [key, value] = [key, value].map(|part| part.map(Bytes::copy_from_slice));
+        let number = |field| fields.number(field).ok().flatten();
         if !fields.has(Field::V) || !(fields.has(Field::Op) || fields.has(Field::Piece)) {
             return Err(Unreadable::Foreign);
         }
         if fields.number(Field::V) != Ok(Some(FORMAT)) {
             // Says what is wrong with it.
-            record(&fields, key, value)?;
+            record(&fields, copied(key), copied(value))?;
             return Err(Unreadable::Foreign);
         }
-        let term = fields.number(Field::Term).ok().flatten();
+        let term = number(Field::Term);
         if fields.get(Field::Op).is_some_and(|op| *op == *Op::Fence.as_str().as_bytes()) {
             if term != Some(offset) || offset < self.newest {
                 // Another one came in between: its writer has tried again.
                 return Ok(None);
             }
-            let change = record(&fields, key, value)?;
+            let change = record(&fields, copied(key), copied(value))?;
             self.reigns(offset);
             self.fresh = false;
             out.push((Offset(offset), change));
-            return Ok(Some(Fence { at: offset, before: fields.number(Field::Fence).ok().flatten() }));
+            return Ok(Some(Fence { at: offset, before: number(Field::Fence) }));
         }
         let term = term.unwrap_or(0);
         if term < self.newest {
@@ -199,13 +199,13 @@ impl Assembler {
         }
         let pieces = self.pieces.take();
         let fresh = std::mem::replace(&mut self.fresh, false);
-        let announced = fields.number(Field::Pieces).ok().flatten().unwrap_or(0) as usize;
+        let announced = number(Field::Pieces).unwrap_or(0) as usize;
         let (first, key, value, before) = match pieces {
             Some(Pieces { first, count, parts: [k, v, b] }) if count == announced => {
-                let or = |part: Option<BytesMut>, other| part.map(BytesMut::freeze).or(other);
+                let or = |part: Option<BytesMut>, other| part.map(BytesMut::freeze).or_else(|| copied(other));
                 (first, or(k, key), or(v, value), b.map(BytesMut::freeze))
             }
-            None if announced == 0 => (offset, key, value, None),
+            None if announced == 0 => (offset, copied(key), copied(value), None),
             // It begins before the place where we began.
             _ if fresh => return Ok(None),
             _ => return Err(Unreadable::Pieces),
@@ -226,13 +226,13 @@ impl Assembler {
         self.pieces = None;
     }
 
-    fn piece(&mut self, offset: u64, name: &[u8], value: Option<Bytes>) {
+    fn piece(&mut self, offset: u64, name: &[u8], value: Option<&[u8]>) {
         let pieces = self.pieces.get_or_insert(Pieces { first: offset, count: 0, parts: [None, None, None] });
         pieces.count += 1;
         let part = name.split(|byte| *byte == b':').next().unwrap_or_default();
         if let Some(at) = PARTS.iter().position(|known| known.as_bytes() == part) {
             let bytes = pieces.parts[at].get_or_insert_default();
-            bytes.extend_from_slice(&value.unwrap_or_default());
+            bytes.extend_from_slice(value.unwrap_or_default());
         }
     }
 
@@ -252,6 +252,10 @@ impl Assembler {
 pub(super) struct Fence {
     pub(super) at: u64,
     pub(super) before: Option<u64>,
+}
+
+fn copied(part: Option<&[u8]>) -> Option<Bytes> {
+    part.map(Bytes::copy_from_slice)
 }
 
 fn record(fields: &Fields<'_>, key: Option<Bytes>, value: Option<Bytes>) -> Result<Change, Unreadable> {

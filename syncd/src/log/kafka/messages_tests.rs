@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use causeway_core::{Change, Key, Op, Position, Space, Term};
+use causeway_core::{Change, Key, Op, Position, Term};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ impl Topic {
     }
 
     fn fence(&mut self, term: u64, before: Option<u64>) {
-        let key = Key { space: Space::Whole, name: Bytes::new() };
+        let key = Key::none();
         let mut change = Change::captured(Op::Fence, key, None, Position::default(), 7);
         change.term = Term(term);
         self.0.push(fence(&change, before, &context()));

@@ -263,7 +263,7 @@ impl Partition {
     /// The last records, if memory holds what the topic holds.
     pub(super) fn newest_kept(&self, count: u64) -> Option<Vec<(Offset, Change)>> {
         let state = lock(&self.state);
-        let keeps_up = state.writes() || (state.followed && state.tail.bytes < self.shared.tail_bytes());
+        let keeps_up = state.writes() || (state.followed && self.has_room(&state));
         let from = self.bounds().end.saturating_sub(count).max(state.tail.begin);
         state.tail.read(from, usize::MAX).filter(|_| keeps_up)
     }
@@ -311,14 +311,17 @@ impl Partition {
 
     /// Waits until there is room for what follows, at most a while.
     pub(super) fn wait_for_room(&self) -> bool {
-        let bytes_max = self.shared.tail_bytes();
         let state = lock(&self.state);
-        if state.tail.bytes < bytes_max.max(1) {
+        if self.has_room(&state) {
             return true;
         }
         let waited = self.taken.wait_timeout(state, Duration::from_millis(100));
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.tail.bytes < bytes_max.max(1)
+        self.has_room(&state)
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        state.tail.bytes < self.shared.tail_bytes().max(1)
     }
 
     /// Reads with a consumer, from where one is or anew; blocks.
