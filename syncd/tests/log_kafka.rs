@@ -127,6 +127,23 @@ async fn what_was_appended_reads_back_also_by_another() {
     assert!(log.read(&id(), Offset(6000), 1).await.unwrap().is_empty());
 }
 
+/// Else a marker that an applier wrote would speak of more than the log holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_lies_below_the_end() {
+    let Some(link) = Link::new() else { return };
+    let writer = link.open().await;
+    put(&*writer, changes(0, 10)).await.unwrap();
+    let reader = link.open().await;
+    put(&*writer, changes(10, 20)).await.unwrap();
+    // Nobody follows the end here.
+    assert_eq!(reader.bounds(&id()).end, Offset(10));
+    let read = reader.read(&id(), Offset(0), 1 << 20).await.unwrap();
+    let last = read.last().unwrap().0;
+    assert!(last >= Offset(10), "only up to {last}");
+    assert!(reader.bounds(&id()).end > last, "{:?}", reader.bounds(&id()));
+    assert!(reader.locate(&id(), Seq(last.0)).await.unwrap() < reader.bounds(&id()).end);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_a_change_comes_back_however_large_it_is() {
     let Some(mut link) = Link::new() else { return };

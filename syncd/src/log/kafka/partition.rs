@@ -353,6 +353,8 @@ impl Partition {
         // Whoever reads a little, or somewhere else, reads on, or reads there again.
         let mut records = cursor.read(self, from, bytes_max.max(PAGE_BYTES))?;
         trace!(partition = %self.id, from, records = records.len(), took = ?began.elapsed(), "read from the broker");
+        // It may go further than whoever follows the end has come: what was read is there, and is counted on.
+        records.last().into_iter().for_each(|(last, _)| self.reached(*last));
         if bytes_max < PAGE_BYTES || !goes_on {
             let mut page = Stretch { begin: from, ..Stretch::default() };
             records.into_iter().for_each(|(offset, change)| page.push(offset, change));
