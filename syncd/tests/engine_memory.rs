@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use causeway_core::{ChannelSpec, Connector, OpenError, Site};
 use causeway_memory::{Fault, Memory};
@@ -580,6 +580,36 @@ async fn what_both_sites_did_to_parts_of_a_key_is_told_as_merged() {
     assert_eq!((entry.resolution, entry.winner.as_deref()), (Resolution::Merged, None));
     assert_eq!(entry.element, Some(KeyText::Text("g".to_owned())));
     assert_eq!((entry.sides[0].op.as_str(), entry.sides[1].op.as_str()), ("state", "command"));
+    run.daemon.stop().await;
+}
+
+/// A session that has ended at both sites is opened again in a gap, as it was before but for its expire-at: the peer,
+/// whose own expiry had not been seen then, takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_opened_again_in_a_gap_is_carried() {
+    tell_logs();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let memory = Memory::new();
+    let until = |at: u64| ["SET k session".to_owned(), format!("PEXPIREAT k {at}")];
+    let write = |memory: &Memory, site, at| {
+        let commands = until(at);
+        memory.write(site, &commands.each_ref().map(String::as_str)).unwrap();
+    };
+    Site::BOTH.into_iter().for_each(|site| write(&memory, site, now + 6_000));
+    let run = Running::start(memory, "both", "both").await;
+    run.drained().await;
+    run.daemon.pause(None).await.unwrap();
+    run.until("it ended", |_| Site::BOTH.iter().all(|site| run.memory.read(*site, "k").is_none())).await;
+    both_logged(&run).await;
+    run.memory.inject(Site::First, Fault::Stall);
+    write(&run.memory, Site::First, now + 3_600_000);
+    run.memory.lose_position(Site::First);
+    run.memory.clear(Site::First);
+    let more = |status: &Status| status.channels[0].directions[0].lag.changes.is_some_and(|n| n > 1);
+    run.until("the gap", more).await;
+    run.daemon.resume(None, None).await.unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::Second, "k").unwrap().1, Some(now + 3_600_000));
     run.daemon.stop().await;
 }
 

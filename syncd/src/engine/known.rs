@@ -18,8 +18,8 @@ const KEYS_MAX: usize = 1 << 20;
 /// What the last record of a log says of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Last {
-    /// It holds this; until when, if it expires.
-    Content(u128, Option<u64>),
+    /// It holds this, by half of its digest; until when, if it expires.
+    Content(u64, Option<u64>),
     /// It is gone.
     Absent,
     /// Something happened to it that doesn't say what it holds.
@@ -43,35 +43,61 @@ struct Words {
     own: Option<(Last, Seq)>,
     /// One above our last change to it; a row of a snapshot is none.
     changed_below: Seq,
+    /// That is a delete.
+    is_deleted: bool,
     /// Of the peer's log, and its place there.
     peer: Option<(Last, Seq)>,
+    /// The peer had not seen our last change then: which of the two stands, the rule decided.
+    crossed: bool,
+    /// Of what the peer said since, and that may not have come into our store: a `state`.
+    open: Option<Last>,
     /// The snapshot that closes the gap has named it.
     named: bool,
 }
 
-/// A log's word that came last into our store.
-enum Latest {
-    /// Our own log's, and how much of the peer's had been applied before.
-    Own(Last, Seq),
-    /// The peer's, and its place there.
-    Peer(Last, Seq),
-}
+impl Words {
+    fn note_own(&mut self, last: Last, change: &Change) {
+        self.own = Some((last, change.seen));
+        if change.op != Op::Read {
+            self.changed_below = change.seq.next();
+        }
+        self.is_deleted = change.op == Op::Delete;
+    }
 
-impl Latest {
-    fn word(&self) -> Last {
-        match self {
-            Latest::Own(last, _) | Latest::Peer(last, _) => *last,
+    fn note_peer(&mut self, last: Last, change: &Change, is_settled: bool) {
+        let crossed = self.changed_below > change.seen;
+        // What says no more than what there was before never stands against our delete; a write always does.
+        if crossed && self.is_deleted && is_reread(change) {
+            return;
+        }
+        if is_settled {
+            (self.peer, self.crossed) = (Some((last, change.seq)), crossed && !self.is_deleted);
+        } else {
+            let same = self.open.is_none_or(|open| open == last);
+            self.open = Some(if same { last } else { Last::Changed });
         }
     }
-}
 
-impl Words {
-    fn latest(&self) -> Option<Latest> {
+    /// What the store may have held last, as far as the logs say: one of these.
+    fn may_be(&self) -> impl Iterator<Item = Last> + use<> {
+        let words = match (self.own, self.peer) {
+            (Some((own, seen)), Some((_, seq))) if seq < seen => [Some(own), None],
+            (Some((own, _)), Some((peer, _))) if self.crossed => [Some(own), Some(peer)],
+            (_, Some((peer, _))) => [None, Some(peer)],
+            (Some((own, _)), None) => [Some(own), None],
+            (None, None) => [None, None],
+        };
+        words.into_iter().flatten().chain(self.open)
+    }
+
+    /// Whether what was trimmed of one log, the peer's below `peer_from`, ours with the peer's below `own_seen` seen,
+    /// came before the last word of the other.
+    fn is_last(&self, peer_from: Seq, own_seen: Seq) -> bool {
         match (self.own, self.peer) {
-            (Some((own, seen)), Some((_, seq))) if seq < seen => Some(Latest::Own(own, seen)),
-            (Some((own, seen)), None) => Some(Latest::Own(own, seen)),
-            (_, Some((peer, seq))) => Some(Latest::Peer(peer, seq)),
-            (None, None) => None,
+            (Some((_, seen)), Some((_, seq))) if seq >= seen => seq >= own_seen,
+            (Some((_, seen)), _) => seen >= peer_from,
+            (None, Some((_, seq))) => seq >= own_seen,
+            (None, None) => false,
         }
     }
 }
@@ -151,11 +177,12 @@ impl Known {
             return;
         }
         let last = match (change.op, &change.value) {
-            _ if !applied => Last::Changed,
+            // Of what is not settled some may have been refused: it is asked for again, and has no row.
+            (op, _) if op != Op::State && !applied => Last::Changed,
             (Op::Delete, _) | (Op::State, None) => Last::Absent,
             (Op::Read | Op::State | Op::Put, _) => connector
                 .content(change)
-                .map_or(Last::Changed, |content| Last::Content(content, change.expire_at)),
+                .map_or(Last::Changed, |content| Last::Content(content as u64, change.expire_at)),
             _ => Last::Changed,
         };
         for (unit, _) in connector.units(change) {
@@ -165,18 +192,9 @@ impl Known {
                 continue;
             }
             let words = self.keys.entry(digest).or_default();
-            if own {
-                words.own = Some((last, change.seen));
-                if change.op != Op::Read {
-                    words.changed_below = change.seq.next();
-                }
-            } else if words.own.is_some_and(|(own, _)| own != Last::Absent || is_reread(change))
-                && words.changed_below > change.seen
-            {
-                // What we did to it was done again on top, or our delete stood against it.
-                words.peer = Some((Last::Changed, change.seq));
-            } else {
-                words.peer = Some((last, change.seq));
+            match own {
+                true => words.note_own(last, change),
+                false => words.note_peer(last, change, applied),
             }
         }
     }
@@ -197,29 +215,26 @@ impl Known {
         let Some(words) = self.keys.get(&key_digest(&row.key)) else {
             return if self.complete { News::New } else { News::Unsure };
         };
-        let Some(latest) = words.latest() else { return News::Unsure };
-        // What was trimmed of one log may have come after the last word of the other.
-        let sure = match latest {
-            Latest::Own(_, seen) => seen >= self.peer_from,
-            Latest::Peer(_, seq) => seq >= self.own_seen,
+        let content = row.value.as_ref().map(|_| connector.content(row));
+        // Until when it is there is a part of what it holds: a session is written anew with what it held before.
+        let is_it = |last: Last| match (last, content) {
+            // Nobody did anything: it expired, by the store's own clock.
+            (Last::Absent | Last::Content(_, Some(_)), None) => true,
+            (Last::Content(said, until), Some(Some(now))) => (said, until) == (now as u64, row.expire_at),
+            _ => false,
         };
-        let news = if sure { News::New } else { News::Unsure };
-        let Some(_) = row.value else {
-            return match latest.word() {
-                Last::Absent => News::Known,
-                // Nobody did anything: it expired, by the store's own clock.
-                Last::Content(_, Some(_)) => News::Known,
-                Last::Content(..) => news,
-                Last::Changed => News::Unsure,
-            };
+        let all = [words.own, words.peer].into_iter().flatten().map(|(last, _)| last).chain(words.open);
+        let is_told = match content {
+            Some(_) => all.into_iter().any(is_it),
+            None => words.may_be().any(is_it),
         };
-        let now = connector.content(row);
-        let said = |(last, _)| matches!(last, Last::Content(said, _) if Some(said) == now);
-        let said = [words.own, words.peer].into_iter().flatten().any(said);
-        match latest.word() {
-            _ if said => News::Known,
-            Last::Content(..) | Last::Absent if now.is_some() => news,
-            _ => News::Unsure,
+        let is_sure = words.is_last(self.peer_from, self.own_seen)
+            && content != Some(None)
+            && words.may_be().all(|last| last != Last::Changed);
+        match (is_told, is_sure) {
+            (true, _) => News::Known,
+            (false, true) => News::New,
+            (false, false) => News::Unsure,
         }
     }
 
@@ -231,8 +246,7 @@ impl Known {
     ) -> Result<BTreeMap<u128, Key>, EngineError> {
         let mut missing = BTreeMap::new();
         let Some(ends) = self.read else { return Ok(missing) };
-        let was_there =
-            |words: &Words| !words.named && words.latest().is_none_or(|latest| latest.word() != Last::Absent);
+        let was_there = |words: &Words| !words.named && words.may_be().any(|last| last != Last::Absent);
         let connector = task.connector.as_ref();
         let wanted = |_: &Change, digest, key: &Key| {
             self.keys.get(&digest).is_some_and(was_there) && connector.carries(key)
