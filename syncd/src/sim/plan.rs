@@ -130,7 +130,7 @@ impl Plan {
         }
         let span = random.scaled(300, 15_000);
         let writes = random.scaled(3, 300);
-        let mut writer = Writer { keys: random.scaled(1, 4), collide, n: 0 };
+        let mut writer = Writer { first: 0, keys: random.scaled(1, 4), collide, values: u64::MAX, n: 0 };
         let mut steps = Vec::new();
         for _ in 0..writes {
             let at = random.below(span);
@@ -163,6 +163,22 @@ impl Plan {
         let row_max = if random.chance(250) { random.scaled(1, 1_000) } else { 0 };
         let memory = if random.chance(250) { random.scaled(1, 64) << 14 } else { 512 << 20 };
         let keep_alive = random.chance(750);
+        // Drawn apart, so that the plans of seeds without them are what they were.
+        let mut random = Random::new(seed ^ 0x4a4e);
+        if snapshot == Snapshot::Both && !collide && random.chance(500) {
+            let keys = random.scaled(1, 12);
+            let mut writer = Writer { first: 4, keys, collide, values: 2, n: 1_000 };
+            for _ in 0..random.below(24) {
+                if let Do::Write(site, commands) = writer.write(&mut random, 0) {
+                    before.extend(commands.into_iter().map(|command| (site, command)));
+                }
+            }
+            for _ in 0..random.below(12) {
+                let at = random.below(span);
+                steps.push((at, writer.write(&mut random, at)));
+            }
+            steps.sort_by_key(|(at, _)| *at);
+        }
         Plan {
             seed,
             snapshot,
@@ -222,9 +238,13 @@ impl Plan {
 }
 
 struct Writer {
+    /// Keys have numbers from here on.
+    first: u64,
     /// Of each kind at each site.
     keys: u64,
     collide: bool,
+    /// How many a key is set to.
+    values: u64,
     n: u64,
 }
 
@@ -245,7 +265,8 @@ impl Writer {
 
     /// On keys that only this site writes.
     fn own(&self, random: &mut Random, site: u64, now: u64) -> Vec<String> {
-        let (key, n) = (format!("{site}-{}", random.below(self.keys)), self.n);
+        let (key, n) = (format!("{site}-{}", self.first + random.below(self.keys)), self.n);
+        let value = n % self.values;
         let (field, by) = (random.below(3), 1 + random.below(9));
         let far = now + 86_400_000 + n;
         match random.below(20) {
@@ -263,18 +284,18 @@ impl Writer {
             }],
             11..13 => vec![match random.below(4) {
                 0 => format!("DEL t{key}"),
-                _ => format!("SET t{key} {n}"),
+                _ => format!("SET t{key} {value}"),
             }],
             13..15 => vec![match random.below(3) {
                 0 => format!("SREM s{key} m{field}"),
                 _ => format!("SADD s{key} m{field}"),
             }],
             15..17 => match random.below(4) {
-                0 => vec![format!("SET x{key} {n}")],
+                0 => vec![format!("SET x{key} {value}")],
                 1 => vec![format!("DEL x{key}")],
                 _ => {
                     let at = now + random.scaled(1, 4_000);
-                    vec![format!("SET x{key} {n}"), format!("PEXPIREAT x{key} {at}")]
+                    vec![format!("SET x{key} {value}"), format!("PEXPIREAT x{key} {at}")]
                 }
             },
             17 => vec![match random.below(3) {
@@ -282,7 +303,7 @@ impl Writer {
                 1 => format!("PEXPIREAT y{key} {far}"),
                 _ => format!("INCRBY y{key} {by}"),
             }],
-            18 => vec![format!("SET z{key} {n}"), format!("PEXPIREAT z{key} {far}")],
+            18 => vec![format!("SET z{key} {value}"), format!("PEXPIREAT z{key} {far}")],
             _ => vec![format!("RPUSH m{key} {n}")],
         }
     }
