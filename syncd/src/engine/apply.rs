@@ -23,8 +23,8 @@ use super::careful::{unavailable, watch as watch_keys};
 use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
 use super::decide::{Pair, Plan};
+use super::lookback::Lookback;
 use super::order::Side;
-use super::own_log::OwnLog;
 use super::pauses::{Answers, Begun};
 use super::reader::Reader;
 use super::recent::key_digest;
@@ -62,8 +62,8 @@ pub(crate) struct ApplyTask {
     pub(crate) sweep_all: bool,
     pub(crate) items_max: usize,
     pub(crate) bytes_max: usize,
-    /// Of the target site's own log, kept to be done again.
-    pub(crate) own_bytes_max: usize,
+    /// Of each site's log, kept for what is done or put together again.
+    pub(crate) lookback_bytes_max: usize,
     /// The channel's `keep_alive`.
     pub(crate) keep_alive: bool,
     /// Where the channel's `conflict` is `owner`.
@@ -329,8 +329,8 @@ impl ApplyTask {
         Side { connector: self.connector.as_ref(), owners: self.owners.as_deref(), site: self.site }
     }
 
-    fn own_log(&self) -> Option<OwnLog> {
-        self.own.clone().map(|own| OwnLog::new(Arc::clone(&self.log), own, self.own_bytes_max))
+    fn lookback(&self, partition: &PartitionId) -> Lookback {
+        Lookback::new(Arc::clone(&self.log), partition.clone(), self.lookback_bytes_max)
     }
 
     fn way(&self, change: &Change, careful_reads: bool) -> Way {
@@ -428,7 +428,8 @@ pub(crate) struct Reign {
     overtaken: bool,
     careful_reads: bool,
     /// Of the target site, where the channel goes both ways.
-    pub(crate) own_log: Option<OwnLog>,
+    pub(crate) own_log: Option<Lookback>,
+    pub(crate) peer_log: Lookback,
     /// Something waits for the pipeline to run empty.
     draining: bool,
     /// It was noted that something was applied.
@@ -487,7 +488,8 @@ impl Reign {
             rejected_transient: false,
             overtaken: false,
             careful_reads: false,
-            own_log: task.own_log(),
+            own_log: task.own.as_ref().map(|own| task.lookback(own)),
+            peer_log: task.lookback(&task.partition),
             draining: false,
             begun: false,
         };

@@ -147,8 +147,8 @@ fn partition(channel: &str, site: &str) -> PartitionId {
 
 /// What one channel may hold.
 struct Shares {
-    /// [`ApplyTask::own_bytes_max`].
-    own_bytes_max: usize,
+    /// [`ApplyTask::lookback_bytes_max`].
+    lookback_bytes_max: usize,
     /// [`ApplyTask::sweep_keys_max`].
     sweep_keys_max: usize,
     /// Own changes of a site that are remembered in memory.
@@ -164,7 +164,7 @@ impl Shares {
         let dir = Some(&config.log.dir).filter(|dir| dir.is_dir());
         Shares {
             spill_dir: dir.cloned().unwrap_or_else(std::env::temp_dir),
-            own_bytes_max: share / 2,
+            lookback_bytes_max: share / 2,
             sweep_keys_max: share / sweep::KEY_BYTES,
             remembered_max: share / 2 / TOUCH_COST,
         }
@@ -355,7 +355,7 @@ impl Daemon {
                 sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
                 items_max: channel.batch.items_max,
                 bytes_max: channel.batch.bytes_max,
-                own_bytes_max: shares.own_bytes_max,
+                lookback_bytes_max: shares.lookback_bytes_max,
                 keep_alive: channel.keep_alive,
                 owners: channel.conflict.owners().cloned(),
                 sweep_keys_max: shares.sweep_keys_max,

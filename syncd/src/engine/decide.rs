@@ -9,6 +9,7 @@ use tracing::trace;
 
 use super::apply::{ApplyTask, Reign};
 use super::conflicts::Conflict;
+use super::lookback::Lookback;
 use super::recent::{Touch, is_reread};
 use super::redos::{Theirs, units_of};
 use super::rule::{self, Record, Verdict};
@@ -92,7 +93,7 @@ impl Reign {
         }
         let (mut plan, met) = look(task, changes, fill)?;
         if !met.is_empty() {
-            let met = over_states(task, met).await?;
+            let met = over_states(task, &mut self.peer_log, met).await?;
             self.work_out(task, changes, met, &mut plan).await?;
         }
         Ok(plan)
@@ -170,7 +171,11 @@ impl Reign {
 
 /// What is done again on top of a state that was read again: by the records of both sites, as it holds newer writes
 /// of single elements than some of ours that it does not hold.
-async fn over_states(task: &ApplyTask, mut met: Vec<Met>) -> Result<Vec<Met>, EngineError> {
+async fn over_states(
+    task: &ApplyTask,
+    log: &mut Lookback,
+    mut met: Vec<Met>,
+) -> Result<Vec<Met>, EngineError> {
     let mut wanted: HashMap<u128, Seq> = HashMap::new();
     let mut end = Seq(0);
     for here in met.iter().filter(|met| met.is_over_state()) {
@@ -183,7 +188,7 @@ async fn over_states(task: &ApplyTask, mut met: Vec<Met>) -> Result<Vec<Met>, En
         return Ok(met);
     }
     let mut theirs: HashMap<u128, Vec<Record>> = HashMap::new();
-    for change in super::redo::theirs(task, &wanted, end).await? {
+    for change in super::redo::theirs(task, log, &wanted, end).await? {
         if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
             theirs.entry(digest).or_default().push(record);
         }

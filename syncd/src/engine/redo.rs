@@ -9,6 +9,7 @@ use tracing::{debug, warn};
 use super::apply::{ApplyTask, Reign};
 use super::careful::unavailable;
 use super::decide::Pair;
+use super::lookback::Lookback;
 use super::recent::{Touch, key_digest};
 use super::redos::Redo;
 use super::restart::{walk_kept, walk_seqs};
@@ -125,7 +126,7 @@ impl Reign {
         }
         let mut wanted = from.clone();
         loop {
-            add_theirs(task, &wanted, self.marker.applied, &mut records).await?;
+            add_theirs(task, &mut self.peer_log, &wanted, self.marker.applied, &mut records).await?;
             wanted.clear();
             let mut contents = Vec::with_capacity(redos.len());
             for (_, redo) in redos {
@@ -191,11 +192,12 @@ impl Reign {
 /// Adds the peer's changes below `end` to the keys `wanted`, each from its seq on.
 async fn add_theirs(
     task: &ApplyTask,
+    log: &mut Lookback,
     wanted: &HashMap<u128, Seq>,
     end: Seq,
     records: &mut Records,
 ) -> Result<(), EngineError> {
-    for change in theirs(task, wanted, end).await? {
+    for change in theirs(task, log, wanted, end).await? {
         let whole = whole(task, &task.partition, change.clone()).await?;
         if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
             records.entry(digest).or_default().push(Record { changes: whole, ..record });
@@ -207,14 +209,21 @@ async fn add_theirs(
 /// The peer's changes below `end` to the keys `wanted`, by their digests, each from its seq on.
 pub(super) async fn theirs(
     task: &ApplyTask,
+    log: &mut Lookback,
     wanted: &HashMap<u128, Seq>,
     end: Seq,
 ) -> Result<Vec<Change>, EngineError> {
-    let from = wanted.values().copied().min().unwrap_or_default();
+    let range = wanted.values().copied().min().unwrap_or_default()..end;
+    let is_wanted = |change: &Change| {
+        let from = || wanted.get(&key_digest(&change.key));
+        change.op.is_data() && from().is_some_and(|from| change.seq >= *from)
+    };
+    if let Some(kept) = log.range(range.clone()).await? {
+        return Ok(kept.filter(|change| is_wanted(change)).cloned().collect());
+    }
     let mut found = Vec::new();
-    walk_seqs(task.log.as_ref(), &task.partition, from..end, |change| {
-        let is_wanted = |from: &Seq| change.seq >= *from;
-        if change.op.is_data() && wanted.get(&key_digest(&change.key)).is_some_and(is_wanted) {
+    walk_seqs(task.log.as_ref(), &task.partition, range, |change| {
+        if is_wanted(&change) {
             found.push(change);
         }
     })

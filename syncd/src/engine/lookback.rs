@@ -1,0 +1,206 @@
+//! What stands in a log at or before the place where one is, by seq: a decision about a key does what its site wrote
+//! again on top, and a key that is evaluated again is put together from the records of both sites.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use causeway_core::{Change, Op, Seq};
+
+use super::EngineError;
+use super::reader::Reader;
+use crate::log::{Error as LogError, Log, PartitionId};
+
+/// A stretch of a partition that was read lately. Batch after batch wants about the same one, as long as the peer has
+/// not seen it.
+pub(crate) struct Lookback {
+    log: Arc<dyn Log>,
+    partition: PartitionId,
+    bytes_max: usize,
+    /// Reads on behind what is kept.
+    reader: Option<Reader>,
+    first: Seq,
+    /// Each has the next seq.
+    kept: VecDeque<Change>,
+    bytes: usize,
+}
+
+/// So many records that nobody wants are read at any rate: looking one up costs about as much.
+const FAR: u64 = 4096;
+
+impl Lookback {
+    /// Keeps at the most about `bytes_max` of [`Change::cost`] between two calls.
+    pub(crate) fn new(log: Arc<dyn Log>, partition: PartitionId, bytes_max: usize) -> Lookback {
+        Lookback { log, partition, bytes_max, reader: None, first: Seq(0), kept: VecDeque::new(), bytes: 0 }
+    }
+
+    /// The records with the seqs `wanted`, all of which are durable in the log; those that are damaged there
+    /// are missing.
+    ///
+    /// # Errors
+    ///
+    /// The log's, and [`EngineError::Hole`].
+    pub(crate) async fn fetch(
+        &mut self,
+        wanted: &BTreeSet<Seq>,
+    ) -> Result<HashMap<Seq, Change>, EngineError> {
+        let mut found = HashMap::with_capacity(wanted.len());
+        let Some(&oldest) = wanted.first() else { return Ok(found) };
+        self.turn_to(oldest).await?;
+        let mut from = oldest;
+        loop {
+            let end = self.end();
+            for &seq in wanted.range(from..end.max(from)) {
+                let change = self.kept.get((seq.0 - self.first.0) as usize);
+                found.extend(change.map(|change| (seq, change.clone())));
+            }
+            let Some(&next) = wanted.range(end.max(from)..).next() else { return Ok(found) };
+            from = end;
+            if !self.is_near(end, next) {
+                self.restart(next).await?;
+            }
+            self.read_on().await?;
+        }
+    }
+
+    /// The records with seqs in `range`, all of which are durable; `None` if they are more than is kept, or some of them
+    /// are damaged or gone: whoever reads them himself passes over those.
+    ///
+    /// # Errors
+    ///
+    /// The log's.
+    pub(crate) async fn range(
+        &mut self,
+        range: Range<Seq>,
+    ) -> Result<Option<impl Iterator<Item = &Change>>, EngineError> {
+        if range.is_empty() || !self.fits(range.end.0 - range.start.0) {
+            return Ok(None);
+        }
+        let mut read = self.turn_to(range.start).await;
+        while read.is_ok() && self.end() < range.end {
+            read = if self.first <= range.start { self.read_on().await } else { return Ok(None) };
+        }
+        match read {
+            Ok(()) if self.first <= range.start => {
+                let places = [range.start, range.end].map(|seq| (seq.0 - self.first.0) as usize);
+                Ok(Some(self.kept.range(places[0]..places[1])))
+            }
+            Ok(())
+            | Err(
+                EngineError::Hole { .. }
+                | EngineError::Log(LogError::Corrupt { .. } | LogError::Trimmed { .. }),
+            ) => {
+                self.reader = None;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn end(&self) -> Seq {
+        Seq(self.first.0 + self.kept.len() as u64)
+    }
+
+    /// Whether `count` more records than are kept would still be kept, as large as those are.
+    fn fits(&self, count: u64) -> bool {
+        let each = self.bytes / self.kept.len().max(1);
+        let more = count.saturating_mul(each.max(Change::COST_MIN) as u64);
+        self.bytes as u64 + more <= self.bytes_max as u64
+    }
+
+    /// Whether what stands between is read, too.
+    fn is_near(&self, from: Seq, to: Seq) -> bool {
+        let between = to.0.saturating_sub(from.0);
+        between <= FAR || self.fits(between)
+    }
+
+    /// Sees to it that `seq` is kept, or is what is read next.
+    async fn turn_to(&mut self, seq: Seq) -> Result<(), EngineError> {
+        if self.reader.is_none() {
+            return self.restart(seq).await;
+        }
+        if seq >= self.first {
+            return if self.is_near(self.end(), seq) { Ok(()) } else { self.restart(seq).await };
+        }
+        if !self.fits(self.first.0 - seq.0) || !self.read_before(seq).await? {
+            self.restart(seq).await?;
+        }
+        Ok(())
+    }
+
+    async fn restart(&mut self, seq: Seq) -> Result<(), EngineError> {
+        self.clear(seq);
+        self.reader = Some(Reader::at(Arc::clone(&self.log), self.partition.clone(), seq).await?);
+        Ok(())
+    }
+
+    fn clear(&mut self, first: Seq) {
+        self.kept.clear();
+        (self.first, self.bytes) = (first, 0);
+    }
+
+    /// Reads what stands from `seq` to what is kept; whether all of that can be read.
+    async fn read_before(&mut self, seq: Seq) -> Result<bool, EngineError> {
+        let mut reader = Reader::at(Arc::clone(&self.log), self.partition.clone(), seq).await?;
+        let mut before = Vec::new();
+        loop {
+            match reader.ready().await {
+                Err(EngineError::Log(LogError::Corrupt { .. } | LogError::Trimmed { .. })) => {
+                    return Ok(false);
+                }
+                ready => ready?,
+            }
+            while let Some((_, change)) = reader.pop() {
+                if change.op == Op::Fence {
+                    continue;
+                }
+                if change.seq >= self.first {
+                    let from = before.first().map(|change: &Change| change.seq);
+                    if from != Some(seq) || change.seq != self.first {
+                        return Ok(false);
+                    }
+                    self.first = seq;
+                    for change in before.into_iter().rev() {
+                        self.bytes += change.cost();
+                        self.kept.push_front(change);
+                    }
+                    return Ok(true);
+                }
+                before.push(change);
+            }
+        }
+    }
+
+    /// Reads what comes next, and forgets what is too much; what is damaged is passed over, and all before it forgotten.
+    async fn read_on(&mut self) -> Result<(), EngineError> {
+        while self.bytes > self.bytes_max
+            && let Some(change) = self.kept.pop_front()
+        {
+            self.bytes -= change.cost();
+            self.first = self.first.next();
+        }
+        let Some(reader) = &mut self.reader else { return Err(EngineError::Stopped) };
+        match reader.ready().await {
+            Err(EngineError::Log(LogError::Corrupt { to, .. })) => {
+                reader.skip_to(to);
+                self.clear(self.end());
+                return Ok(());
+            }
+            ready => ready?,
+        }
+        while let Some((_, change)) = self.reader.as_mut().and_then(Reader::pop) {
+            if change.op != Op::Fence {
+                if self.kept.is_empty() {
+                    self.first = change.seq;
+                }
+                self.bytes += change.cost();
+                self.kept.push_back(change);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "lookback_tests.rs"]
+mod tests;
