@@ -73,7 +73,8 @@ impl Lookback {
         &mut self,
         range: Range<Seq>,
     ) -> Result<Option<impl Iterator<Item = &Change>>, EngineError> {
-        if range.is_empty() || !self.fits(range.end.0 - range.start.0) {
+        let bytes = self.cost().saturating_mul(range.end.0.saturating_sub(range.start.0));
+        if range.is_empty() || bytes > self.bytes_max as u64 {
             return Ok(None);
         }
         let mut read = self.turn_to(range.start).await;
@@ -101,11 +102,14 @@ impl Lookback {
         Seq(self.first.0 + self.kept.len() as u64)
     }
 
-    /// Whether `count` more records than are kept would still be kept, as large as those are.
+    /// Of one record, as large as those that are kept.
+    fn cost(&self) -> u64 {
+        (self.bytes / self.kept.len().max(1)).max(Change::COST_MIN) as u64
+    }
+
+    /// Whether `count` more records would still be kept.
     fn fits(&self, count: u64) -> bool {
-        let each = self.bytes / self.kept.len().max(1);
-        let more = count.saturating_mul(each.max(Change::COST_MIN) as u64);
-        self.bytes as u64 + more <= self.bytes_max as u64
+        self.bytes as u64 + self.cost().saturating_mul(count) <= self.bytes_max as u64
     }
 
     /// Whether what stands between is read, too.

@@ -143,8 +143,9 @@ impl Cluster {
         config.set("group.id", "causeway");
         config.set("queued.max.messages.kbytes", (fetch >> 10).to_string());
         config.set("fetch.message.max.bytes", fetch.to_string());
-        // A queue that was full is filled again at once, and not after its default of a second.
-        config.set("fetch.wait.max.ms", "100").set("fetch.queue.backoff.ms", "2");
+        // A queue that was full is filled again soon, and not after its default of a second. Of each such wait
+        // librdkafka spends the last millisecond in a loop, also for a consumer that nobody reads from at present.
+        config.set("fetch.wait.max.ms", "100").set("fetch.queue.backoff.ms", "25");
         config.extend(self.common.clone());
         OURS.iter().for_each(|(name, value)| _ = config.set(*name, *value));
         config.create_with_context(Logged).map_err(|error| self.failed("set up a consumer", &error))

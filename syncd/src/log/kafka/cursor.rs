@@ -370,11 +370,13 @@ impl Partition {
     }
 
     fn search(&self, seq: Seq) -> Result<Offset> {
-        let Range { start: mut low, end } = self.bounds();
-        let mut high = end;
+        let Range { start, end } = self.bounds();
+        let [before, behind] = self.marks(seq);
+        let mut low = before.map_or(start, |(place, _)| place).clamp(start, end);
+        let mut high = behind.map_or(end, |(place, _)| place).clamp(low, end);
         // Nearly every message is a record with the next seq, so that one place tells of another; where that
         // misleads, every third step halves what is left.
-        let mut guess = Some(low);
+        let mut guess = before.map(|(place, known)| place + (seq.0 - known.0)).or(Some(low));
         for step in 1.. {
             if low >= high {
                 break;
@@ -382,6 +384,7 @@ impl Partition {
             let middle = low + (high - low) / 2;
             let at = guess.take().unwrap_or(middle).clamp(low, high - 1);
             match self.first_numbered(at, high) {
+                Ok(Some((place, found))) if found == seq => return Ok(Offset(place)),
                 Ok(Some((place, found))) if found < seq => {
                     low = place + 1;
                     guess = (step % 3 > 0).then(|| place + (seq.0 - found.0));

@@ -1,6 +1,6 @@
 //! One partition of the log: what is known of it, what was appended or read last, and who writes it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -25,6 +25,8 @@ const CURSORS_MAX: usize = 3;
 /// Stretches that were read elsewhere than at the end and are kept, of a partition, and about how large each is.
 const PAGES_MAX: usize = 8;
 const PAGE_BYTES: usize = 256 << 10;
+/// Places of seqs that are remembered.
+const MARKS_MAX: usize = 512;
 /// Damaged stretches that are remembered.
 const DAMAGED_MAX: usize = 1024;
 
@@ -85,6 +87,8 @@ pub(super) struct State {
     pub(super) tail: Stretch,
     /// What was read elsewhere, the last one behind.
     pages: VecDeque<Stretch>,
+    /// Where records stand that were read elsewhere, by their seqs: a search begins between two of them.
+    marks: BTreeMap<Seq, u64>,
     pub(super) damaged: Vec<Range<Offset>>,
     /// When the appends that have no answer were queued.
     pub(super) under_way: VecDeque<Instant>,
@@ -287,6 +291,23 @@ impl Partition {
         state.tail.locate(seq).or_else(|| state.pages.iter().rev().find_map(|page| page.locate(seq)))
     }
 
+    /// The nearest records that were read: up to `seq`, and behind it.
+    pub(super) fn marks(&self, seq: Seq) -> [Option<(u64, Seq)>; 2] {
+        let marks = &lock(&self.state).marks;
+        let found = [marks.range(..=seq).next_back(), marks.range(seq.next()..).next()];
+        found.map(|found| found.map(|(seq, at)| (*at, *seq)))
+    }
+
+    fn mark(&self, records: &[(Offset, Change)]) {
+        let numbered = || records.iter().filter(|(_, change)| change.op != Op::Fence);
+        let ends = [numbered().next(), numbered().next_back()];
+        let marks = &mut lock(&self.state).marks;
+        marks.extend(ends.into_iter().flatten().map(|(offset, change)| (change.seq, offset.0)));
+        while marks.len() > MARKS_MAX {
+            marks.pop_first();
+        }
+    }
+
     /// Takes over what was read behind the last of the tail.
     pub(super) fn follow(&self, records: Vec<(Offset, Change)>, known_to: u64) {
         let mut state = lock(&self.state);
@@ -355,6 +376,7 @@ impl Partition {
         trace!(partition = %self.id, from, records = records.len(), took = ?began.elapsed(), "read from the broker");
         // It may go further than whoever follows the end has come: what was read is there, and is counted on.
         records.last().into_iter().for_each(|(last, _)| self.reached(*last));
+        self.mark(&records);
         if bytes_max < PAGE_BYTES || !goes_on {
             let mut page = Stretch { begin: from, ..Stretch::default() };
             records.into_iter().for_each(|(offset, change)| page.push(offset, change));
