@@ -258,3 +258,69 @@ impl Known {
         Ok(missing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use causeway_core::{Position, Space};
+
+    use super::*;
+
+    fn change(op: Op, seq: u64, seen: u64) -> Change {
+        let key = Key { space: Space::Db(0), name: "k".into() };
+        let change = Change::captured(op, key, Some("v".into()), Position::default(), 0);
+        // A state that says again what the logs know, as a site tells of a key that it never wrote.
+        Change { seq: Seq(seq), seen: Seq(seen), uncertain: op == Op::State, ..change }
+    }
+
+    const A: Last = Last::Content(1, None);
+    const B: Last = Last::Content(2, None);
+
+    fn may_be(note: impl Fn(&mut Words)) -> Vec<Last> {
+        let mut words = Words::default();
+        note(&mut words);
+        words.may_be().collect()
+    }
+
+    #[test]
+    fn what_the_store_may_hold_is_the_later_word_or_either_of_two_that_crossed() {
+        let own_read = |words: &mut Words| words.note_own(A, &change(Op::Read, 3, 0));
+        let own_put = |words: &mut Words| words.note_own(A, &change(Op::Put, 3, 5));
+        let own_delete = |words: &mut Words| words.note_own(Last::Absent, &change(Op::Delete, 3, 5));
+        let theirs =
+            |op, seq, seen| move |words: &mut Words| words.note_peer(B, &change(op, seq, seen), true);
+        let both = |one: &dyn Fn(&mut Words), other: &dyn Fn(&mut Words)| {
+            may_be(|words| {
+                one(words);
+                other(words);
+            })
+        };
+        assert_eq!(both(&own_put, &theirs(Op::Put, 4, 0)), [A], "ours had seen it");
+        assert_eq!(both(&own_put, &theirs(Op::Put, 8, 9)), [B], "theirs had seen ours");
+        assert_eq!(both(&own_put, &theirs(Op::Put, 8, 2)), [A, B], "neither");
+        assert_eq!(both(&own_read, &theirs(Op::State, 8, 2)), [B], "a row is no change of ours");
+        assert_eq!(both(&own_delete, &theirs(Op::State, 8, 2)), [Last::Absent], "our delete stands");
+        assert_eq!(both(&own_delete, &theirs(Op::State, 8, 4)), [B], "it came after our delete");
+        assert_eq!(both(&own_delete, &theirs(Op::Put, 8, 2)), [B], "a write stands against it");
+    }
+
+    #[test]
+    fn of_what_is_not_settled_each_word_may_hold() {
+        let open = |words: &mut Words, last, seq| words.note_peer(last, &change(Op::State, seq, 9), false);
+        assert_eq!(
+            may_be(|words| {
+                words.note_own(A, &change(Op::Read, 3, 0));
+                open(words, B, 8);
+                open(words, B, 9);
+            }),
+            [A, B]
+        );
+        assert_eq!(
+            may_be(|words| {
+                open(words, A, 8);
+                open(words, B, 9);
+            }),
+            [Last::Changed],
+            "nobody knows which of two"
+        );
+    }
+}
