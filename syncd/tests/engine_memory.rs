@@ -590,10 +590,8 @@ async fn a_session_opened_again_in_a_gap_is_carried() {
     tell_logs();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
     let memory = Memory::new();
-    let until = |at: u64| ["SET k session".to_owned(), format!("PEXPIREAT k {at}")];
-    let write = |memory: &Memory, site, at| {
-        let commands = until(at);
-        memory.write(site, &commands.each_ref().map(String::as_str)).unwrap();
+    let write = |memory: &Memory, site, at: u64| {
+        memory.write(site, &["SET k session", &format!("PEXPIREAT k {at}")]).unwrap();
     };
     Site::BOTH.into_iter().for_each(|site| write(&memory, site, now + 6_000));
     let run = Running::start(memory, "both", "both").await;

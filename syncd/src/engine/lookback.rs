@@ -78,8 +78,8 @@ impl Lookback {
             return Ok(None);
         }
         let mut read = self.turn_to(range.start).await;
-        while read.is_ok() && self.end() < range.end {
-            read = if self.first <= range.start { self.read_on().await } else { return Ok(None) };
+        while read.is_ok() && self.first <= range.start && self.end() < range.end {
+            read = self.read_on().await;
         }
         match read {
             Ok(()) if self.first <= range.start => {

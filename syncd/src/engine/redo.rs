@@ -215,8 +215,7 @@ pub(super) async fn theirs(
 ) -> Result<Vec<Change>, EngineError> {
     let range = wanted.values().copied().min().unwrap_or_default()..end;
     let is_wanted = |change: &Change| {
-        let from = || wanted.get(&key_digest(&change.key));
-        change.op.is_data() && from().is_some_and(|from| change.seq >= *from)
+        change.op.is_data() && wanted.get(&key_digest(&change.key)).is_some_and(|from| change.seq >= *from)
     };
     if let Some(kept) = log.range(range.clone()).await? {
         return Ok(kept.filter(|change| is_wanted(change)).cloned().collect());
