@@ -159,7 +159,8 @@ pub struct Change {
     pub tenant: Option<Bytes>,
     /// The tenant's epoch at the origin.
     pub epoch: u64,
-    /// Read from a backlog after an outage: its hlc is a guess.
+    /// Read from a backlog after an outage: its hlc is a guess. A source says it of a `state` that nobody wrote just then:
+    /// one that [`Source::refresh`](crate::Source::refresh) asked for.
     pub uncertain: bool,
 }
 

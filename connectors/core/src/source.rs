@@ -139,7 +139,8 @@ pub trait Source: Send {
 
     /// Asks for an [`Op::State`](crate::Op::State) of each key, read together with a token, so that it
     /// stands in the stream where it was read. The states come as events, followed by the token returned
-    /// here as [`Event::Token`]. Keys that the channel does not carry are left out.
+    /// here as [`Event::Token`], and are [`uncertain`](Change::uncertain) where the peer's changes are applied into the
+    /// store: those of a write that the stream does not tell are not. Keys that the channel does not carry are left out.
     ///
     /// # Errors
     ///

@@ -22,6 +22,8 @@ pub(crate) enum Command {
     ExpireAt(String, u64),
     Persist(String),
     Del(String),
+    /// Of the two keys the stream says only that they have to be read again.
+    Rename(String, String),
     FlushAll,
 }
 
@@ -52,12 +54,13 @@ impl Command {
             ["PEXPIREAT", k, at] => Command::ExpireAt(own(k), at.parse().map_err(|_| bad())?),
             ["PERSIST", k] => Command::Persist(own(k)),
             ["DEL", k] => Command::Del(own(k)),
+            ["RENAME", from, to] => Command::Rename(own(from), own(to)),
             ["FLUSHALL"] => Command::FlushAll,
             _ => return Err(bad()),
         })
     }
 
-    /// The key; empty for the whole store.
+    /// The key, of two the first; empty for the whole store.
     pub(crate) fn key(&self) -> &str {
         match self {
             Command::Set(k, _)
@@ -70,9 +73,16 @@ impl Command {
             | Command::SRem(k, _)
             | Command::ExpireAt(k, _)
             | Command::Persist(k)
-            | Command::Del(k) => k,
+            | Command::Del(k)
+            | Command::Rename(k, _) => k,
             Command::FlushAll => "",
         }
+    }
+
+    /// All its keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        let other = if let Command::Rename(_, to) = self { Some(to.as_str()) } else { None };
+        [self.key()].into_iter().chain(other)
     }
 
     /// How the stream says it: a delete is `Op::Delete`, FLUSHALL `Op::Ddl`.
@@ -112,6 +122,7 @@ impl Command {
                 .ok_or_else(|| "the number would overflow".to_owned())
         };
         match self {
+            Command::Rename(..) => Err("a key is renamed with what another one holds".to_owned()),
             Command::Set(_, v) => Ok(Some(Stored { value: Value::Str(v.clone()), expire_at: None })),
             Command::Del(_) | Command::FlushAll => Ok(None),
             Command::IncrBy(_, by) => match value {
@@ -174,6 +185,7 @@ impl Command {
                 (Some(Bytes::from_static(Unit::EXPIRE_AT)), Class::Absolute)
             }
             Command::Del(_) => (None, Class::Observed),
+            Command::Rename(..) => (None, Class::Other),
             Command::FlushAll => (None, Class::Absolute),
         }
     }
@@ -224,6 +236,13 @@ mod tests {
         assert_eq!(says(&["SADD k b", "SADD k a", "SADD k b", "SREM k c"]), "set a b");
         assert_eq!(says(&["SADD k b", "SREM k b"]), "");
         assert_eq!(says(&["SET k 4", "DEL k"]), "");
+    }
+
+    #[test]
+    fn a_key_that_is_renamed_has_both_keys() {
+        let rename = Command::parse(b"RENAME a b").unwrap();
+        assert_eq!(rename.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert!(rename.on(None).is_err(), "it is not done by one key alone");
     }
 
     #[test]

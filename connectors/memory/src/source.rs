@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use causeway_core::{Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Source, Token};
 
 use crate::command::{Stored, key};
-use crate::store::{Fault, Store};
+use crate::store::{Fault, Open, Store, Why};
 
 /// How often a stream at its end says so; also how long an expired key may go unnoticed.
 const IDLE_EVERY: Duration = Duration::from_millis(50);
@@ -24,7 +24,9 @@ pub(crate) struct MemorySource {
     part_bytes: usize,
     epoch: Option<u64>,
     at: u64,
-    /// The same, for others to see.
+    /// Keys that have to be read again.
+    opened: Open,
+    /// The same as `at`, for others to see.
     read: Arc<AtomicU64>,
     /// What of the snapshot has not been handed over yet.
     snapshot: VecDeque<Event>,
@@ -34,7 +36,8 @@ impl MemorySource {
     pub(crate) fn new(store: Arc<Store>, endpoint: String, part_bytes: usize) -> Self {
         let snapshot = VecDeque::new();
         let id = store.unique();
-        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, read: Arc::default(), snapshot }
+        let (opened, read) = (Open::default(), Arc::default());
+        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, opened, read, snapshot }
     }
 
     /// Takes what is there; `None` if nothing is.
@@ -55,12 +58,15 @@ impl MemorySource {
                 events.push(event);
                 continue;
             }
-            let next = state.events(self.at, self.id, self.part_bytes).map_err(|why| {
+            let next = state.events(self.at, self.id, self.part_bytes, &mut self.opened).map_err(|why| {
                 // As a server does that drops a reader which is too slow.
                 self.epoch = None;
                 unavailable("read the stream", &self.endpoint, &why)
             })?;
             let Some(next) = next else { break };
+            for names in self.opened.take_asked() {
+                state.refresh(self.id, Token(self.store.unique()), names, Why::Met);
+            }
             bytes += next.iter().map(cost).sum::<usize>();
             events.extend(next);
             self.at += 1;
@@ -93,13 +99,13 @@ pub(crate) fn pieces(
     pos: &Position,
     part_bytes: usize,
     now: u64,
-) -> Vec<Event> {
+) -> Vec<Change> {
     let value = stored.value.bytes();
     let change = |value, part| {
         let mut change = Change::captured(op, key(name), Some(value), pos.clone(), now);
         change.expire_at = stored.expire_at;
         change.part = part;
-        Event::Change(change)
+        change
     };
     if value.len() <= part_bytes {
         return vec![change(value, None)];
@@ -117,6 +123,7 @@ impl Source for MemorySource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
         // What was asked for before the break is not answered.
         self.id = self.store.unique();
+        self.opened = Open::default();
         let mut state = self.store.lock();
         state.streams += 1;
         if state.down {
@@ -140,7 +147,8 @@ impl Source for MemorySource {
             let total = Some(state.data.len() as u64);
             self.snapshot.push_back(Event::SnapshotStarted { total, pos: pos.clone() });
             for (name, stored) in &state.data {
-                self.snapshot.extend(pieces(Op::Read, name, stored, &pos, self.part_bytes, state.now));
+                let rows = pieces(Op::Read, name, stored, &pos, self.part_bytes, state.now);
+                self.snapshot.extend(rows.into_iter().map(Event::Change));
             }
             self.snapshot.push_back(Event::SnapshotEnded { pos, left_out: (0, Vec::new()) });
         }
@@ -186,8 +194,9 @@ impl Source for MemorySource {
     }
 
     fn restart_point(&self, durable: &Position) -> Position {
-        // A re-read is answered at once, so none is ever open.
-        durable.clone()
+        // What is not read yet after a break may open keys, too.
+        let from = self.opened.oldest().unwrap_or(self.at).min(durable.at);
+        Position { at: from, ..durable.clone() }
     }
 
     async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {
@@ -198,7 +207,7 @@ impl Source for MemorySource {
                 return Err(unavailable("read keys again", &self.endpoint, "the connection is cut"));
             }
             let names = keys.iter().filter_map(|k| String::from_utf8(k.name.to_vec()).ok()).collect();
-            state.refresh(self.id, token, names);
+            state.refresh(self.id, token, names, Why::Asked);
         }
         self.store.changed.notify_waiters();
         Ok(token)

@@ -33,11 +33,54 @@ pub enum Fault {
 /// What the stream holds of one transaction.
 #[derive(Debug, Clone)]
 enum Logged {
-    Local(Vec<(Op, String, Option<Bytes>)>),
+    Local(Vec<Write>),
     Ours(Marker),
     Token(Token),
-    /// Read for the source of this number only.
-    Refreshed(u64, Token, Vec<(String, Option<Stored>)>),
+    /// Read for the source of this number only, because it was asked to or met an [`Again`](Write::Again).
+    Refreshed(u64, Token, Vec<(String, Option<Stored>)>, Why),
+}
+
+/// What the stream holds of one command.
+#[derive(Debug, Clone)]
+enum Write {
+    Known(Op, String, Option<Bytes>),
+    /// What became of these keys has to be read.
+    Again(Vec<String>),
+}
+
+/// Why keys were read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    Asked,
+    Met,
+}
+
+/// Keys of which a reader of the stream has met an [`Again`](Write::Again), with its place, until it comes to what
+/// they hold: changes to them in between are in that.
+#[derive(Debug, Default)]
+pub(crate) struct Open {
+    keys: BTreeMap<String, u64>,
+    /// Those not asked for yet.
+    asked: Vec<Vec<String>>,
+}
+
+impl Open {
+    /// The place of the oldest.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.keys.values().min().copied()
+    }
+
+    pub(crate) fn take_asked(&mut self) -> Vec<Vec<String>> {
+        std::mem::take(&mut self.asked)
+    }
+
+    fn open(&mut self, names: &[String], at: u64) {
+        let names: Vec<_> = names.iter().filter(|name| !self.keys.contains_key(*name)).cloned().collect();
+        self.keys.extend(names.iter().map(|name| (name.clone(), at)));
+        if !names.is_empty() {
+            self.asked.push(names);
+        }
+    }
 }
 
 /// Milliseconds since 1970.
@@ -158,6 +201,7 @@ impl State {
         at: u64,
         source: u64,
         part_bytes: usize,
+        open: &mut Open,
     ) -> Result<Option<Vec<Event>>, String> {
         let index = at.checked_sub(self.log_start).ok_or("the backlog was overrun")?;
         let Some((logged, time)) = usize::try_from(index).ok().and_then(|i| self.log.get(i)) else {
@@ -167,17 +211,16 @@ impl State {
         let change = |op, name: &str, value| Change::captured(op, key(name), value, pos.clone(), *time);
         Ok(Some(match logged {
             Logged::Local(writes) => {
-                let mut events = Vec::new();
-                let mut flushed = false;
-                for (n, (op, name, value)) in writes.iter().enumerate() {
-                    let mut change = change(*op, name, value.clone());
-                    flushed |= *op == Op::Ddl;
-                    if writes.len() > 1 {
-                        let n32 = u32::try_from(n).unwrap_or(u32::MAX);
-                        change.group = Some(Group { id: at, n: n32, last: n + 1 == writes.len() });
+                let mut changes = Vec::new();
+                for write in writes {
+                    match write {
+                        Write::Again(names) => open.open(names, at),
+                        Write::Known(_, name, _) if open.keys.contains_key(name) => {}
+                        Write::Known(op, name, value) => changes.push(change(*op, name, value.clone())),
                     }
-                    events.push(Event::Change(change));
                 }
+                let flushed = changes.iter().any(|change| change.op == Op::Ddl);
+                let mut events = grouped(changes, at);
                 if flushed {
                     events.push(Event::MarkerLost { pos: pos.clone() });
                 }
@@ -186,18 +229,28 @@ impl State {
             Logged::Ours(marker) => vec![Event::Marker { marker: marker.clone(), pos }],
             Logged::Token(token) => vec![Event::Token(*token)],
             Logged::Refreshed(of, ..) if *of != source => Vec::new(),
-            Logged::Refreshed(_, token, states) => {
-                let mut events = Vec::new();
+            Logged::Refreshed(_, token, states, why) => {
+                let mut changes = Vec::new();
                 for (name, stored) in states {
                     match stored {
-                        None => events.push(Event::Change(change(Op::State, name, None))),
+                        None if *why == Why::Met => changes.push(change(Op::Delete, name, None)),
+                        None => changes.push(change(Op::State, name, None)),
                         Some(stored) => {
-                            events.extend(pieces(Op::State, name, stored, &pos, part_bytes, *time));
+                            changes.extend(pieces(Op::State, name, stored, &pos, part_bytes, *time));
                         }
                     }
                 }
-                events.push(Event::Token(*token));
-                events
+                if *why == Why::Asked {
+                    changes.iter_mut().for_each(|change| change.uncertain = true);
+                    return Ok(Some(
+                        changes.into_iter().map(Event::Change).chain([Event::Token(*token)]).collect(),
+                    ));
+                }
+                open.keys.retain(|name, _| states.iter().all(|(closed, _)| closed != name));
+                match changes.iter().any(|change| change.part.is_some()) {
+                    true => changes.into_iter().map(Event::Change).collect(),
+                    false => grouped(changes, at),
+                }
             }
         }))
     }
@@ -236,17 +289,34 @@ impl State {
             .collect();
         for name in due {
             self.put(&name, None);
-            self.append(Logged::Local(vec![(Op::Delete, name, None)]));
+            self.append(Logged::Local(vec![Write::Known(Op::Delete, name, None)]));
         }
+    }
+
+    /// Moves what a key holds to another one.
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), String> {
+        let moved = self.data.get(from).cloned().ok_or("ERR no such key")?;
+        self.put(from, None);
+        self.put(to, Some(moved));
+        Ok(())
     }
 
     /// Writes as an application does, in one transaction: all of it or, where one is refused, nothing.
     pub(crate) fn write(&mut self, commands: &[Command]) -> Result<(), String> {
         let mut writes = Vec::new();
+        let names = commands.iter().flat_map(Command::keys);
         let before: Vec<(String, Option<Stored>)> =
-            commands.iter().map(|c| (c.key().to_owned(), self.data.get(c.key()).cloned())).collect();
+            names.map(|name| (name.to_owned(), self.data.get(name).cloned())).collect();
         for command in commands {
             let name = command.key();
+            if let Command::Rename(from, to) = command {
+                if let Err(reason) = self.rename(from, to) {
+                    before.into_iter().for_each(|(name, stored)| self.put(&name, stored));
+                    return Err(reason);
+                }
+                writes.push(Write::Again(vec![from.clone(), to.clone()]));
+                continue;
+            }
             if *command == Command::FlushAll {
                 self.flush();
             } else {
@@ -262,7 +332,7 @@ impl State {
                 }
             }
             let value = (command.op() != Op::Delete).then(|| Bytes::from(text(command)));
-            writes.push((command.op(), name.to_owned(), value));
+            writes.push(Write::Known(command.op(), name.to_owned(), value));
         }
         if !writes.is_empty() {
             self.append(Logged::Local(writes));
@@ -295,10 +365,10 @@ impl State {
         self.append(Logged::Token(token));
     }
 
-    pub(crate) fn refresh(&mut self, source: u64, token: Token, names: Vec<String>) {
+    pub(crate) fn refresh(&mut self, source: u64, token: Token, names: Vec<String>, why: Why) {
         let states = names.into_iter().map(|name| (name.clone(), self.data.get(&name).cloned())).collect();
         self.token = Some(token);
-        self.append(Logged::Refreshed(source, token, states));
+        self.append(Logged::Refreshed(source, token, states, why));
     }
 
     /// Applies a peer's batch in one transaction, marker included; or rejects it whole.
@@ -426,9 +496,21 @@ impl State {
     }
 }
 
+/// Changes that belong together.
+fn grouped(mut changes: Vec<Change>, id: u64) -> Vec<Event> {
+    let count = changes.len();
+    if count > 1 {
+        for (n, change) in changes.iter_mut().enumerate() {
+            change.group = Some(Group { id, n: u32::try_from(n).unwrap_or(u32::MAX), last: n + 1 == count });
+        }
+    }
+    changes.into_iter().map(Event::Change).collect()
+}
+
 /// The words of a command.
 fn text(command: &Command) -> String {
     match command {
+        Command::Rename(from, to) => format!("RENAME {from} {to}"),
         Command::Set(k, v) => format!("SET {k} {v}"),
         Command::IncrBy(k, n) => format!("INCRBY {k} {n}"),
         Command::RPush(k, e) => format!("RPUSH {k} {e}"),

@@ -47,6 +47,7 @@ fn command(write: &TestWrite) -> String {
         TestWrite::Push(key, value) => format!("RPUSH {key} {value}"),
         TestWrite::HSet(key, field, value) => format!("HSET {key} {field} {value}"),
         TestWrite::HIncr(key, field, by) => format!("HINCRBY {key} {field} {by}"),
+        TestWrite::Rename(from, to) => format!("RENAME {from} {to}"),
         TestWrite::Del(key) => format!("DEL {key}"),
         TestWrite::ExpireAt(key, at) => format!("PEXPIREAT {key} {at}"),
     }

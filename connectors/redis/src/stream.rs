@@ -313,7 +313,9 @@ impl Stream {
     /// token came by, outside of any group, as it is nothing before [`close`](Stream::close) ends the value.
     pub fn piece(&self, piece: Piece, events: &mut Vec<Event>) {
         if let Some((.., pos)) = self.tokens.front() {
-            events.push(Event::Change(piece.change(Op::State, pos, self.now)));
+            let uncertain = !piece.opened;
+            let change = piece.change(Op::State, pos, self.now);
+            events.push(Event::Change(Change { uncertain, ..change }));
         }
     }
 
@@ -340,7 +342,10 @@ impl Stream {
                         continue;
                     }
                 };
-                group.push(state.change(Op::State, key, &pos, self.now));
+                // What a write left absent it has deleted.
+                let op = if set.opened && state.held.is_none() { Op::Delete } else { Op::State };
+                let state = state.change(op, key, &pos, self.now);
+                group.push(Change { uncertain: !set.opened, ..state });
             }
             // What ends a value goes first: an applier's batch can be cut before a group only.
             group.sort_by_key(|change| change.part.is_none());

@@ -123,6 +123,7 @@ fn command(write: &TestWrite) -> Command {
         TestWrite::Push(key, value) => cmd(&["RPUSH", key, value]),
         TestWrite::HSet(key, field, value) => cmd(&["HSET", key, field, value]),
         TestWrite::HIncr(key, field, by) => cmd(&["HINCRBY", key, field, &by.to_string()]),
+        TestWrite::Rename(from, to) => cmd(&["RENAME", from, to]),
         TestWrite::Del(key) => cmd(&["DEL", key]),
         TestWrite::ExpireAt(key, at) => cmd(&["PEXPIREAT", key, &at.to_string()]),
     }

@@ -206,10 +206,10 @@ async fn without_replication_the_second_server_is_equal_all_the_same() {
     assert_eq!(ended, 1);
     let token = source.refresh(vec![key(0, "key:1"), key(0, "none")]).await.unwrap();
     let events = until(&mut source, |e| *e == Event::Token(token)).await;
-    assert_eq!(
-        changes(&events).iter().map(text).collect::<Vec<_>>(),
-        ["state 0:key:1 dump", "state 0:none -"]
-    );
+    // Keys of the traffic may expire meanwhile.
+    let asked = |text: &String| text.contains(":key:1 ") || text.contains(":none ");
+    let told: Vec<_> = changes(&events).iter().map(text).filter(asked).collect();
+    assert_eq!(told, ["state 0:key:1 dump", "state 0:none -"]);
     // A position of it is none to go on from.
     let last = model.last.clone();
     assert!(matches!(open(&mut source, last.as_ref(), false).await, Opened::Anew { lost: Some(_) }));

@@ -148,6 +148,10 @@ async fn carry(
     let mut position_due = tokio::time::interval(POSITION_EVERY);
     position_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        if capture.snapshot_waits.is_some_and(|gap| gap || capture.nothing_is_open(task)) {
+            capture.snapshot_asked = capture.snapshot_waits.take();
+            return Ok(End::SnapshotAsked);
+        }
         tokio::select! {
             biased;
             Some((appended, batch)) = capture.under_way.next() => capture.durable(task, source, appended?, batch),
@@ -156,8 +160,7 @@ async fn carry(
                 Ask::Peer { keys, done } => capture.hand_on(task, &keys, done).await?,
                 Ask::Snapshot { gap } => {
                     task.stats.gaps_total.fetch_add(u64::from(gap), Ordering::SeqCst);
-                    capture.snapshot_asked = Some(gap);
-                    return Ok(End::SnapshotAsked);
+                    capture.snapshot_waits = Some(gap || capture.snapshot_waits == Some(true));
                 }
             },
             _ = position_due.tick() => capture.position(task, source).await?,
@@ -214,6 +217,8 @@ pub(super) struct Capture {
     known: Known,
     /// And whether it closes a gap.
     snapshot_asked: Option<bool>,
+    /// The same, until nothing is open that would be forgotten with the stream.
+    snapshot_waits: Option<bool>,
     /// It came to a place of the stream where it never was before, or to a snapshot's end.
     progressed: bool,
     bytes_since_position: usize,
@@ -305,6 +310,7 @@ impl Capture {
             unsettled: HashSet::new(),
             known: Known::default(),
             snapshot_asked: damaged.then_some(true),
+            snapshot_waits: None,
             progressed: false,
             bytes_since_position: 0,
             low_told: found.low,
@@ -507,7 +513,8 @@ impl Capture {
                 if self.may_be_forgotten(&key) {
                     continue;
                 }
-                let absent = Change::captured(Op::State, key, None, pos.clone(), (task.clock)());
+                let mut absent = Change::captured(Op::State, key, None, pos.clone(), (task.clock)());
+                absent.uncertain = true;
                 self.stamp(task, absent, batch)?;
                 if batch.changes.len() >= REFRESHES {
                     self.append(task, std::mem::take(batch)).await?;
@@ -677,7 +684,7 @@ impl Capture {
                 }
                 // A repeated snapshot replaces what an earlier one brought.
                 if !snapshot.initial || task.peer.is_none() || known {
-                    change.op = Op::State;
+                    (change.op, change.uncertain) = (Op::State, true);
                 }
             }
             self.stamp(task, change, batch)?;
@@ -713,6 +720,10 @@ impl Capture {
         }
     }
 
+    pub(super) fn is_beyond_what_is_held(&self) -> bool {
+        self.held_below.is_none_or(|held| self.passed.at >= held)
+    }
+
     pub(super) fn in_snapshot(&self) -> bool {
         self.point.snapshot.as_ref().is_some_and(|snapshot| snapshot.end.is_none())
     }
@@ -732,9 +743,7 @@ impl Capture {
         self.next_seq = self.next_seq.next();
         self.point.data_end = self.next_seq.0;
         (change.seen, change.low) = self.seen(task, &change.key);
-        let is_asked_for = change.op == Op::State && self.is_asked_for(&change.key);
-        // What is read again and not written just now: nobody knows when it was written last.
-        change.uncertain = change.op == Op::State && (self.in_snapshot() || is_asked_for);
+        // Of what is read again and not written just now nobody knows when it was written last.
         let news = match change.uncertain {
             true => self.known.judge(&change, task.connector.as_ref()),
             false => News::New,
@@ -742,7 +751,7 @@ impl Capture {
         // At least as new as our last write to it that is known; what was done in a gap, as the gap's end.
         change.hlc = match (change.op, news) {
             (Op::Read, _) => Hlc(0),
-            _ if is_asked_for && !self.in_snapshot() && task.peer.is_some() => {
+            _ if change.uncertain && !self.in_snapshot() && task.peer.is_some() => {
                 self.whole_version(task, &change.key)?
             }
             (_, News::Known) => self.written.last(&change.key),

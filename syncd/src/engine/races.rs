@@ -246,18 +246,10 @@ impl Capture {
         task.peer.is_some() && lock(&task.shared.redos).is_open(key_digest(key)) && !is_off(Part::ShipWaits)
     }
 
-    /// Whether a state of the key was asked for.
-    pub(super) fn is_asked_for(&self, key: &Key) -> bool {
-        self.refreshes.values().any(|asked| asked.keys.contains(key))
-    }
-
     /// Whether `state` says what the key holds: not where it has to be evaluated again. Then it is asked for
     /// later.
     pub(super) fn may_tell(&mut self, task: &CaptureTask, state: &Change) -> bool {
-        if !self.is_asked_for(&state.key) {
-            return true;
-        }
-        if self.is_contested(task, &state.key) {
+        if state.uncertain && self.is_contested(task, &state.key) {
             let asked = self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key));
             asked.for_each(|asked| asked.missed = true);
             self.ships.open.entry(key_digest(&state.key)).and_modify(|ship| ship.is_asked = false);
@@ -269,7 +261,7 @@ impl Capture {
     /// The key whose ship `change` is what was asked for, by its digest.
     pub(super) fn answers(&self, change: &Change) -> Option<u128> {
         let is_whole = change.part.is_none_or(|part| part.last);
-        if change.op != Op::State || !is_whole || !self.is_asked_for(&change.key) {
+        if change.op != Op::State || !change.uncertain || !is_whole {
             return None;
         }
         let digest = key_digest(&change.key);
@@ -291,6 +283,11 @@ impl Capture {
         }
         let ours = lock(&task.shared.recent).since(key_digest(key), Seq(0))?;
         Ok(Hlc(rule::whole_version(&ours).place))
+    }
+
+    /// All that a restart reads again has passed, and nothing is to be evaluated or told again.
+    pub(super) fn nothing_is_open(&self, task: &CaptureTask) -> bool {
+        self.is_beyond_what_is_held() && self.ships.open.is_empty() && lock(&task.shared.redos).is_empty()
     }
 
     /// How far a restart may read on.

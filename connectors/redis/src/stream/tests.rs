@@ -122,9 +122,27 @@ fn changes_to_an_open_key_are_swallowed_until_its_token() {
     );
     assert!(feed(&mut s, &[&token()]).is_empty());
     assert!(s.token().is_some());
-    assert_eq!(close(&mut s, asked), ["state 0:u"]);
+    assert_eq!(close(&mut s, asked), ["delete 0:u"]);
     assert_eq!(feed(&mut s, &["SADD u x"]), ["command 0:u"]);
     assert!(s.is_quiet());
+}
+
+#[test]
+fn what_a_write_left_is_told_from_what_was_only_asked_for() {
+    let mut s = stream();
+    feed(&mut s, &["SUNIONSTORE u a", &token()]);
+    let opened = s.take_asked().remove(0);
+    let asked = Set { opened: false, ..opened.clone() };
+    let found = |held| vec![Ok(Found { held, expire_at: None })];
+    let whole = || found(Some(Held::Whole(Bytes::from_static(b"x"))));
+    let (gone, asked_gone) = (opened.clone(), asked.clone());
+    let mut events = Vec::new();
+    let all = vec![(opened, whole()), (asked, whole()), (gone, found(None)), (asked_gone, found(None))];
+    s.close(all, false, &mut events);
+    let told =
+        events.iter().filter_map(|e| if let Event::Change(c) = e { Some((c.op, c.uncertain)) } else { None });
+    let expected = [(Op::State, false), (Op::State, true), (Op::Delete, false), (Op::State, true)];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -144,7 +162,7 @@ fn keys_renamed_together_come_as_one_group() {
     let mut s = stream();
     feed(&mut s, &["RENAME a b", &token()]);
     let asked = s.take_asked();
-    assert_eq!(close(&mut s, asked), ["state 0:a 0", "state 0:b 1 last"]);
+    assert_eq!(close(&mut s, asked), ["delete 0:a 0", "delete 0:b 1 last"]);
 }
 
 /// What cannot be cut before each of its changes begins with those that an applier has to begin with.
@@ -172,7 +190,7 @@ fn large_values_renamed_together_end_first_in_their_group_and_their_pieces_stand
     let renamed = set(vec![Ok(Found::default()), held(Some(Held::Pieces(2)))]);
     let moved = set(vec![Err("because".to_owned()), held(Some(Held::Pieces(1)))]);
     s.close(vec![renamed, moved], false, &mut events);
-    let states = ["state 0:b", "state 0:b", "state 0:d", "state 0:b 0", "state 0:a 1 last"];
+    let states = ["state 0:b", "state 0:b", "state 0:d", "state 0:b 0", "delete 0:a 1 last"];
     assert_eq!(shown(&events), [&states[..], &["left out c: because", "state 0:d"]].concat());
     let part =
         |event: &Event| if let Event::Change(c) = event { c.part.map(|p| (p.n, p.last)) } else { None };

@@ -32,6 +32,8 @@ pub enum TestWrite {
     HIncr(String, String, i64),
     /// Deletes a key.
     Del(String),
+    /// The second key holds what the first one held, which is gone.
+    Rename(String, String),
     /// The key expires at this time, milliseconds since 1970.
     ExpireAt(String, u64),
 }
@@ -105,6 +107,7 @@ fn behaviours() -> Vec<Behaviour> {
         source::a_transaction_comes_as_one_group if groups,
         source::an_idle_stream_moves_its_position,
         source::a_refreshed_state_stands_where_it_was_read,
+        source::what_was_asked_for_is_told_from_what_was_written,
         source::an_expired_key_comes_as_a_delete if expiry,
         source::units_say_what_a_change_touches,
         target::a_marker_is_read_back_when_taken_over,

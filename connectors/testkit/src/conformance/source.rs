@@ -218,6 +218,26 @@ pub(super) async fn a_refreshed_state_stands_where_it_was_read(subject: &dyn Sub
     Ok(())
 }
 
+/// A write whose outcome has to be read, of a key of which a state was asked for, too.
+pub(super) async fn what_was_asked_for_is_told_from_what_was_written(subject: &dyn Subject) -> Result<()> {
+    subject.write(FIRST, &[set("from", "new")]).await?;
+    let keys: Vec<_> = captured(subject, &[set("to", "old")]).await?.into_iter().map(|c| c.key).collect();
+    let mut reader = Reader::anew(subject, FIRST, false).await?;
+    let token = reader.source.refresh(keys).await?;
+    subject.write(FIRST, &[TestWrite::Rename("from".into(), "to".into())]).await?;
+    let mut events = reader.until("the token of a refresh", |e| *e == Event::Token(token)).await?;
+    let of_key = |e: &Event, uncertain| matches!(e, Event::Change(c) if c.key.name == name("to") && c.uncertain == uncertain);
+    ensure!(events.iter().any(|e| of_key(e, true)), "nothing came as asked for: {events:?}");
+    if !events.iter().any(|e| of_key(e, false)) {
+        events.extend(reader.until("what was written", |e| of_key(e, false)).await?);
+    }
+    let (mut applier, _) = Applier::new(subject, Site::Second, 1).await?;
+    applier.apply(changes(&events)).await?;
+    holds(subject, Site::Second, "to", "string new").await?;
+    equal(subject, &["from", "to"]).await?;
+    Ok(())
+}
+
 /// FF20.
 pub(super) async fn an_expired_key_comes_as_a_delete(subject: &dyn Subject) -> Result<()> {
     let mut reader = Reader::anew(subject, FIRST, false).await?;
