@@ -10,7 +10,7 @@ use tracing::trace;
 use super::apply::{ApplyTask, Reign};
 use super::conflicts::Conflict;
 use super::lookback::Lookback;
-use super::recent::{Touch, is_reread};
+use super::recent::{Touch, is_reread, key_digest};
 use super::redos::{Theirs, units_of};
 use super::rule::{self, Record, Verdict};
 use super::shared::lock;
@@ -72,6 +72,14 @@ impl Met {
         is_state && matches!(self.verdict, Verdict::Under(_))
     }
 
+    fn is_reread(&self) -> bool {
+        self.touched.first().is_some_and(|touch| touch.reread && touch.is_state)
+    }
+
+    fn seq(&self) -> Seq {
+        self.touched.first().map_or(Seq(0), |touch| touch.seq)
+    }
+
     fn ours_again(&self) -> impl Iterator<Item = Seq> {
         self.again.iter().filter_map(|again| match again {
             Again::Ours(seq) => Some(*seq),
@@ -93,6 +101,7 @@ impl Reign {
         }
         let (mut plan, met) = look(task, changes, fill)?;
         if !met.is_empty() {
+            let met = without_deleted_states(task, &mut self.peer_log, met).await?;
             let met = over_states(task, &mut self.peer_log, met).await?;
             self.work_out(task, changes, met, &mut plan).await?;
         }
@@ -169,6 +178,42 @@ impl Reign {
     }
 }
 
+/// Decides once more where a state that was read again meets one of ours: of ours those do not count of which the
+/// peer has deleted the key since, without having seen them. The peer, whose delete it is, says the same of them.
+async fn without_deleted_states(
+    task: &ApplyTask,
+    log: &mut Lookback,
+    mut met: Vec<Met>,
+) -> Result<Vec<Met>, EngineError> {
+    let mut wanted: HashMap<u128, Seq> = HashMap::new();
+    let mut end = Seq(0);
+    for here in met.iter().filter(|met| met.is_reread()) {
+        if let Some(oldest) = here.ours.iter().filter(|own| own.reread).map(|own| own.seen).min() {
+            let from = wanted.entry(here.digest).or_insert(oldest);
+            *from = oldest.min(*from);
+            end = end.max(here.seq());
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(met);
+    }
+    let mut deleted: HashMap<u128, Vec<Seq>> = HashMap::new();
+    for change in super::redo::theirs(task, log, &wanted, end).await? {
+        if change.op == Op::Delete {
+            deleted.entry(key_digest(&change.key)).or_default().push(change.seq);
+        }
+    }
+    for here in met.iter_mut().filter(|met| met.is_reread()) {
+        let seq = here.seq();
+        let deletes = deleted.get(&here.digest).into_iter().flatten().filter(|delete| **delete < seq);
+        let Some(newest) = deletes.max() else { continue };
+        here.ours.retain(|own| !own.reread || own.seen > *newest);
+        let verdict = rule::decide(&here.touched, &here.ours, task.site == Site::First, task.keep_alive);
+        *here = Met::new(here.index, here.digest, std::mem::take(&mut here.touched), &here.ours, verdict);
+    }
+    Ok(met)
+}
+
 /// What is done again on top of a state that was read again: by the records of both sites, as it holds newer writes
 /// of single elements than some of ours that it does not hold.
 async fn over_states(
@@ -182,7 +227,7 @@ async fn over_states(
         let oldest = here.ours.iter().map(|own| own.seen).min().unwrap_or_default();
         let from = wanted.entry(here.digest).or_insert(oldest);
         *from = oldest.min(*from);
-        end = end.max(here.touched.first().map_or(end, |touch| touch.seq));
+        end = end.max(here.seq());
     }
     if wanted.is_empty() {
         return Ok(met);
@@ -194,7 +239,7 @@ async fn over_states(
         }
     }
     for here in met.iter_mut().filter(|met| met.is_over_state()) {
-        let below = here.touched.first().map_or(Seq(0), |touch| touch.seq);
+        let below = here.seq();
         let theirs = theirs.get(&here.digest).into_iter().flatten();
         let mut records = vec![Record { own: false, touched: here.touched.clone(), changes: Vec::new() }];
         records.extend(theirs.filter(|record| record.seq() < below).cloned());
