@@ -49,6 +49,9 @@ struct Args {
     /// Rows and states of more than a few bytes come in pieces.
     #[arg(long)]
     pieces: bool,
+    /// Far more is written, and the daemon dies before it has caught up.
+    #[arg(long)]
+    rush: bool,
     /// A process for each site.
     #[arg(long)]
     apart: bool,
@@ -62,8 +65,8 @@ struct Args {
 
 impl Args {
     fn options(&self) -> Options {
-        let Args { collide, owned, apart, gaps, trim, pieces, .. } = *self;
-        Options { collide, owned, apart, gaps, trim, pieces, off: None }
+        let Args { collide, owned, apart, gaps, trim, pieces, rush, .. } = *self;
+        Options { collide, owned, apart, gaps, trim, pieces, rush, off: None }
     }
 }
 

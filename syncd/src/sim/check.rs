@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use causeway_core::{Change, Op, Site};
-use causeway_memory::Memory;
+use causeway_memory::{Memory, Value};
 
 use super::world::name;
 use crate::owners::Owners;
@@ -60,13 +60,13 @@ pub(super) fn collided(
     let Some(logs) = logs else { return wrong };
     let mut writes: BTreeMap<&str, Vec<(usize, &Change)>> = BTreeMap::new();
     for (site, log) in logs.iter().enumerate() {
-        for change in log.iter().filter(|change| matches!(change.op, Op::Command | Op::Delete)) {
+        for change in log.iter().filter(|change| is_write(change)) {
             writes.entry(name(change)).or_default().push((site, change));
         }
     }
     for (key, writes) in writes {
-        // What has expired by now, and where, is not told by the logs alone.
-        if key.starts_with(['e', 'f', 'i']) {
+        // What has expired by now, and where, is not told by the logs alone; values in pieces are not put together here.
+        if key.starts_with(['e', 'f', 'i']) || writes.iter().any(|(_, change)| change.part.is_some()) {
             continue;
         }
         if wrong.iter().any(|difference| difference.key == key) {
@@ -88,6 +88,31 @@ pub(super) fn collided(
     wrong
 }
 
+/// Whether an application made it: by a command, or so that the key had to be read again.
+fn is_write(change: &Change) -> bool {
+    matches!(change.op, Op::Command | Op::Delete) || (change.op == Op::State && !change.uncertain)
+}
+
+/// What makes a key what `change` says.
+fn commands(change: &Change) -> Vec<String> {
+    let text = change.value.as_deref().map(String::from_utf8_lossy);
+    if change.op == Op::Command {
+        return text.into_iter().map(String::from).collect();
+    }
+    let key = name(change);
+    let mut commands = vec![format!("DEL {key}")];
+    match text.and_then(|text| Value::parse(text.as_bytes())) {
+        None => {}
+        Some(Value::Str(value)) => commands.push(format!("SET {key} {value}")),
+        Some(Value::List(items)) => commands.extend(items.iter().map(|item| format!("RPUSH {key} {item}"))),
+        Some(Value::Hash(fields)) => {
+            commands.extend(fields.iter().map(|(f, v)| format!("HSET {key} {f} {v}")))
+        }
+        Some(Value::Set(members)) => commands.extend(members.iter().map(|m| format!("SADD {key} {m}"))),
+    }
+    commands
+}
+
 fn elements(value: &Option<String>) -> BTreeSet<&str> {
     value.iter().flat_map(|value| value.split(' ')).collect()
 }
@@ -102,14 +127,15 @@ fn outcome(mut writes: Vec<(usize, &Change)>, owner: Option<usize>) -> Option<St
     });
     let deletes: Vec<_> = writes.iter().copied().filter(|(_, change)| change.op == Op::Delete).collect();
     let store = Memory::new();
-    for (site, change) in writes.into_iter().filter(|(_, change)| change.op == Op::Command) {
+    for (site, change) in writes.into_iter().filter(|(_, change)| change.op != Op::Delete) {
         let held = deletes.iter().any(|(from, delete)| match *from == site {
             true => change.seq < delete.seq,
             false => change.seq < delete.seen,
         });
-        let command = change.value.as_deref().map(String::from_utf8_lossy);
-        if let Some(command) = command.filter(|_| !held) {
-            let _refused = store.write(Site::First, &[&command]);
+        if !held {
+            for command in commands(change) {
+                let _refused = store.write(Site::First, &[&command]);
+            }
         }
     }
     store.dump(Site::First).into_values().next().map(|(value, _)| value)

@@ -45,6 +45,8 @@ impl Connector for Line {
             site,
             inner: self.memory.source(site),
             fresh: Vec::new(),
+            open_from: 0,
+            opened: VecDeque::new(),
             on_the_way: VecDeque::new(),
             failed: None,
         })
@@ -88,7 +90,11 @@ struct SlowSource {
     site: Site,
     inner: Box<dyn Source>,
     fresh: Vec<Event>,
+    /// From where the store would have been read again before it brought `fresh`.
+    open_from: u64,
     on_the_way: VecDeque<(Instant, Event)>,
+    /// Of what is read again and on the way: from where it would have to be read.
+    opened: VecDeque<u64>,
     /// What comes behind that.
     failed: Option<Error>,
 }
@@ -100,6 +106,9 @@ impl SlowSource {
         let mut due = Instant::now() + self.world.draw(Step::Stream, self.site);
         due = last.map_or(due, |last| due.max(last));
         for event in self.fresh.drain(..) {
+            if ends_reread(&event) {
+                self.opened.push_back(self.open_from);
+            }
             if self.world.random(|random| random.chance(100)) {
                 due += self.world.draw(Step::Stream, self.site);
             }
@@ -131,11 +140,17 @@ impl SlowSource {
     }
 }
 
+/// Whether it may be what became of a key that had to be read again.
+fn ends_reread(event: &Event) -> bool {
+    matches!(event, Event::Change(change) if matches!(change.op, Op::State | Op::Delete) && !change.uncertain)
+}
+
 #[async_trait]
 impl Source for SlowSource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
         (self.failed, self.fresh) = (None, Vec::new());
         self.on_the_way.clear();
+        self.opened.clear();
         self.world.take_time(Step::Connect, self.site).await;
         let opened = self.inner.open(from, snapshot).await;
         self.world.note(|| {
@@ -156,6 +171,9 @@ impl Source for SlowSource {
                 let count = if all { most } else { self.world.random(|random| 1 + random.below(most)) };
                 for (_, event) in self.on_the_way.drain(..count as usize).collect::<Vec<_>>() {
                     self.tell(&event);
+                    if ends_reread(&event) {
+                        self.opened.pop_front();
+                    }
                     events.push(event);
                 }
                 return Ok(());
@@ -166,6 +184,8 @@ impl Source for SlowSource {
             {
                 return Err(failed);
             }
+            let far = Position { at: u64::MAX, ..Position::default() };
+            self.open_from = self.inner.restart_point(&far).at;
             let room = self.failed.is_none() && self.on_the_way.len() < ON_THE_WAY;
             tokio::select! {
                 biased;
@@ -196,7 +216,9 @@ impl Source for SlowSource {
     }
 
     fn restart_point(&self, durable: &Position) -> Position {
-        self.inner.restart_point(durable)
+        let from = self.inner.restart_point(durable);
+        let open = self.opened.iter().fold(from.at, |at, open| at.min(*open));
+        Position { at: open, ..from }
     }
 
     async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {

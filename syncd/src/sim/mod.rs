@@ -38,6 +38,8 @@ pub struct Options {
     pub trim: bool,
     /// Rows and states of more than a few bytes come in pieces.
     pub pieces: bool,
+    /// Far more is written, and the daemon dies before it has caught up.
+    pub rush: bool,
 }
 
 /// What a run came to.

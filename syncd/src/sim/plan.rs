@@ -105,7 +105,7 @@ fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
 impl Plan {
     pub(super) fn draw(
         seed: u64,
-        Options { collide, owned, apart, gaps, trim, pieces, .. }: Options,
+        Options { collide, owned, apart, gaps, trim, pieces, rush, .. }: Options,
     ) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
         // One that breaks and is repeated tells of writes by what the keys hold, as after a gap.
@@ -179,6 +179,35 @@ impl Plan {
             for _ in 0..random.below(12) {
                 let at = random.below(span);
                 steps.push((at, writer.write(&mut random, at)));
+            }
+            steps.sort_by_key(|(at, _)| *at);
+        }
+        // The same.
+        let mut random = Random::new(seed ^ 0x4e4a);
+        if random.chance(300) {
+            for _ in 0..random.scaled(1, 40) {
+                let at = random.below(span);
+                steps.push((at, writer.rename(&mut random)));
+                if collide && random.chance(500) {
+                    let at = random.below(span);
+                    steps.push((at, writer.expire(&mut random, BEGIN + at)));
+                }
+            }
+            steps.sort_by_key(|(at, _)| *at);
+        }
+        if rush {
+            let mut random = Random::new(seed ^ 0x4054);
+            for _ in 0..random.scaled(300, 4_000) {
+                let at = random.below(span);
+                let step = match random.below(12) {
+                    0 => writer.rename(&mut random),
+                    1 if collide => writer.expire(&mut random, BEGIN + at),
+                    _ => writer.write(&mut random, at),
+                };
+                steps.push((at, step));
+            }
+            for _ in 0..random.scaled(3, 40) {
+                steps.push((random.below(span), fault(&mut random, &[2, 2, 0, 1, 0, 6, 1, 0, 0, 2])));
             }
             steps.sort_by_key(|(at, _)| *at);
         }
@@ -264,6 +293,31 @@ impl Writer {
             }
         }
         Do::Write(site, commands)
+    }
+
+    /// A key is given the name of another one of its kind.
+    fn rename(&self, random: &mut Random) -> Do {
+        let site = Site::BOTH[random.below(2) as usize];
+        let kinds: &[&str] =
+            if self.collide { &["r", "h", "a", "g", "l", "s", "e", "f"] } else { &["d", "h", "t", "s"] };
+        let kind = random.pick(kinds);
+        let [from, to] = [(); 2].map(|()| match (self.first + random.below(self.keys), self.collide) {
+            (key, true) => format!("{kind}{key}"),
+            (key, false) => format!("{kind}{}-{key}", site.index()),
+        });
+        Do::Write(site, vec![format!("RENAME {from} {to}")])
+    }
+
+    /// A key that may expire is to expire at another time, or never.
+    fn expire(&self, random: &mut Random, now: u64) -> Do {
+        let site = Site::BOTH[random.below(2) as usize];
+        let key = format!("{}{}", random.pick(&["e", "f", "i"]), random.below(self.keys));
+        let command = match random.below(3) {
+            0 => format!("PERSIST {key}"),
+            1 => format!("PEXPIREAT {key} {}", now + random.scaled(1, 4_000)),
+            _ => format!("PEXPIREAT {key} {}", now + 86_400_000 + random.below(1_000)),
+        };
+        Do::Write(site, vec![command])
     }
 
     /// On keys that only this site writes.
