@@ -20,6 +20,8 @@ const BATCH: usize = 8;
 pub struct Act {
     /// When it was sent, in seconds.
     pub at: f64,
+    /// When it was acknowledged.
+    pub by: f64,
     /// Where.
     pub site: usize,
     /// Its words with a blank between.
@@ -117,18 +119,20 @@ impl Writer {
         let at = self.now();
         let commands: Vec<_> = batch.iter().map(|line| cmd(&line.split(' ').collect::<Vec<_>>())).collect();
         let mut queued = Vec::new();
-        for (line, reply) in batch.into_iter().zip(to.pipeline(&commands)?) {
+        let replies = to.pipeline(&commands)?;
+        let sent = (at, self.now());
+        for (line, reply) in batch.into_iter().zip(replies) {
             match line.as_str() {
                 "MULTI" => {}
-                "EXEC" => queued.drain(..).zip(reply.items()).for_each(|(line, r)| self.keep(at, line, r)),
+                "EXEC" => queued.drain(..).zip(reply.items()).for_each(|(line, r)| self.keep(sent, line, r)),
                 _ if reply == Reply::Simple("QUEUED".to_owned()) => queued.push(line),
-                _ => self.keep(at, line, &reply),
+                _ => self.keep(sent, line, &reply),
             }
         }
         Ok(())
     }
 
-    fn keep(&mut self, at: f64, line: String, reply: &Reply) {
+    fn keep(&mut self, (at, by): (f64, f64), line: String, reply: &Reply) {
         let verb = line.split(' ').next().unwrap_or_default();
         let in_vain = match verb {
             "SADD" | "SREM" | "HDEL" | "ZREM" | "PERSIST" | "EXPIRE" => *reply == Reply::Int(0),
@@ -141,7 +145,7 @@ impl Writer {
         if line.starts_with("SADD members:") {
             self.removable.push(line.replacen("SADD", "SREM", 1));
         }
-        self.acts.push(Act { at, site: self.site, line });
+        self.acts.push(Act { at, by, site: self.site, line });
     }
 
     fn below(&mut self, n: u32) -> u32 {

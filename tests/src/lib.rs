@@ -2,6 +2,7 @@
 
 pub mod hot;
 pub mod proxy;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -489,9 +490,9 @@ impl Drop for Link {
     fn drop(&mut self) {
         let _gone = self.kill();
         if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
-            let kept = Path::new(&kept);
-            for (seat, name) in self.seats().zip(["syncd.log", "syncd-cloud.log"]) {
-                let _best_effort = std::fs::copy(seat.dir.path().join("syncd.log"), kept.join(name));
+            for (seat, name) in self.seats().zip(["dc", "cloud"]) {
+                let kept = Path::new(&kept).join(name);
+                let _best_effort = Command::new("cp").arg("-r").arg(seat.dir.path()).arg(kept).status();
             }
         }
     }

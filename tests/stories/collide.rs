@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use causeway_stories::hot::{Act, Draw, MILLION, SITES, Writer, appends, everything, kind};
 use causeway_stories::proxy::Proxy;
+use causeway_stories::watch::{Captured, Watch};
 use causeway_stories::{Link, Setup, seed, servers};
 use causeway_testkit::resp::{Connection, Reply};
 use causeway_testkit::servers::Options;
@@ -19,8 +20,6 @@ const DRAIN: Duration = Duration::from_secs(90);
 const TOLD: usize = 4;
 /// How long nothing is disturbed before the writers end, in seconds.
 const CALM: f64 = 4.0;
-/// A write is captured within this time while nothing is disturbed, and this long after it was, in seconds.
-const CAPTURED: f64 = 1.5;
 
 /// `conflict = "owner"`: of two writes at once that of the site which serves the tenant stands, also if it is the older
 /// one; what its peer writes when it has seen that is later; a tenant that nobody owns goes by the time.
@@ -158,13 +157,14 @@ fn flatten(reply: &Reply, flat: &mut Vec<Vec<u8>>) {
 struct Outcome {
     acts: Vec<Act>,
     troubles: Vec<(f64, f64)>,
+    captured: [Captured; 2],
     found: [BTreeMap<String, Content>; 2],
     /// What is wrong with a key.
     wrong: BTreeMap<String, Vec<String>>,
 }
 
-/// When a site wrote an element last, and its value if it was not removed.
-type Last = (f64, Option<String>);
+/// When a site wrote an element last, when that had been captured for sure, and its value if it was not removed.
+type Last = (f64, Option<f64>, Option<String>);
 
 /// Runs a writer at each site while lines and daemon are disturbed, and waits until all has arrived.
 fn collide(link: &mut Link, lines: &[Proxy; 2], draw: Draw) -> Result<Outcome> {
@@ -178,6 +178,7 @@ fn collide(link: &mut Link, lines: &[Proxy; 2], draw: Draw) -> Result<Outcome> {
         let url = link.urls()[site].clone();
         std::thread::spawn(move || writer.run(&url, draw))
     });
+    let watches = [Watch::start(&link.urls()[0], began)?, Watch::start(&link.urls()[1], began)?];
     let mut troubles = Vec::new();
     while began.elapsed().as_secs_f64() < lasts - CALM {
         std::thread::sleep(Duration::from_millis(random.random_range(50..1_500)));
@@ -196,7 +197,9 @@ fn collide(link: &mut Link, lines: &[Proxy; 2], draw: Draw) -> Result<Outcome> {
     ensure!(status.channels[0].directions.iter().all(|d| d.gaps == 0), "a gap: {status:#?}");
     ensure!(!link.log().contains("panicked"), "{}", link.log_end());
     let found = [contents(link, 0)?, contents(link, 1)?];
-    Ok(Outcome { acts, troubles, found, wrong: BTreeMap::new() })
+    let [dc, cloud] = watches;
+    let captured = [dc.end()?, cloud.end()?];
+    Ok(Outcome { acts, troubles, captured, found, wrong: BTreeMap::new() })
 }
 
 /// Cuts or stalls one of the lines and heals it, or kills the daemon and starts it again.
@@ -261,35 +264,28 @@ impl Outcome {
         }
     }
 
-    /// When a write that was sent at `at` was captured for sure.
-    fn captured(&self, at: f64) -> f64 {
-        let later = |by: f64, (from, to): &(f64, f64)| match *from < by && at < *to + CAPTURED {
-            true => by.max(to + CAPTURED),
-            false => by,
-        };
-        self.troubles.iter().fold(at + CAPTURED, later)
-    }
-
     /// Each element is as one of the two sites wrote it last; as the later one did, where that is certain.
     fn newest_stand(&mut self) {
         let mut last: BTreeMap<_, [Option<Last>; 2]> = BTreeMap::new();
         for act in &self.acts {
             if let Some((key @ ("fields" | "tags" | "scores"), element, value)) = act.written() {
                 let last = last.entry((key.to_owned(), element.to_owned())).or_default();
-                last[act.site] = Some((act.at, value.map(str::to_owned)));
+                let captured = self.captured[act.site].at(act.by);
+                last[act.site] = Some((act.at, captured, value.map(str::to_owned)));
             }
         }
         let mut certain = 0;
         for ((key, element), last) in last {
             let mut stands: Vec<_> = last.into_iter().flatten().collect();
             stands.sort_by(|a, b| a.0.total_cmp(&b.0));
-            if stands.len() == 2 && self.captured(stands[0].0) < stands[1].0 {
+            let is_later = |first: &Last, second: &Last| first.1.is_some_and(|captured| captured < second.0);
+            if stands.len() == 2 && is_later(&stands[0], &stands[1]) {
                 stands.remove(0);
                 certain += 1;
             }
             let found = self.found[0].get(&key).and_then(|c| c.texts().find(|(e, _)| *e == element));
             let found = found.map(|(_, value)| value);
-            if stands.iter().all(|(_, value)| *value != found) {
+            if stands.iter().all(|(.., value)| *value != found) {
                 self.blame(&key, format!("{element} is {found:?}, not of {stands:?}"));
             }
         }
