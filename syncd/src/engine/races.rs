@@ -1,7 +1,7 @@
 //! Capture's part of the rule for concurrent writes: where a transaction of the peer's changes passes in the
 //! store's own stream, it is known which of the site's own writes stand before it that the decision did not know.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use causeway_core::{Change, Hlc, Key, Marker, Op, Position, Seq, Site, Source};
@@ -83,6 +83,7 @@ impl Capture {
         if self.checked_to.as_ref().is_some_and(|to| to.history == pos.history && to.at >= pos.at) {
             return Ok(());
         }
+        let is_sent_here = sent.is_some();
         let (units, low) = match sent {
             Some(sent) => {
                 let recent = lock(&task.shared.recent);
@@ -96,7 +97,7 @@ impl Capture {
         let recent = &mut *lock(&task.shared.recent);
         let redos = &mut *lock(&task.shared.redos);
         for theirs in &units {
-            self.race(task, recent, redos, (marker, pos), theirs)?;
+            self.race(task, recent, redos, (marker, pos, is_sent_here), theirs)?;
         }
         for id in &marker.redone {
             self.close(recent, redos, *id, (marker.basis, pos.at))?;
@@ -127,7 +128,7 @@ impl Capture {
         task: &CaptureTask,
         recent: &mut Recent,
         redos: &mut Redos,
-        (marker, pos): (&Marker, &Position),
+        (marker, pos, is_sent_here): (&Marker, &Position, bool),
         theirs: &Theirs,
     ) -> Result<(), EngineError> {
         let touch = theirs.touch;
@@ -148,7 +149,8 @@ impl Capture {
                 Race::Redo { .. } if is_off(Part::Redo) => {}
                 Race::Redo { element, ours } => redos.open(Redo {
                     key: theirs.key.clone(),
-                    elements: BTreeSet::from([element]),
+                    // The process that sent it may have evaluated the key, too, and more of it than is known here.
+                    elements: [element].into_iter().chain((!is_sent_here).then_some(None)).collect(),
                     theirs_from: touch.seq.min(ours.seen),
                     pairs: vec![(touch.seq, ours.seq)],
                     place: self.passed.clone(),

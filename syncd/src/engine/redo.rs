@@ -13,7 +13,7 @@ use super::lookback::Lookback;
 use super::recent::{Touch, key_digest};
 use super::redos::Redo;
 use super::restart::{walk_kept, walk_seqs};
-use super::rule::{self, Content, Record};
+use super::rule::{self, Content, Element, Record};
 use super::shared::lock;
 use super::{EngineError, shown};
 use crate::log::{Offset, PartitionId};
@@ -58,6 +58,7 @@ impl Reign {
             let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
             debug!(partition = %task.partition, id, key = %shown(&redo.key), ?content, "evaluated again");
             let Some(content) = content else { continue };
+            lock(&task.shared.redos).widen(*id, rule::extent(records, &content));
             pairs.extend(met(redo, records, &content));
             changes.extend(written(redo, records, &content));
         }
@@ -132,7 +133,12 @@ impl Reign {
             for (_, redo) in redos {
                 let digest = key_digest(&redo.key);
                 let of_key = records.get(&digest).map_or(&[][..], Vec::as_slice);
-                let content = rule::evaluate(of_key, &redo.elements, task.site == Site::First);
+                let evaluate =
+                    |elements: &BTreeSet<Element>| rule::evaluate(of_key, elements, task.site == Site::First);
+                // Nothing may tell of all of the key.
+                let content = evaluate(&redo.elements).or_else(|| {
+                    evaluate(&redo.elements.iter().filter(|element| element.is_some()).copied().collect())
+                });
                 let reaches = content.as_ref().and_then(|content| rule::reaches(of_key, content));
                 // It begins with something older than what met.
                 if let Some(known) = from.get_mut(&digest)

@@ -253,6 +253,13 @@ impl Redos {
         self.open.insert(self.next, redo);
     }
 
+    /// What is sent for it writes these, too: sent again, it has to, as the first one may have overwritten something.
+    pub(crate) fn widen(&mut self, id: u64, elements: BTreeSet<Element>) {
+        if let Some(redo) = self.open.get_mut(&id) {
+            redo.elements.extend(elements);
+        }
+    }
+
     /// Of which key one is, if it is open.
     pub(crate) fn digest(&self, id: u64) -> Option<u128> {
         self.open.get(&id).map(|redo| key_digest(&redo.key))
@@ -301,5 +308,36 @@ impl Redos {
                 self.open(Redo { is_sent: false, ..redo });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use causeway_core::Space;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_lost_is_sent_again_with_all_that_it_wrote() {
+        let mut redos = Redos::default();
+        redos.open(Redo {
+            key: Key { space: Space::Whole, name: Bytes::from_static(b"k") },
+            elements: BTreeSet::from([Some(1)]),
+            theirs_from: Seq(3),
+            pairs: Vec::new(),
+            place: Position::default(),
+            is_sent: false,
+        });
+        let sent = redos.take(9);
+        let [(first, _)] = sent[..] else { panic!("{sent:?}") };
+        redos.widen(first, BTreeSet::from([Some(2), None]));
+        assert!(!redos.has_waiting());
+        redos.send_again();
+        let sent = redos.take(9);
+        let [(again, redo)] = &sent[..] else { panic!("{sent:?}") };
+        assert!(*again > first, "a number is used once");
+        assert_eq!(redo.elements, BTreeSet::from([None, Some(1), Some(2)]));
+        assert!(redos.close(first).is_none(), "the first one is nobody's");
     }
 }

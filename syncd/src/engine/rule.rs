@@ -422,6 +422,13 @@ pub(crate) fn reaches(records: &[Record], content: &Content) -> Option<Seq> {
     deletes.filter_map(seen).max().into_iter().chain(written.filter_map(seen)).min()
 }
 
+/// What is written to bring a key to `content`; it may be more than was asked for.
+pub(crate) fn extent(records: &[Record], content: &Content) -> BTreeSet<Element> {
+    let then = content.then.iter().filter_map(|index| records.get(*index));
+    let touched = then.flat_map(|record| &record.touched).map(|touch| touch.element);
+    touched.chain(content.from_absent.then_some(None)).collect()
+}
+
 /// Of a key that holds `state`, the records to be done again on top: those newer than it that it does not hold, but
 /// for what newer writes that it does hold have superseded; and of elements that are touched by that, all from the
 /// newest write on.
@@ -591,6 +598,17 @@ mod tests {
         assert_eq!(decide(&[there], &[there, absent_since], true, true), Verdict::Apply);
         assert_eq!(decide(&[there], &[there], true, true), Verdict::Drop(Seq(5)));
         assert_eq!(decide(&[there], &[there], false, true), Verdict::Apply);
+    }
+
+    #[test]
+    fn one_element_of_a_state_is_told_by_all_of_it() {
+        let records = [one(true, touch(5, 7, Class::Absolute, F)), one(false, reread(9, 8, 1))];
+        let content = evaluate(&records, &BTreeSet::from([F]), true).unwrap();
+        assert_eq!(extent(&records, &content), BTreeSet::from([None]));
+        let content = evaluate(&records[..1], &BTreeSet::from([F]), true).unwrap();
+        assert_eq!(extent(&records, &content), BTreeSet::from([F]));
+        let absent = Content { from_absent: true, then: vec![0] };
+        assert_eq!(extent(&records, &absent), BTreeSet::from([None, F]));
     }
 
     fn evaluated(records: &[Record], element: Element) -> Option<(bool, Vec<usize>)> {
