@@ -178,6 +178,29 @@ impl Reign {
     }
 }
 
+/// The peer's changes to the keys of `met`, each from the oldest on that one of ours had not seen, of those that `counts`.
+async fn theirs_since(
+    task: &ApplyTask,
+    log: &mut Lookback,
+    met: impl Iterator<Item = &Met>,
+    counts: fn(&Touch) -> bool,
+) -> Result<Vec<Change>, EngineError> {
+    let mut wanted: HashMap<u128, Seq> = HashMap::new();
+    let mut end = Seq(0);
+    for here in met {
+        let Some(oldest) = here.ours.iter().filter(|own| counts(own)).map(|own| own.seen).min() else {
+            continue;
+        };
+        let from = wanted.entry(here.digest).or_insert(oldest);
+        *from = oldest.min(*from);
+        end = end.max(here.seq());
+    }
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    super::redo::theirs(task, log, &wanted, end).await
+}
+
 /// Decides once more where a state that was read again meets one of ours: of ours those do not count of which the
 /// peer has deleted the key since, without having seen them. The peer, whose delete it is, says the same of them.
 async fn without_deleted_states(
@@ -185,20 +208,9 @@ async fn without_deleted_states(
     log: &mut Lookback,
     mut met: Vec<Met>,
 ) -> Result<Vec<Met>, EngineError> {
-    let mut wanted: HashMap<u128, Seq> = HashMap::new();
-    let mut end = Seq(0);
-    for here in met.iter().filter(|met| met.is_reread()) {
-        if let Some(oldest) = here.ours.iter().filter(|own| own.reread).map(|own| own.seen).min() {
-            let from = wanted.entry(here.digest).or_insert(oldest);
-            *from = oldest.min(*from);
-            end = end.max(here.seq());
-        }
-    }
-    if wanted.is_empty() {
-        return Ok(met);
-    }
+    let states = met.iter().filter(|met| met.is_reread());
     let mut deleted: HashMap<u128, Vec<Seq>> = HashMap::new();
-    for change in super::redo::theirs(task, log, &wanted, end).await? {
+    for change in theirs_since(task, log, states, |own| own.reread).await? {
         if change.op == Op::Delete {
             deleted.entry(key_digest(&change.key)).or_default().push(change.seq);
         }
@@ -221,19 +233,9 @@ async fn over_states(
     log: &mut Lookback,
     mut met: Vec<Met>,
 ) -> Result<Vec<Met>, EngineError> {
-    let mut wanted: HashMap<u128, Seq> = HashMap::new();
-    let mut end = Seq(0);
-    for here in met.iter().filter(|met| met.is_over_state()) {
-        let oldest = here.ours.iter().map(|own| own.seen).min().unwrap_or_default();
-        let from = wanted.entry(here.digest).or_insert(oldest);
-        *from = oldest.min(*from);
-        end = end.max(here.seq());
-    }
-    if wanted.is_empty() {
-        return Ok(met);
-    }
+    let states = met.iter().filter(|met| met.is_over_state());
     let mut theirs: HashMap<u128, Vec<Record>> = HashMap::new();
-    for change in super::redo::theirs(task, log, &wanted, end).await? {
+    for change in theirs_since(task, log, states, |_| true).await? {
         if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
             theirs.entry(digest).or_default().push(record);
         }
