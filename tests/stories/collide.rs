@@ -163,8 +163,15 @@ struct Outcome {
     wrong: BTreeMap<String, Vec<String>>,
 }
 
-/// When a site wrote an element last, when that had been captured for sure, and its value if it was not removed.
-type Last = (f64, Option<f64>, Option<String>);
+/// How a site wrote an element last.
+#[derive(Debug)]
+struct Last {
+    site: usize,
+    at: f64,
+    by: f64,
+    /// If it was not removed.
+    value: Option<String>,
+}
 
 /// Runs a writer at each site while lines and daemon are disturbed, and waits until all has arrived.
 fn collide(link: &mut Link, lines: &[Proxy; 2], draw: Draw) -> Result<Outcome> {
@@ -270,22 +277,24 @@ impl Outcome {
         for act in &self.acts {
             if let Some((key @ ("fields" | "tags" | "scores"), element, value)) = act.written() {
                 let last = last.entry((key.to_owned(), element.to_owned())).or_default();
-                let captured = self.captured[act.site].at(act.by);
-                last[act.site] = Some((act.at, captured, value.map(str::to_owned)));
+                let value = value.map(str::to_owned);
+                last[act.site] = Some(Last { site: act.site, at: act.at, by: act.by, value });
             }
         }
         let mut certain = 0;
         for ((key, element), last) in last {
             let mut stands: Vec<_> = last.into_iter().flatten().collect();
-            stands.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let is_later = |first: &Last, second: &Last| first.1.is_some_and(|captured| captured < second.0);
+            stands.sort_by(|a, b| a.at.total_cmp(&b.at));
+            let captured = |last: &Last| self.captured[last.site].at(last.by);
+            let is_later =
+                |first, second: &Last| captured(first).is_some_and(|captured| captured < second.at);
             if stands.len() == 2 && is_later(&stands[0], &stands[1]) {
                 stands.remove(0);
                 certain += 1;
             }
             let found = self.found[0].get(&key).and_then(|c| c.texts().find(|(e, _)| *e == element));
             let found = found.map(|(_, value)| value);
-            if stands.iter().all(|(.., value)| *value != found) {
+            if stands.iter().all(|last| last.value != found) {
                 self.blame(&key, format!("{element} is {found:?}, not of {stands:?}"));
             }
         }
