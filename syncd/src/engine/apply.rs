@@ -154,6 +154,7 @@ struct Sent {
     /// What was sent for them, where that is something else.
     decided: Option<Vec<Change>>,
     pairs: Vec<Pair>,
+    marker: Marker,
     fill: bool,
     from: Seq,
     to: Seq,
@@ -573,6 +574,7 @@ impl Reign {
                     changes: Arc::new(reads),
                     decided,
                     pairs,
+                    marker: Marker::default(),
                     fill: true,
                     from: settled,
                     to: applied,
@@ -842,9 +844,10 @@ impl Reign {
         }
         let (decided, pairs) = (plan.decided, plan.pairs);
         let sent = decided.clone().unwrap_or_else(|| changes.to_vec());
-        target.send(Batch { marker, changes: sent, watched: false, keep_existing: fill }).await?;
+        let batch = Batch { marker: marker.clone(), changes: sent, watched: false, keep_existing: fill };
+        target.send(batch).await?;
         let (at, end, low) = (Instant::now(), self.reader.offset(), self.low);
-        self.under_way.push_back(Sent { changes, decided, pairs, fill, from, to, at, end, low });
+        self.under_way.push_back(Sent { changes, decided, pairs, marker, fill, from, to, at, end, low });
         Ok(())
     }
 
@@ -894,6 +897,7 @@ impl Reign {
             }
             Outcome::Rejected { transient, reason } => {
                 warn!(partition = %task.partition, from = %sent.from, to = %sent.to, transient, reason, "batch refused");
+                lock(&task.shared.on_the_way).fail(&sent.marker, task.theirs());
                 self.rejected_transient = transient;
                 self.draining = true;
                 if transient {
@@ -1035,10 +1039,14 @@ impl Reign {
             }
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
             let marker = self.announce(task, &sent.changes, (sent.to, sent.low), &mut plan);
-            let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
+            let sent = Sent { decided: plan.decided, pairs: plan.pairs, marker: marker.clone(), ..sent };
             let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec());
             target.send(Batch { marker, changes, watched: false, keep_existing: sent.fill }).await?;
-            match target.outcome().await? {
+            let outcome = target.outcome().await?;
+            if matches!(outcome, Outcome::Rejected { .. }) {
+                lock(&task.shared.on_the_way).fail(&sent.marker, task.theirs());
+            }
+            match outcome {
                 Outcome::Rejected { transient: true, reason } => {
                     *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
                     transient = true;
@@ -1250,7 +1258,8 @@ fn halves(sent: Sent) -> Result<(Sent, Sent), Box<Sent>> {
     let boundary = rest.first().map_or(to, |change| change.seq);
     let half = |changes, from, to| {
         let changes = Arc::new(changes);
-        Sent { changes, decided: None, pairs: Vec::new(), fill, from, to, at, end, low }
+        let (decided, pairs, marker) = (None, Vec::new(), Marker::default());
+        Sent { changes, decided, pairs, marker, fill, from, to, at, end, low }
     };
     Ok((half(changes, from, boundary), half(rest, boundary, to)))
 }

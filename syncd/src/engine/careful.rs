@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::EngineError;
 use super::apply::{ApplyTask, Reign, group_boundary};
-use super::recent::{Touch, touches};
+use super::recent::{Touch, key_digest, touches};
 use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
 
@@ -78,9 +78,13 @@ impl Reign {
             let marker = self.announce(task, &changes, (to, self.low), &mut plan);
             let decided = plan.decided.unwrap_or_else(|| changes.to_vec());
             let keep_existing = !task.origin_wins;
-            let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
+            let batch = Batch { marker: marker.clone(), changes: decided.clone(), watched, keep_existing };
             target.send(batch).await?;
-            match target.outcome().await? {
+            let outcome = target.outcome().await?;
+            if !matches!(outcome, Outcome::Committed { .. }) {
+                lock(&task.shared.on_the_way).fail(&marker, task.theirs());
+            }
+            match outcome {
                 Outcome::Touched => {
                     self.marker = before.clone();
                     touched += 1;
@@ -177,7 +181,10 @@ async fn differing(
     changes.iter().for_each(|change| *names.entry(change.key.clone()).or_default() += 1);
     let twice = |change: &Change| names.get(&change.key).is_some_and(|count| *count > 1);
     let differs = |(change, held): &(Change, bool)| !held || twice(change) || task.has_live(change);
-    Ok(changes.into_iter().zip(held).filter(differs).map(|(change, _)| change).collect())
+    let (differing, there): (Vec<_>, Vec<_>) = changes.into_iter().zip(held).partition(differs);
+    let mut on_the_way = lock(&task.shared.on_the_way);
+    there.iter().for_each(|(change, _)| on_the_way.is_done(key_digest(&change.key), change.seq));
+    Ok(differing.into_iter().map(|(change, _)| change).collect())
 }
 
 /// Whether the change sets the whole key, so that what we did to it has to be done again.

@@ -468,6 +468,13 @@ impl Daemon {
         self.tasks.lock().await.shutdown().await;
     }
 
+    /// Changes of the peers that a store refused and that are still to go in.
+    #[cfg(any(test, feature = "simulate"))]
+    pub(crate) fn overtaken(&self) -> usize {
+        let directions = self.channels.iter().flat_map(|channel| &channel.directions);
+        directions.map(|direction| lock(&direction.shared.on_the_way).overtaken()).sum()
+    }
+
     /// Retention, rates and metrics.
     async fn keep_house(self: Arc<Self>) {
         let mut retention = tokio::time::interval(RETENTION_EVERY);

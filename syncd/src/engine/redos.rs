@@ -130,15 +130,32 @@ impl OnTheWay {
         self.units += sent.units.len();
         self.sent.push_back(sent);
         while self.units > UNITS_MAX && self.sent.len() > 1 {
-            self.take_first();
+            self.take(0);
         }
     }
 
-    fn take_first(&mut self) -> Option<SentUnits> {
-        let sent = self.sent.pop_front()?;
+    fn take(&mut self, at: usize) -> Option<SentUnits> {
+        let sent = self.sent.remove(at)?;
         self.units -= sent.units.len();
         self.held -= sent.units.held();
         Some(sent)
+    }
+
+    /// The transaction of `marker` did not take effect. Each of its changes has to go in with another one, or be
+    /// [`is_done`](OnTheWay::is_done).
+    pub(crate) fn fail(&mut self, marker: &Marker, side: Side<'_>) {
+        if let Some(at) = self.sent.iter().rposition(|sent| sent.marker == *marker) {
+            let failed = self.take(at);
+            self.overtake(failed, side);
+        }
+    }
+
+    fn overtake(&mut self, sent: Option<SentUnits>, side: Side<'_>) {
+        for theirs in
+            sent.filter(|sent| !sent.is_given_up).into_iter().flat_map(|sent| sent.units.found(side))
+        {
+            self.overtaken.entry(theirs.digest).or_default().insert(theirs.touch.seq);
+        }
     }
 
     /// Takes the transaction of `marker`, which has passed. Older ones did not take effect, or not yet.
@@ -146,12 +163,10 @@ impl OnTheWay {
         // Of two that are equal the first one did not take effect.
         let at = self.sent.iter().rposition(|sent| sent.marker == *marker)?;
         for _ in 0..at {
-            let sent = self.take_first().filter(|sent| !sent.is_given_up);
-            for theirs in sent.into_iter().flat_map(|sent| sent.units.found(side)) {
-                self.overtaken.entry(theirs.digest).or_default().insert(theirs.touch.seq);
-            }
+            let older = self.take(0);
+            self.overtake(older, side);
         }
-        let mut passed = self.take_first()?;
+        let mut passed = self.take(0)?;
         if !self.overtaken.is_empty() {
             let units = passed.units.found(side);
             units.iter().for_each(|theirs| self.is_done(theirs.digest, theirs.touch.seq));
@@ -174,6 +189,11 @@ impl OnTheWay {
     pub(crate) fn give_up(&mut self) {
         self.overtaken.clear();
         self.sent.iter_mut().for_each(|sent| sent.is_given_up = true);
+    }
+
+    #[cfg(any(test, feature = "simulate"))]
+    pub(crate) fn overtaken(&self) -> usize {
+        self.overtaken.values().map(BTreeSet::len).sum()
     }
 
     /// How much of the peer's log a key has seen, and all keys, where everything below `low` was sent.
@@ -314,9 +334,43 @@ impl Redos {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use causeway_core::Space;
+    use causeway_core::{Op, Site, Space};
+    use causeway_memory::Memory;
 
     use super::*;
+
+    /// What is sent twice, as it is cut in two, or refused for good at last, holds nobody up.
+    #[test]
+    fn what_did_not_take_effect_is_unseen_until_it_goes_in_or_is_given_up() {
+        let memory = Memory::new();
+        let side = Side { connector: &memory, owners: None, site: Site::Second };
+        let key = |n: u64| Key { space: Space::Whole, name: Bytes::from(n.to_string()) };
+        let marker = |applied| Marker { applied: Seq(applied), ..Marker::default() };
+        let sent = |seqs: std::ops::Range<u64>| {
+            let delete = |seq| Change {
+                seq: Seq(seq),
+                ..Change::captured(Op::Delete, key(seq), None, Position::default(), 0)
+            };
+            let marker = marker(seqs.end);
+            let changes = Arc::new(seqs.map(delete).collect());
+            SentUnits { marker, low: Seq(0), units: Units::of(&changes), is_given_up: false }
+        };
+        let mut way = OnTheWay::default();
+        way.send(sent(3..7), side);
+        way.fail(&marker(7), side);
+        assert_eq!(way.seen(&key(5), Seq(9)), (Seq(5), Seq(3)));
+        way.send(sent(3..5), side);
+        assert!(way.pass(&marker(5), side).is_some());
+        assert_eq!(way.seen(&key(3), Seq(9)), (Seq(9), Seq(5)), "those of the first half went in");
+        way.is_done(key_digest(&key(5)), Seq(5));
+        assert_eq!(way.seen(&key(5), Seq(9)), (Seq(9), Seq(6)));
+        way.send(sent(6..7), side);
+        way.fail(&marker(7), side);
+        way.is_done(key_digest(&key(6)), Seq(6));
+        way.send(sent(7..8), side);
+        assert!(way.pass(&marker(8), side).is_some());
+        assert_eq!(way.overtaken(), 0, "refused, and given up");
+    }
 
     #[test]
     fn what_may_be_lost_is_sent_again_with_all_that_it_wrote() {

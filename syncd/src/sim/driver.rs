@@ -339,6 +339,11 @@ impl Driver {
             }
         }
         self.world.note(|| "all is carried, it says".to_owned());
+        let overtaken: usize =
+            self.processes.iter().flatten().map(|process| process.daemon.overtaken()).sum();
+        if overtaken > 0 {
+            self.failures.push(format!("{overtaken} changes that went in count as if they had not"));
+        }
         self.world.be_silent();
         let carried = self.world.elapsed();
         while !self.compare().is_empty() && self.world.elapsed() - carried < EQUAL_AT_MOST {
