@@ -1,6 +1,8 @@
 //! Capture: carries one site's own changes from its store into its log, in the order of the store's stream.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 
+use super::key_set::KeySet;
 use super::known::{Known, News};
 use super::order::Side;
 use super::races::{Refresh, Ships};
@@ -46,6 +49,10 @@ pub(crate) struct CaptureTask {
     pub(crate) clock: Clock,
     /// Where the channel's `conflict` is `owner`.
     pub(crate) owners: Option<Arc<Owners>>,
+    /// Keys that are remembered in memory; those beyond in a file.
+    pub(crate) keys_max: usize,
+    /// Where that file is.
+    pub(crate) spill_dir: PathBuf,
 }
 
 /// A read of the source is about this long, in bytes.
@@ -54,6 +61,8 @@ const EVENTS_BYTES: usize = 256 << 10;
 const APPENDS_MAX: usize = 64;
 /// Keys asked for in one append.
 const REFRESHES: usize = 10_000;
+/// Records that are looked through at once for keys that may be forgotten.
+const FORGOTTEN_AT_ONCE: u64 = 1 << 16;
 /// A fence that brokers do not take is tried this often.
 const FENCE_AGAIN: Duration = Duration::from_secs(1);
 /// How often the restart point, and with it `low`, is written.
@@ -210,7 +219,7 @@ pub(super) struct Capture {
     pub(super) ships: Ships,
     written: Written,
     /// Keys that the store may have forgotten our writes to: the peer is asked for them.
-    forgotten: HashSet<u128>,
+    forgotten: KeySet,
     /// Keys that may lack what the peer wrote last: it is asked for them, too.
     unsettled: HashSet<u128>,
     /// What the logs say of keys, while a snapshot closes a gap.
@@ -306,7 +315,7 @@ impl Capture {
             refreshes: HashMap::new(),
             ships: Ships::default(),
             written,
-            forgotten: HashSet::new(),
+            forgotten: KeySet::new(task.spill_dir.clone(), task.keys_max),
             unsettled: HashSet::new(),
             known: Known::default(),
             snapshot_asked: damaged.then_some(true),
@@ -469,14 +478,24 @@ impl Capture {
         applied: Seq,
     ) -> Result<(), EngineError> {
         self.wait_for_appends(task, source).await?;
-        let bounds = task.log.bounds(&task.partition);
+        self.forgotten.clear();
+        let Range { start: mut from, end } = task.log.bounds(&task.partition);
         let unseen = |change: &Change, _, _: &Key| change.seen >= applied;
-        let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
-        let forgotten =
-            touched_keys(log, &task.partition, (bounds.start, bounds.end), connector, unseen).await?;
-        info!(partition = %task.partition, %applied, keys = forgotten.len(), "the peer is asked for these");
-        self.ask_peer(task, &forgotten).await?;
-        self.forgotten = forgotten.into_keys().collect();
+        while from < end {
+            // They may be more than memory has room for.
+            let to = end.min(Offset(from.0 + FORGOTTEN_AT_ONCE));
+            let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
+            let mut keys = touched_keys(log, &task.partition, (from, to), connector, unseen).await?;
+            for digest in keys.keys().copied().collect::<Vec<_>>() {
+                if !self.forgotten.insert(digest)? {
+                    keys.remove(&digest);
+                }
+            }
+            self.ask_peer(task, &keys).await?;
+            from = to;
+        }
+        let keys = self.forgotten.len();
+        info!(partition = %task.partition, %applied, keys, "the peer was asked for these");
         Ok(())
     }
 
@@ -490,7 +509,9 @@ impl Capture {
     async fn ask_again(&mut self, task: &CaptureTask) -> Result<(), EngineError> {
         let awaited = std::mem::take(&mut self.known.awaited);
         self.ask_peer(task, &awaited).await?;
-        self.forgotten.extend(awaited.into_keys());
+        for digest in awaited.into_keys() {
+            self.forgotten.insert(digest)?;
+        }
         Ok(())
     }
 
@@ -510,7 +531,7 @@ impl Capture {
             named.iter().for_each(|(key, _)| _ = missing.remove(&key_digest(key)));
             for key in missing.into_values() {
                 // The store may only have forgotten it: the peer says.
-                if self.may_be_forgotten(&key) {
+                if self.may_be_forgotten(&key)? {
                     continue;
                 }
                 let mut absent = Change::captured(Op::State, key, None, pos.clone(), (task.clock)());
@@ -605,7 +626,7 @@ impl Capture {
                         snapshot.end = Some(end);
                         snapshot.left_out = left_out.0;
                     }
-                    self.forgotten = HashSet::new();
+                    self.forgotten.clear();
                     self.unsettled = HashSet::new();
                     for (key, reason) in &left_out.1 {
                         warn!(partition = %task.partition, key = %shown(key), reason, "left out");
@@ -672,7 +693,7 @@ impl Capture {
             return Ok(());
         }
         if change.op == Op::Read {
-            if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key) {
+            if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key)? {
                 return Ok(());
             }
             if let Some(snapshot) = self.point.snapshot.as_ref().filter(|snapshot| snapshot.sweep) {
@@ -701,12 +722,12 @@ impl Capture {
         Ok(())
     }
 
-    fn may_be_forgotten(&self, key: &Key) -> bool {
+    fn may_be_forgotten(&self, key: &Key) -> Result<bool, EngineError> {
         if self.forgotten.is_empty() && self.unsettled.is_empty() {
-            return false;
+            return Ok(false);
         }
         let digest = key_digest(key);
-        self.forgotten.contains(&digest) || self.unsettled.contains(&digest)
+        Ok(self.unsettled.contains(&digest) || self.forgotten.contains(digest)?)
     }
 
     /// The stream has come to `pos`; what it repeats after a break is behind us already.

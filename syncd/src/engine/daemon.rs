@@ -336,6 +336,8 @@ impl Daemon {
                 asks,
                 clock: Arc::clone(&self.clocks[from.index()]),
                 owners: channel.conflict.owners().cloned(),
+                keys_max: shares.remembered_max,
+                spill_dir: shares.spill_dir.clone(),
             };
             let (log, sites) = (self.conflicts.clone(), self.sites.clone());
             let conflicts = Arc::new(Conflicts::new(&channel.name, sites, from, log));

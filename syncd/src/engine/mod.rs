@@ -12,6 +12,7 @@ mod conflicts;
 mod daemon;
 mod dead_letters;
 mod decide;
+mod key_set;
 mod known;
 mod lookback;
 mod metrics;
