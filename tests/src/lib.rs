@@ -523,7 +523,7 @@ pub fn log_in_kafka(dc: &KafkaServer, cloud: &KafkaServer) -> String {
 }
 
 /// A program of this workspace, beside the test's own: `cargo test --workspace` builds it.
-fn program(name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let dir = test.parent().and_then(Path::parent).context("the test has no target folder")?;
     let path = dir.join(name);

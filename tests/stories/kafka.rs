@@ -1,10 +1,12 @@
 //! The change log in Kafka, a broker for each site: brokers, stores and the daemon die, and a daemon that slept while
 //! another one took over wakes up.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use causeway_stories::{Link, Setup, log_in_kafka, seed, servers};
+use anyhow::{Context, Result, bail, ensure};
+use causeway_stories::{Link, Setup, log_in_kafka, program, seed, servers};
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
 use causeway_testkit::servers::{AppendOnly, Options};
 use rand::rngs::SmallRng;
@@ -158,4 +160,91 @@ fn a_daemon_that_wakes_up_after_another_took_over_harms_nothing() -> Result<()> 
         link.sit(awake);
     }
     link.prove(writers, DRAIN)
+}
+
+/// What is in Kafka is for other readers, too: the documented one finds every change in order, and Kafka's own console
+/// consumer shows their headers.
+#[test]
+fn an_application_reads_the_changes_from_kafka() -> Result<()> {
+    const CHANGES: u64 = 50;
+    let Some((brokers, mut link)) = link()? else { return Ok(()) };
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let mut store = link.stores[0].connect()?;
+    for n in 0..CHANGES {
+        store.must(&["SET", "device:1", &format!("token {n}")])?;
+        store.must(&["HSET", "user:1", "seen", &n.to_string()])?;
+        // A daemon that takes over on the way.
+        if n == CHANGES / 2 {
+            link.kill()?;
+            link.start()?;
+        }
+    }
+    // Larger than a record may be.
+    store.must(&["SET", "large", &"x".repeat(3 << 20)])?;
+    store.must(&["DEL", "device:1"])?;
+    link.wait_until_drained(DRAIN)?;
+
+    let (broker, topic) = (brokers[0].brokers(), "causeway.story.push.dc");
+    let mut reader = Command::new(program("examples/read_changes")?);
+    reader.args([&broker, topic]).stdout(Stdio::piped());
+    let lines = read_until(reader, |line| line.contains("delete device:1"))?;
+    let seqs: Vec<u64> = lines.iter().filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
+    ensure!(seqs.len() == lines.len() && seqs.is_sorted_by(|one, next| one < next), "not in order: {seqs:?}");
+    let tokens = lines.iter().filter(|line| line.contains("device:1") && line.contains("token "));
+    for (n, line) in (0..CHANGES).zip(tokens.clone()) {
+        ensure!(line.contains(&format!("token {n}")), "{line} stands where {n} was written");
+    }
+    ensure!(tokens.count() as u64 == CHANGES, "not each change once");
+    let longest = lines.iter().map(String::len).max().unwrap_or(0);
+    ensure!(longest > 3 << 20, "what was cut in pieces is not put together: {longest} bytes");
+
+    let mut console = Command::new("java");
+    console.arg("-cp").arg(kafka_home().context("no Kafka")?.join("*"));
+    console.args([
+        "org.apache.kafka.tools.consumer.ConsoleConsumer",
+        "--bootstrap-server",
+        &broker,
+        "--topic",
+        topic,
+    ]);
+    console.args([
+        "--from-beginning",
+        "--formatter-property",
+        "print.headers=true",
+        "--formatter-property",
+        "print.key=true",
+    ]);
+    console.stdout(Stdio::piped()).stderr(Stdio::null());
+    let lines = read_until(console, |line| line.contains("op:delete") && line.contains("device:1"))?;
+    let sets = lines.iter().filter(|line| line.contains("op:command") && line.contains("\tuser:1\t")).count();
+    ensure!(sets as u64 == CHANGES, "the console consumer shows {sets} changes of user:1");
+    Ok(())
+}
+
+/// The lines of what `command` prints, up to the `last`; then it is killed.
+fn read_until(mut command: Command, last: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
+    let (lines, read) = std::sync::mpsc::channel();
+    let output = child.stdout.take().context("no output")?;
+    std::thread::spawn(move || {
+        let lines_of = BufReader::new(output).split(b'\n');
+        lines_of
+            .map_while(Result::ok)
+            .all(|line| lines.send(String::from_utf8_lossy(&line).into_owned()).is_ok())
+    });
+    let until = Instant::now() + DRAIN;
+    let mut found: Vec<String> = Vec::new();
+    while found.last().is_none_or(|line| !last(line)) {
+        match read.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => found.push(line),
+            Err(error) => {
+                let _killed = child.kill();
+                bail!("{command:?}: {error} after {} lines, the last {:.200?}", found.len(), found.last());
+            }
+        }
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(found)
 }
