@@ -434,7 +434,8 @@ pub(crate) fn extent(records: &[Record], content: &Content) -> BTreeSet<Element>
 /// newest write on.
 fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
     let supersedes = |record: &Record, touch: &Touch| {
-        record.version() > (touch.version, true) && record.covers(touch.element) && !record.is_reread()
+        let is_write = !record.is_by_place() || (!record.is_reread() && replaces(touch));
+        is_write && record.version() > (touch.version, true) && record.covers(touch.element)
     };
     let is_held = |record: &Record| state.has_seen(record);
     let held: Vec<&(usize, &Record)> = left.iter().filter(|(_, record)| is_held(record)).collect();
