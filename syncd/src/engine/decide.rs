@@ -180,7 +180,6 @@ impl Reign {
 
 /// The peer's changes to the keys of `met`, each from the oldest on that one of ours had not seen, of those that `counts`.
 async fn theirs_since(
-    task: &ApplyTask,
     log: &mut Lookback,
     met: impl Iterator<Item = &Met>,
     counts: fn(&Touch) -> bool,
@@ -198,7 +197,7 @@ async fn theirs_since(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    super::redo::theirs(task, log, &wanted, end).await
+    log.of_keys(&wanted, end).await
 }
 
 /// Decides once more where a state that was read again meets one of ours: of ours those do not count of which the
@@ -210,7 +209,7 @@ async fn without_deleted_states(
 ) -> Result<Vec<Met>, EngineError> {
     let states = met.iter().filter(|met| met.is_reread());
     let mut deleted: HashMap<u128, Vec<Seq>> = HashMap::new();
-    for change in theirs_since(task, log, states, |own| own.reread).await? {
+    for change in theirs_since(log, states, |own| own.reread).await? {
         if change.op == Op::Delete {
             deleted.entry(key_digest(&change.key)).or_default().push(change.seq);
         }
@@ -235,7 +234,7 @@ async fn over_states(
 ) -> Result<Vec<Met>, EngineError> {
     let states = met.iter().filter(|met| met.is_over_state());
     let mut theirs: HashMap<u128, Vec<Record>> = HashMap::new();
-    for change in theirs_since(task, log, states, |_| true).await? {
+    for change in theirs_since(log, states, |_| true).await? {
         if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
             theirs.entry(digest).or_default().push(record);
         }

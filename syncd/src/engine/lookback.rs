@@ -9,6 +9,8 @@ use causeway_core::{Change, Op, Seq};
 
 use super::EngineError;
 use super::reader::Reader;
+use super::recent::key_digest;
+use super::restart::walk_seqs;
 use crate::log::{Error as LogError, Log, PartitionId};
 
 /// A stretch of a partition that was read lately. Batch after batch wants about the same one, as long as the peer has
@@ -23,15 +25,51 @@ pub(crate) struct Lookback {
     /// Each has the next seq.
     kept: VecDeque<Change>,
     bytes: usize,
+    /// What was wanted lately and stands too far apart for that: a batch that is decided once more, as its keys were
+    /// written meanwhile, wants that again, and must not read the log for it while they are watched.
+    apart: HashMap<Seq, Change>,
+    apart_bytes: usize,
+    /// The same of some keys' changes.
+    of_keys: Option<OfKeys>,
+}
+
+/// All changes of some keys, each from a seq on.
+struct OfKeys {
+    from: HashMap<u128, Seq>,
+    end: Seq,
+    changes: Vec<Change>,
+}
+
+impl OfKeys {
+    fn holds(&self, wanted: &HashMap<u128, Seq>) -> bool {
+        wanted.iter().all(|(digest, from)| self.from.get(digest).is_some_and(|held| held <= from))
+    }
+}
+
+/// Whether `change` is one of the keys `wanted`, by their digests, each from its seq on.
+fn is_of(wanted: &HashMap<u128, Seq>, change: &Change) -> bool {
+    change.op.is_data() && wanted.get(&key_digest(&change.key)).is_some_and(|from| change.seq >= *from)
 }
 
 /// So many records that nobody wants are read at any rate: looking one up costs about as much.
 const FAR: u64 = 4096;
 
 impl Lookback {
-    /// Keeps at the most about `bytes_max` of [`Change::cost`] between two calls.
+    /// Keeps at the most about `bytes_max` of [`Change::cost`] between two calls, and twice as much where what is wanted
+    /// stands far apart.
     pub(crate) fn new(log: Arc<dyn Log>, partition: PartitionId, bytes_max: usize) -> Lookback {
-        Lookback { log, partition, bytes_max, reader: None, first: Seq(0), kept: VecDeque::new(), bytes: 0 }
+        Lookback {
+            log,
+            partition,
+            bytes_max,
+            reader: None,
+            first: Seq(0),
+            kept: VecDeque::new(),
+            bytes: 0,
+            apart: HashMap::new(),
+            apart_bytes: 0,
+            of_keys: None,
+        }
     }
 
     /// The records with the seqs `wanted`, all of which are durable in the log; those that are damaged there
@@ -44,8 +82,45 @@ impl Lookback {
         &mut self,
         wanted: &BTreeSet<Seq>,
     ) -> Result<HashMap<Seq, Change>, EngineError> {
-        let mut found = HashMap::with_capacity(wanted.len());
-        let Some(&oldest) = wanted.first() else { return Ok(found) };
+        let apart = |seq: &Seq| Some((*seq, self.apart.get(seq)?.clone()));
+        let mut found: HashMap<Seq, Change> = match self.apart.is_empty() {
+            true => HashMap::with_capacity(wanted.len()),
+            false => wanted.iter().filter_map(apart).collect(),
+        };
+        if found.is_empty() {
+            self.read(wanted, &mut found).await?;
+        } else {
+            let missing = wanted.iter().filter(|seq| !found.contains_key(seq)).copied().collect();
+            self.read(&missing, &mut found).await?;
+        }
+        if wanted.first().is_some_and(|oldest| *oldest < self.first) {
+            self.keep_apart(&found);
+        }
+        Ok(found)
+    }
+
+    fn keep_apart(&mut self, found: &HashMap<Seq, Change>) {
+        let news = || found.iter().filter(|(seq, _)| !self.apart.contains_key(seq));
+        let cost: usize = news().map(|(_, change)| change.cost()).sum();
+        if self.apart_bytes + cost > self.bytes_max {
+            self.apart.clear();
+            self.apart_bytes = found.values().map(Change::cost).sum();
+            if self.apart_bytes > self.bytes_max {
+                self.apart_bytes = 0;
+                return;
+            }
+        } else {
+            self.apart_bytes += cost;
+        }
+        self.apart.extend(found.iter().map(|(seq, change)| (*seq, change.clone())));
+    }
+
+    async fn read(
+        &mut self,
+        wanted: &BTreeSet<Seq>,
+        found: &mut HashMap<Seq, Change>,
+    ) -> Result<(), EngineError> {
+        let Some(&oldest) = wanted.first() else { return Ok(()) };
         self.turn_to(oldest).await?;
         let mut from = oldest;
         loop {
@@ -54,13 +129,49 @@ impl Lookback {
                 let change = self.kept.get((seq.0 - self.first.0) as usize);
                 found.extend(change.map(|change| (seq, change.clone())));
             }
-            let Some(&next) = wanted.range(end.max(from)..).next() else { return Ok(found) };
+            let Some(&next) = wanted.range(end.max(from)..).next() else { return Ok(()) };
             from = end;
             if !self.is_near(end, next) {
                 self.restart(next).await?;
             }
             self.read_on().await?;
         }
+    }
+
+    /// The data changes below `end` to the keys `wanted`, by their digests, each from its seq on, as far as they can be
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// The log's.
+    pub(crate) async fn of_keys(
+        &mut self,
+        wanted: &HashMap<u128, Seq>,
+        end: Seq,
+    ) -> Result<Vec<Change>, EngineError> {
+        let start = wanted.values().copied().min().unwrap_or_default();
+        if let Some(kept) = self.range(start..end).await? {
+            return Ok(kept.filter(|change| is_of(wanted, change)).cloned().collect());
+        }
+        let held = self.of_keys.take().filter(|held| held.holds(wanted));
+        let new = || OfKeys { from: wanted.clone(), end: start, changes: Vec::new() };
+        let mut held = held.unwrap_or_else(new);
+        if held.end < end {
+            let OfKeys { from, end: behind, changes } = &mut held;
+            let range = std::mem::replace(behind, end)..end;
+            let news = |change: Change| {
+                if is_of(from, &change) {
+                    changes.push(change);
+                }
+            };
+            walk_seqs(self.log.as_ref(), &self.partition, range, news).await?;
+        }
+        let is_wanted = |change: &&Change| change.seq < end && is_of(wanted, change);
+        let found = held.changes.iter().filter(is_wanted).cloned().collect();
+        if held.changes.iter().map(Change::cost).sum::<usize>() <= self.bytes_max {
+            self.of_keys = Some(held);
+        }
+        Ok(found)
     }
 
     /// The records with seqs in `range`, all of which are durable; `None` if they are more than is kept, or some of them

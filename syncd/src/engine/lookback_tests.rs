@@ -73,3 +73,27 @@ async fn what_is_kept_is_not_read_again() {
     assert_eq!(lookback.fetch(&BTreeSet::from([Seq(5), Seq(29_000)])).await.unwrap().len(), 2);
     assert!(lookback.range(Seq(9)..Seq(9)).await.unwrap().is_none());
 }
+
+/// What was wanted once and is too far apart to be kept with all between is not read again.
+#[tokio::test]
+async fn what_is_far_apart_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, id) = log(dir.path()).await;
+    let mut lookback = Lookback::new(Arc::clone(&log), id, 5_000 * change(RECORDS).cost());
+    let wanted = BTreeSet::from([5, 9_000, 20_000, RECORDS - 1].map(Seq));
+    let keys =
+        |seqs: [u64; 3]| seqs.map(|seq| (key_digest(&change(seq).key), Seq(seq))).into_iter().collect();
+    let of_keys = keys([7, 10_000, 25_000]);
+    assert_eq!(lookback.fetch(&wanted).await.unwrap().len(), 4);
+    let found = lookback.of_keys(&of_keys, Seq(20_000)).await.unwrap();
+    assert_eq!(seqs(found.iter()), [7, 10_000]);
+    let found = lookback.of_keys(&of_keys, Seq(RECORDS)).await.unwrap();
+    assert_eq!(seqs(found.iter()), [7, 10_000, 25_000]);
+    log.close().await;
+    assert_eq!(lookback.fetch(&wanted).await.unwrap().len(), 4);
+    assert_eq!(lookback.fetch(&BTreeSet::from([Seq(5), Seq(9_000)])).await.unwrap().len(), 2);
+    assert_eq!(seqs(lookback.of_keys(&of_keys, Seq(RECORDS)).await.unwrap().iter()), [7, 10_000, 25_000]);
+    let later = keys([7, 10_001, 25_000]);
+    let found = lookback.of_keys(&later, Seq(RECORDS)).await;
+    assert!(found.is_err(), "another key is not held, and the log is closed");
+}

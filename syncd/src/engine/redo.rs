@@ -12,7 +12,7 @@ use super::decide::Pair;
 use super::lookback::Lookback;
 use super::recent::{Touch, key_digest};
 use super::redos::Redo;
-use super::restart::{walk_kept, walk_seqs};
+use super::restart::walk_kept;
 use super::rule::{self, Content, Element, Record};
 use super::shared::lock;
 use super::{EngineError, shown};
@@ -203,37 +203,13 @@ async fn add_theirs(
     end: Seq,
     records: &mut Records,
 ) -> Result<(), EngineError> {
-    for change in theirs(task, log, wanted, end).await? {
+    for change in log.of_keys(wanted, end).await? {
         let whole = whole(task, &task.partition, change.clone()).await?;
         if let Some((digest, record)) = Record::of_theirs(change, task.theirs()) {
             records.entry(digest).or_default().push(Record { changes: whole, ..record });
         }
     }
     Ok(())
-}
-
-/// The peer's changes below `end` to the keys `wanted`, by their digests, each from its seq on.
-pub(super) async fn theirs(
-    task: &ApplyTask,
-    log: &mut Lookback,
-    wanted: &HashMap<u128, Seq>,
-    end: Seq,
-) -> Result<Vec<Change>, EngineError> {
-    let range = wanted.values().copied().min().unwrap_or_default()..end;
-    let is_wanted = |change: &Change| {
-        change.op.is_data() && wanted.get(&key_digest(&change.key)).is_some_and(|from| change.seq >= *from)
-    };
-    if let Some(kept) = log.range(range.clone()).await? {
-        return Ok(kept.filter(|change| is_wanted(change)).cloned().collect());
-    }
-    let mut found = Vec::new();
-    walk_seqs(task.log.as_ref(), &task.partition, range, |change| {
-        if is_wanted(&change) {
-            found.push(change);
-        }
-    })
-    .await?;
-    Ok(found)
 }
 
 /// All pieces of a value of which `last` may be the last one.
