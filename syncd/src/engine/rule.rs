@@ -126,7 +126,7 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_ali
     let Some(change) = theirs.first() else { return Verdict::Apply };
     let ours = without_older_states(ours);
     let (ours, deleted) = after_delete(&ours);
-    if let Some(delete) = deleted.filter(|_| change.reread) {
+    if let Some(delete) = deleted.filter(|_| change.reread && !change.is_absent) {
         // What it holds and our delete had not seen comes as operations.
         return Verdict::Drop(delete.seq);
     }
@@ -134,7 +134,9 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_ali
         return Verdict::Drop(alive.seq);
     }
     if is_delete(change) {
-        let again = seqs(ours.iter().filter(|own| !own.reread));
+        // Of what came before we told that the key was gone nothing is there that this could take away.
+        let gone = ours.iter().rposition(|own| own.reread && own.is_absent).map_or(0, |at| at + 1);
+        let again = seqs(ours.iter().skip(gone).filter(|own| !own.reread));
         return if again.is_empty() { Verdict::Apply } else { Verdict::Under(again) };
     }
     let newer = |own: &&Touch| stands(own, change, wins_ties);
@@ -274,6 +276,10 @@ impl Record {
         self.first().is_some_and(|touch| touch.reread)
     }
 
+    fn is_absent(&self) -> bool {
+        self.first().is_some_and(|touch| touch.is_absent)
+    }
+
     /// A state that does not say of each write whether it holds it by its version, but by its place.
     fn is_by_place(&self) -> bool {
         self.first().is_some_and(|touch| touch.reread || touch.is_guess)
@@ -332,9 +338,9 @@ pub(crate) fn evaluate(
             && records.iter().any(|other| other.is_reread() && !other.is_read() && later(other))
     };
     let stays = |record: &&Record| {
-        let deleted = deletes
-            .iter()
-            .any(|delete| delete.has_seen(record) || (record.is_reread() && !record.has_seen(delete)));
+        let deleted = deletes.iter().any(|delete| {
+            delete.has_seen(record) || (record.is_reread() && !record.is_absent() && !record.has_seen(delete))
+        });
         !record.is(Class::Observed) && !record.is_read() && !deleted && !is_read_since(record)
     };
     let left: Vec<(usize, &Record)> =
