@@ -123,6 +123,20 @@ impl EmbeddedLog {
         if self.shared.is_closing() { Err(self.shared.closed_error()) } else { Ok(()) }
     }
 
+    /// Does `work` where it may wait for the disk; not once the log is about to be closed.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let shared = self.shared.clone();
+        let work = move || {
+            let _reading = shared.on_disk.read().unwrap_or_else(PoisonError::into_inner);
+            if shared.is_closing() { Err(shared.closed_error()) } else { work() }
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(self.shared.io(action, error)))
+    }
+
     fn begin_close(&self) -> Vec<Arc<Partition>> {
         self.shared.closing.store(true, std::sync::atomic::Ordering::Release);
         self.shared.permits.close();
@@ -275,14 +289,13 @@ impl Log for EmbeddedLog {
         }
         let at = collected.records.last().map_or(from.0, |(offset, _)| offset.0 + 1);
         let cold = move || partition.collect(at, bytes_max, true, &mut collected).map(|()| collected.records);
-        tokio::task::spawn_blocking(cold).await.unwrap_or_else(|error| Err(self.shared.io("read", error)))
+        self.on_disk("read", cold).await
     }
 
     async fn locate(&self, id: &PartitionId, seq: Seq) -> Result<Offset> {
         self.check_open()?;
         let Some(partition) = self.find(id) else { return Ok(Offset(0)) };
-        let search = move || partition.locate(seq).map(Offset);
-        tokio::task::spawn_blocking(search).await.unwrap_or_else(|error| Err(self.shared.io("locate", error)))
+        self.on_disk("locate", move || partition.locate(seq).map(Offset)).await
     }
 
     fn damaged(&self, id: &PartitionId) -> Vec<Range<Offset>> {
@@ -307,8 +320,7 @@ impl Log for EmbeddedLog {
     async fn trim(&self, id: &PartitionId, below: Offset) -> Result<u64> {
         self.check_open()?;
         let Some(partition) = self.find(id) else { return Ok(0) };
-        let trim = move || writer::trim(&partition, below.0);
-        tokio::task::spawn_blocking(trim).await.unwrap_or_else(|error| Err(self.shared.io("trim", error)))
+        self.on_disk("trim", move || writer::trim(&partition, below.0)).await
     }
 
     fn queued_bytes(&self) -> usize {
@@ -339,6 +351,8 @@ impl Log for EmbeddedLog {
         let partitions = self.begin_close();
         let shared = self.shared.clone();
         let close = move || {
+            // A file that somebody still reads cannot be opened again.
+            drop(shared.on_disk.write().unwrap_or_else(PoisonError::into_inner));
             for partition in partitions {
                 let mut queue = lock(&partition.queue);
                 queue.ended |= queue.thread.is_none();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, RwLock};
 
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -22,6 +22,8 @@ pub(super) struct Shared {
     pub(super) partitions: AtomicUsize,
     pub(super) closed: watch::Sender<bool>,
     pub(super) closing: AtomicBool,
+    /// Held for reading while files are read: whoever asked may have given up meanwhile.
+    pub(super) on_disk: RwLock<()>,
     /// Held as long as the log is open.
     pub(super) lock_file: Mutex<Option<File>>,
     size: AtomicU64,
@@ -45,6 +47,7 @@ impl Shared {
             partitions: AtomicUsize::new(0),
             closed: watch::Sender::new(false),
             closing: AtomicBool::new(false),
+            on_disk: RwLock::default(),
             lock_file: Mutex::new(Some(lock_file)),
             size: AtomicU64::new(0),
             full: Mutex::default(),
