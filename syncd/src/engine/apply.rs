@@ -383,6 +383,21 @@ impl ApplyTask {
     }
 }
 
+/// Sends a batch that was announced, with nothing else under way, and waits for what came of it.
+pub(crate) async fn transact(
+    task: &ApplyTask,
+    target: &mut dyn Target,
+    batch: Batch,
+) -> Result<Outcome, EngineError> {
+    let marker = batch.marker.clone();
+    target.send(batch).await?;
+    let outcome = target.outcome().await?;
+    if !matches!(outcome, Outcome::Committed { .. }) {
+        lock(&task.shared.on_the_way).fail(&marker, task.theirs());
+    }
+    Ok(outcome)
+}
+
 /// FF47: fails where the log ends before `applied`: what it holds now has other numbers than the marker means.
 async fn reaches(task: &ApplyTask, applied: Seq) -> Result<(), EngineError> {
     let Some(last) = applied.0.checked_sub(1) else { return Ok(()) };
@@ -1039,14 +1054,10 @@ impl Reign {
             }
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
             let marker = self.announce(task, &sent.changes, (sent.to, sent.low), &mut plan);
-            let sent = Sent { decided: plan.decided, pairs: plan.pairs, marker: marker.clone(), ..sent };
+            let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
             let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec());
-            target.send(Batch { marker, changes, watched: false, keep_existing: sent.fill }).await?;
-            let outcome = target.outcome().await?;
-            if matches!(outcome, Outcome::Rejected { .. }) {
-                lock(&task.shared.on_the_way).fail(&sent.marker, task.theirs());
-            }
-            match outcome {
+            let batch = Batch { marker, changes, watched: false, keep_existing: sent.fill };
+            match transact(task, target, batch).await? {
                 Outcome::Rejected { transient: true, reason } => {
                     *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
                     transient = true;

@@ -485,13 +485,13 @@ impl Capture {
             // They may be more than memory has room for.
             let to = end.min(Offset(from.0 + FORGOTTEN_AT_ONCE));
             let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
-            let mut keys = touched_keys(log, &task.partition, (from, to), connector, unseen).await?;
-            for digest in keys.keys().copied().collect::<Vec<_>>() {
-                if !self.forgotten.insert(digest)? {
-                    keys.remove(&digest);
+            let mut new = BTreeMap::new();
+            for (digest, key) in touched_keys(log, &task.partition, (from, to), connector, unseen).await? {
+                if self.forgotten.insert(digest)? {
+                    new.insert(digest, key);
                 }
             }
-            self.ask_peer(task, &keys).await?;
+            self.ask_peer(task, &new).await?;
             from = to;
         }
         let keys = self.forgotten.len();

@@ -13,7 +13,7 @@ use causeway_core::{Batch, Change, Key, Marker, Op, Outcome, Refused, Seq, Targe
 use tracing::debug;
 
 use super::EngineError;
-use super::apply::{ApplyTask, Reign, group_boundary};
+use super::apply::{ApplyTask, Reign, group_boundary, transact};
 use super::recent::{Touch, key_digest, touches};
 use super::restart::{is_damaged, walk_kept};
 use super::shared::lock;
@@ -78,13 +78,8 @@ impl Reign {
             let marker = self.announce(task, &changes, (to, self.low), &mut plan);
             let decided = plan.decided.unwrap_or_else(|| changes.to_vec());
             let keep_existing = !task.origin_wins;
-            let batch = Batch { marker: marker.clone(), changes: decided.clone(), watched, keep_existing };
-            target.send(batch).await?;
-            let outcome = target.outcome().await?;
-            if !matches!(outcome, Outcome::Committed { .. }) {
-                lock(&task.shared.on_the_way).fail(&marker, task.theirs());
-            }
-            match outcome {
+            let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
+            match transact(task, target, batch).await? {
                 Outcome::Touched => {
                     self.marker = before.clone();
                     touched += 1;
@@ -146,8 +141,8 @@ impl Reign {
     ) -> Result<(), EngineError> {
         let mut plan = self.plan(task, &[], false).await?;
         let marker = self.announce(task, &Arc::default(), (to, self.low), &mut plan);
-        target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;
-        match target.outcome().await? {
+        let batch = Batch { marker, changes: Vec::new(), watched: false, keep_existing: false };
+        match transact(task, target, batch).await? {
             Outcome::Committed { .. } => {
                 task.stats.applied.fetch_add(count, Ordering::SeqCst);
                 Ok(())

@@ -83,10 +83,7 @@ impl Lookback {
         wanted: &BTreeSet<Seq>,
     ) -> Result<HashMap<Seq, Change>, EngineError> {
         let apart = |seq: &Seq| Some((*seq, self.apart.get(seq)?.clone()));
-        let mut found: HashMap<Seq, Change> = match self.apart.is_empty() {
-            true => HashMap::with_capacity(wanted.len()),
-            false => wanted.iter().filter_map(apart).collect(),
-        };
+        let mut found: HashMap<Seq, Change> = wanted.iter().filter_map(apart).collect();
         if found.is_empty() {
             self.read(wanted, &mut found).await?;
         } else {
@@ -100,19 +97,20 @@ impl Lookback {
     }
 
     fn keep_apart(&mut self, found: &HashMap<Seq, Change>) {
-        let news = || found.iter().filter(|(seq, _)| !self.apart.contains_key(seq));
-        let cost: usize = news().map(|(_, change)| change.cost()).sum();
+        let news = found.iter().filter(|(seq, _)| !self.apart.contains_key(seq));
+        let mut cost: usize = news.map(|(_, change)| change.cost()).sum();
         if self.apart_bytes + cost > self.bytes_max {
             self.apart.clear();
-            self.apart_bytes = found.values().map(Change::cost).sum();
-            if self.apart_bytes > self.bytes_max {
-                self.apart_bytes = 0;
+            self.apart_bytes = 0;
+            cost = found.values().map(Change::cost).sum();
+            if cost > self.bytes_max {
                 return;
             }
-        } else {
-            self.apart_bytes += cost;
         }
-        self.apart.extend(found.iter().map(|(seq, change)| (*seq, change.clone())));
+        self.apart_bytes += cost;
+        for (seq, change) in found {
+            self.apart.entry(*seq).or_insert_with(|| change.clone());
+        }
     }
 
     async fn read(

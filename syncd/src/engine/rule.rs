@@ -126,7 +126,7 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_ali
     let Some(change) = theirs.first() else { return Verdict::Apply };
     let ours = without_older_states(ours);
     let (ours, deleted) = after_delete(&ours);
-    if let Some(delete) = deleted.filter(|_| change.reread && !change.is_absent) {
+    if let Some(delete) = deleted.filter(|_| change.reread && !ends_the_key(change)) {
         // What it holds and our delete had not seen comes as operations.
         return Verdict::Drop(delete.seq);
     }
@@ -135,7 +135,7 @@ pub(crate) fn decide(theirs: &[Touch], ours: &[Touch], wins_ties: bool, keep_ali
     }
     if is_delete(change) {
         // Of what came before we told that the key was gone nothing is there that this could take away.
-        let gone = ours.iter().rposition(|own| own.reread && own.is_absent).map_or(0, |at| at + 1);
+        let gone = ours.iter().rposition(ends_the_key).map_or(0, |at| at + 1);
         let again = seqs(ours.iter().skip(gone).filter(|own| !own.reread));
         return if again.is_empty() { Verdict::Apply } else { Verdict::Under(again) };
     }
@@ -276,8 +276,8 @@ impl Record {
         self.first().is_some_and(|touch| touch.reread)
     }
 
-    fn is_absent(&self) -> bool {
-        self.first().is_some_and(|touch| touch.is_absent)
+    fn ends_the_key(&self) -> bool {
+        self.first().is_some_and(ends_the_key)
     }
 
     /// A state that does not say of each write whether it holds it by its version, but by its place.
@@ -339,7 +339,8 @@ pub(crate) fn evaluate(
     };
     let stays = |record: &&Record| {
         let deleted = deletes.iter().any(|delete| {
-            delete.has_seen(record) || (record.is_reread() && !record.is_absent() && !record.has_seen(delete))
+            delete.has_seen(record)
+                || (record.is_reread() && !record.ends_the_key() && !record.has_seen(delete))
         });
         !record.is(Class::Observed) && !record.is_read() && !deleted && !is_read_since(record)
     };
@@ -352,8 +353,7 @@ pub(crate) fn evaluate(
         let covering = left.iter().filter(|(_, record)| record.covers(element) && !is_held(record));
         covering.max_by_key(|(_, record)| {
             let (version, _) = record.version();
-            let is_there = !record.first().is_some_and(|touch| touch.reread && touch.is_absent);
-            (version, record.is_reread(), is_there, record.own == own_wins_ties)
+            (version, record.is_reread(), !record.ends_the_key(), record.own == own_wins_ties)
         })
     };
     let mut wanted = elements.clone();
@@ -440,7 +440,7 @@ pub(crate) fn extent(records: &[Record], content: &Content) -> BTreeSet<Element>
 /// newest write on.
 fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
     let supersedes = |record: &Record, touch: &Touch| {
-        let is_write = !record.is_by_place() || (!record.is_reread() && replaces(touch));
+        let is_write = !record.is_reread() && (!record.is_by_place() || replaces(touch));
         is_write && record.version() > (touch.version, true) && record.covers(touch.element)
     };
     let is_held = |record: &Record| state.has_seen(record);

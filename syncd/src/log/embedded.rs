@@ -119,10 +119,6 @@ impl EmbeddedLog {
         Ok(partition)
     }
 
-    fn check_open(&self) -> Result<()> {
-        if self.shared.is_closing() { Err(self.shared.closed_error()) } else { Ok(()) }
-    }
-
     /// Does `work` where it may wait for the disk; not once the log is about to be closed.
     async fn on_disk<T: Send + 'static>(
         &self,
@@ -132,7 +128,8 @@ impl EmbeddedLog {
         let shared = self.shared.clone();
         let work = move || {
             let _reading = shared.on_disk.read().unwrap_or_else(PoisonError::into_inner);
-            if shared.is_closing() { Err(shared.closed_error()) } else { work() }
+            shared.check_open()?;
+            work()
         };
         tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(self.shared.io(action, error)))
     }
@@ -266,7 +263,7 @@ fn parse_folder(name: &str) -> Option<PartitionId> {
 #[async_trait]
 impl Log for EmbeddedLog {
     async fn append(&self, id: &PartitionId, changes: Vec<Change>) -> Result<Appended> {
-        self.check_open()?;
+        self.shared.check_open()?;
         let partition = self.find_or_new(id)?;
         // What is larger than the whole bound goes alone.
         let most = self.shared.options.in_flight_bytes.clamp(1, u32::MAX as usize);
@@ -280,7 +277,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn read(&self, id: &PartitionId, from: Offset, bytes_max: usize) -> Result<Vec<(Offset, Change)>> {
-        self.check_open()?;
+        self.shared.check_open()?;
         let Some(partition) = self.find(id) else { return Ok(Vec::new()) };
         let mut collected = Collected::default();
         partition.collect(from.0, bytes_max, false, &mut collected)?;
@@ -293,7 +290,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn locate(&self, id: &PartitionId, seq: Seq) -> Result<Offset> {
-        self.check_open()?;
+        self.shared.check_open()?;
         let Some(partition) = self.find(id) else { return Ok(Offset(0)) };
         self.on_disk("locate", move || partition.locate(seq).map(Offset)).await
     }
@@ -318,7 +315,7 @@ impl Log for EmbeddedLog {
     }
 
     async fn trim(&self, id: &PartitionId, below: Offset) -> Result<u64> {
-        self.check_open()?;
+        self.shared.check_open()?;
         let Some(partition) = self.find(id) else { return Ok(0) };
         self.on_disk("trim", move || writer::trim(&partition, below.0)).await
     }
@@ -332,7 +329,7 @@ impl Log for EmbeddedLog {
     }
 
     fn room(&self) -> Result<()> {
-        self.check_open()?;
+        self.shared.check_open()?;
         self.shared.check_room()
     }
 

@@ -59,6 +59,10 @@ impl Shared {
         self.closing.load(Ordering::Acquire)
     }
 
+    pub(super) fn check_open(&self) -> Result<()> {
+        if self.is_closing() { Err(self.closed_error()) } else { Ok(()) }
+    }
+
     pub(super) fn closed_error(&self) -> Error {
         Error::Closed { dir: self.dir.clone() }
     }
