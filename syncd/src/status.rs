@@ -24,6 +24,36 @@ pub struct Status {
     pub since: String,
     /// In the order of the configuration.
     pub channels: Vec<ChannelStatus>,
+    /// The daemons that share the channels of this one's site; `None` where one serves both sites.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer_group: Option<GroupStatus>,
+}
+
+/// A group of daemons, as its Kafka tells of it, at most a few seconds ago.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The consumer group's.
+    pub name: String,
+    /// By which name this daemon is in it.
+    pub member: String,
+    /// Why this daemon is not in it as it should be.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// All of them, in the order of their names.
+    pub members: Vec<MemberStatus>,
+}
+
+/// One daemon of a group.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// As the group knows it.
+    pub name: String,
+    /// The address that it dials from.
+    pub host: String,
+    /// It is the one that answers.
+    pub here: bool,
+    /// What is assigned to it.
+    pub channels: Vec<String>,
 }
 
 /// One channel.
@@ -35,8 +65,11 @@ pub struct ChannelStatus {
     pub store: String,
     /// Of all its directions together.
     pub state: ChannelState,
-    /// One or two, the first site's log first.
+    /// One or two, the first site's log first; none where another daemon of the group serves the channel.
     pub directions: Vec<DirectionStatus>,
+    /// The [member](GroupStatus::members) of the group that serves it; `None` where there is no group, or nobody yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }
 
 /// Whether a channel does its work.

@@ -18,7 +18,9 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-use syncd::log::{Error, KafkaCluster, KafkaLog, KafkaOptions, Log, Offset, PartitionId};
+use syncd::log::{
+    Error, Group, GroupMember, KafkaCluster, KafkaLog, KafkaOptions, Log, Offset, PartitionId, Turn,
+};
 
 /// A link of its own on the brokers that all tests share.
 struct Link {
@@ -480,4 +482,107 @@ async fn a_broker_that_dies_costs_nothing_and_doubles_nothing() {
     let written = writer.await.unwrap();
     assert_seqs(&follower.await.unwrap(), written);
     assert_seqs(&read_all(&link.open().await, &id(), Offset(0), 1 << 20).await.unwrap(), written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_gave_up_another_takes_up_and_gives_back() {
+    let Some(link) = Link::new() else { return };
+    let (one, other) = (link.open().await, link.open().await);
+    let mut written = 0;
+    for _ in 0..3 {
+        for (log, reader) in [(&one, &other), (&other, &one)] {
+            let term = take_over(&**log).await;
+            put(&**log, of_term(term, written, written + 100)).await.unwrap();
+            written += 100;
+            log.release(&id());
+            // Nobody has read there yet.
+            let known = reader.bounds(&id()).end;
+            let end = reader.end(&id()).await.unwrap();
+            assert!(end > known && reader.bounds(&id()).end == end, "{known} {end}");
+            assert_seqs(&read_all(reader, &id(), Offset(0), 1 << 30).await.unwrap(), written);
+        }
+    }
+    one.wait_beyond(&id(), Offset(0)).await;
+    one.release(&id());
+    let term = take_over(&*other).await;
+    put(&*other, of_term(term, written, written + 1)).await.unwrap();
+    let end = other.bounds(&id()).end;
+    tokio::time::timeout(Duration::from_secs(20), one.wait_beyond(&id(), Offset(end.0 - 1))).await.unwrap();
+    assert_seqs(&read_all(&one, &id(), Offset(0), 1 << 30).await.unwrap(), written + 1);
+}
+
+/// Waits for what the group says next.
+async fn told(group: &mut Group) -> Turn {
+    tokio::time::timeout(Duration::from_secs(40), group.next()).await.unwrap().unwrap()
+}
+
+/// Waits until the members that the brokers tell of are as `wanted` says.
+async fn members(group: &Group, wanted: impl Fn(&[GroupMember]) -> bool) -> Vec<GroupMember> {
+    let end = Instant::now() + Duration::from_secs(40);
+    loop {
+        let members = group.seat().members().await.unwrap_or_default();
+        if wanted(&members) {
+            return members;
+        }
+        assert!(Instant::now() < end, "{members:?} {:?}", group.seat().trouble());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_stays_with_its_member_and_goes_to_another_when_that_one_is_gone() {
+    let Some(link) = Link::new() else { return };
+    let (log, other) = (link.open().await, link.open().await);
+    let mut first = log.join("dc", "first".to_owned()).unwrap();
+    assert!(matches!(told(&mut first).await, Turn::Given(ids) if ids == [id()]));
+    let mut second = other.join("dc", "second".to_owned()).unwrap();
+    let both = members(&second, |members| members.len() == 2).await;
+    assert_eq!((both[0].name.as_str(), both[0].partitions.as_slice()), ("first", &[id()][..]));
+    assert_eq!((both[1].name.as_str(), both[1].partitions.len()), ("second", 0));
+    // It is back before it is missed.
+    drop(first);
+    let mut first = log.join("dc", "first".to_owned()).unwrap();
+    assert!(matches!(told(&mut first).await, Turn::Given(ids) if ids == [id()]));
+    drop(first);
+    loop {
+        match told(&mut second).await {
+            Turn::Given(ids) if ids.is_empty() => {}
+            Turn::Given(ids) => break assert_eq!(ids, [id()]),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_members_with_one_name_do_not_stay_so() {
+    let Some(link) = Link::new() else { return };
+    let (log, other) = (link.open().await, link.open().await);
+    let one = log.join("dc", "copied".to_owned()).unwrap();
+    members(&one, |members| members.len() == 1).await;
+    let two = other.join("dc", "copied".to_owned()).unwrap();
+    let names =
+        |members: &[GroupMember]| members.iter().map(|member| member.name.clone()).collect::<Vec<_>>();
+    let found = names(&members(&two, |members| members.len() == 2).await);
+    assert_ne!(one.seat().name(), two.seat().name());
+    assert!(found.contains(&one.seat().name()) && found.contains(&two.seat().name()), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_group_cannot_be_joined_is_told() {
+    let Some(link) = Link::new() else { return };
+    let client = [("session.timeout.ms", "500"), ("heartbeat.interval.ms", "100")];
+    let client = client.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let cluster = KafkaCluster { brokers: link.brokers.clone(), client };
+    let clusters = BTreeMap::from([("dc".to_owned(), cluster)]);
+    let log = KafkaLog::open(&clusters, &[id()], link.options.clone()).await.unwrap();
+    let group = log.join("dc", "hasty".to_owned()).unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    let trouble = loop {
+        match group.seat().trouble() {
+            Some(trouble) => break trouble,
+            None => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+        assert!(Instant::now() < end, "nothing is told");
+    };
+    assert!(trouble.contains("cannot be joined") && trouble.contains("session timeout"), "{trouble}");
 }

@@ -66,12 +66,20 @@ impl Seat {
         Ok(Seat { dir, api: free_port()?, daemon: None })
     }
 
-    fn config(&self) -> PathBuf {
+    /// One whose daemon is configured by `tables`, to which the address of its interface is added.
+    pub fn with(tables: &str) -> Result<Seat> {
+        let seat = Seat::new()?;
+        std::fs::write(seat.config(), format!("{tables}\n[api]\nlisten = \"{}\"\n", seat.address()))?;
+        Ok(seat)
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
         self.dir.path().join("syncd.toml")
     }
 
     /// One for another daemon with the configuration of this one.
-    fn another(&self) -> Result<Seat> {
+    pub fn another(&self) -> Result<Seat> {
         let new = Seat::new()?;
         let text = std::fs::read_to_string(self.config())?;
         let text = text.replacen(&format!("127.0.0.1:{}", self.api), &format!("127.0.0.1:{}", new.api), 1);
@@ -79,14 +87,46 @@ impl Seat {
         Ok(new)
     }
 
-    fn signal(&self, name: &str) -> Result<()> {
+    /// Starts the daemon, of `site` alone or of both; its log goes to `syncd.log` beside the configuration.
+    pub fn start(&mut self, site: Option<&str>) -> Result<()> {
+        self.start_as(site, &[], &[])
+    }
+
+    fn start_as(
+        &mut self,
+        site: Option<&str>,
+        launcher: &[String],
+        environment: &[(String, String)],
+    ) -> Result<()> {
+        let path = self.dir.path().join("syncd.log");
+        let log = std::fs::File::options().create(true).append(true).open(path)?;
+        let mut words: Vec<OsString> = launcher.iter().map(OsString::from).collect();
+        words.push(program("syncd")?.into());
+        let child = Command::new(&words[0])
+            .args(&words[1..])
+            .args(["run", "--config"])
+            .arg(self.config())
+            .args(site.map(|site| ["--site", site]).into_iter().flatten())
+            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.daemon = Some(child);
+        Ok(())
+    }
+
+    /// Sends the daemon a signal, by its name.
+    pub fn signal(&self, name: &str) -> Result<()> {
         let pid = self.daemon.as_ref().context("no daemon runs")?.id().to_string();
         let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status()?;
         ensure!(sent.success(), "kill -{name} failed");
         Ok(())
     }
 
-    fn status(&self) -> Result<Status> {
+    /// `GET /v1/status`.
+    pub fn status(&self) -> Result<Status> {
         Ok(serde_json::from_str(&causeway_testkit::api::get(&self.address(), "/v1/status")?)?)
     }
 
@@ -94,8 +134,45 @@ impl Seat {
         format!("127.0.0.1:{}", self.api)
     }
 
-    fn syncd(&self, words: &[&str]) -> Result<Output> {
+    /// Runs `syncd` with these words and the configuration.
+    pub fn syncd(&self, words: &[&str]) -> Result<Output> {
         Ok(Command::new(program("syncd")?).args(words).arg("--config").arg(self.config()).output()?)
+    }
+
+    /// Fails unless `verifier check` says that both sites are equal.
+    pub fn verify(&self) -> Result<()> {
+        let checked =
+            Command::new(program("verifier")?).args(["check", "--config"]).arg(self.config()).output()?;
+        ensure!(
+            checked.status.success(),
+            "verifier: {}\n{}\n{}\n{}",
+            checked.status,
+            String::from_utf8_lossy(&checked.stdout),
+            String::from_utf8_lossy(&checked.stderr),
+            self.log_end()
+        );
+        Ok(())
+    }
+
+    /// The end of what the daemon has logged, for messages.
+    pub fn log_end(&self) -> String {
+        let text = self.read("syncd.log");
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Copies the folder under this name into the one of `CAUSEWAY_STORY_KEEP`, if that is set.
+    pub fn keep(&self, name: &str) {
+        if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
+            let kept = Path::new(&kept).join(name);
+            let _best_effort = Command::new("cp").arg("-r").arg(self.dir.path()).arg(kept).status();
+        }
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn terminate(&mut self) -> Result<Option<i32>> {
+        self.signal("TERM")?;
+        Ok(self.daemon.take().context("no daemon runs")?.wait()?.code())
     }
 
     fn read(&self, file: &str) -> String {
@@ -103,7 +180,8 @@ impl Seat {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    fn kill(&mut self) -> Result<()> {
+    /// kill -9, if it runs.
+    pub fn kill(&mut self) -> Result<()> {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.kill()?;
             daemon.wait()?;
@@ -216,24 +294,9 @@ impl Link {
     /// Starts the daemon of one site, where each has its own; 0 is `dc`, or both.
     pub fn start_at(&mut self, site: usize) -> Result<()> {
         let apart = self.other.is_some();
-        let seat = self.seats().nth(site).context("one serves both")?;
-        let log =
-            std::fs::File::options().create(true).append(true).open(seat.dir.path().join("syncd.log"))?;
-        let mut words: Vec<OsString> = self.launcher.iter().map(OsString::from).collect();
-        words.push(program("syncd")?.into());
-        let child = Command::new(&words[0])
-            .args(&words[1..])
-            .args(["run", "--config"])
-            .arg(seat.config())
-            .args(apart.then_some(["--site", ["dc", "cloud"][site]]).into_iter().flatten())
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()))
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        self.seat_at(site)?.daemon = Some(child);
-        Ok(())
+        let (launcher, environment) = (self.launcher.clone(), self.environment.clone());
+        let served = apart.then_some(["dc", "cloud"][site]);
+        self.seat_at(site)?.start_as(served, &launcher, &environment)
     }
 
     /// kill -9 for the daemon of one site, where each has its own.
@@ -317,11 +380,13 @@ impl Link {
         }
     }
 
-    /// `GET /v1/status`; of two daemons each direction as both know it together.
+    /// `GET /v1/status`; of two daemons each direction as both know it together, once both serve the channel.
     pub fn status(&self) -> Result<Status> {
         let mut status = self.seat.status()?;
         let Some(other) = &self.other else { return Ok(status) };
         let mut others = other.status()?;
+        let served = |status: &Status| status.channels.iter().all(|channel| !channel.directions.is_empty());
+        ensure!(served(&status) && served(&others), "not served yet: {status:#?} {others:#?}");
         for (ours, theirs) in status.channels.iter_mut().zip(&mut others.channels) {
             for (at_dc, at_cloud) in ours.directions.iter_mut().zip(&mut theirs.directions) {
                 if at_dc.from != "dc" {
@@ -427,17 +492,7 @@ impl Link {
 
     /// Fails unless `verifier check` says that both sites are equal.
     pub fn verify(&self) -> Result<()> {
-        let checked =
-            Command::new(program("verifier")?).args(["check", "--config"]).arg(self.config()).output()?;
-        ensure!(
-            checked.status.success(),
-            "verifier: {}\n{}\n{}\n{}",
-            checked.status,
-            String::from_utf8_lossy(&checked.stdout),
-            String::from_utf8_lossy(&checked.stderr),
-            self.log_end()
-        );
-        Ok(())
+        self.seat.verify()
     }
 
     /// Starts a writer at each site: operations a second, on keys that only it writes.
@@ -477,24 +532,14 @@ impl Link {
 
     /// The end of what the daemon, or each of them, has logged, for messages.
     pub fn log_end(&self) -> String {
-        let end = |seat: &Seat| {
-            let text = seat.read("syncd.log");
-            let lines: Vec<_> = text.lines().collect();
-            lines[lines.len().saturating_sub(40)..].join("\n")
-        };
-        self.seats().map(end).collect::<Vec<_>>().join("\n\n")
+        self.seats().map(Seat::log_end).collect::<Vec<_>>().join("\n\n")
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         let _gone = self.kill();
-        if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
-            for (seat, name) in self.seats().zip(["dc", "cloud"]) {
-                let kept = Path::new(&kept).join(name);
-                let _best_effort = Command::new("cp").arg("-r").arg(seat.dir.path()).arg(kept).status();
-            }
-        }
+        self.seats().zip(["dc", "cloud"]).for_each(|(seat, name)| seat.keep(name));
     }
 }
 

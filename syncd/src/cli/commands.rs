@@ -7,7 +7,7 @@ use super::client::Client;
 use super::table::{Align, Table, Tone, thousands};
 use super::{Failure, output, progress};
 use crate::config::Config;
-use crate::status::{ChannelState, HeldAnswer, Phase, Status};
+use crate::status::{ChannelState, GroupStatus, HeldAnswer, Phase, Status};
 
 /// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -134,19 +134,52 @@ fn render(status: &Status, colour: bool) -> String {
                 table.note(format!("warning: {warning}"), Tone::Busy);
             }
         }
-        if channel.state == ChannelState::Paused {
+        if channel.directions.is_empty() {
+            let served = match &channel.member {
+                Some(member) => format!("served by the daemon {member}: ask that one"),
+                None => "served by no daemon of this site just now".to_owned(),
+            };
+            let tone = if channel.member.is_some() { Tone::Faint } else { Tone::Bad };
+            table.row(vec![(channel.name.clone(), Tone::Plain)]);
+            table.note(served, tone);
+        } else if channel.state == ChannelState::Paused {
             table.note(format!("paused; go on with `syncd resume --channel {}`", channel.name), Tone::Plain);
         }
     }
     let sites = status.sites.join(" <-> ");
-    format!("link {}: {sites}, counted since {}\n{}", status.link, status.since, table.render(colour))
+    let group = status.consumer_group.as_ref().map(|group| format!("\n{}", render_group(group, colour)));
+    format!(
+        "link {}: {sites}, counted since {}\n{}{}",
+        status.link,
+        status.since,
+        table.render(colour),
+        group.unwrap_or_default()
+    )
+}
+
+fn render_group(group: &GroupStatus, colour: bool) -> String {
+    let mut table = Table::new(&[("DAEMON", Align::Left), ("FROM", Align::Left), ("CHANNELS", Align::Right)]);
+    for member in &group.members {
+        let here = if member.here { " (this one)" } else { "" };
+        table.row(vec![
+            (format!("{}{here}", member.name), Tone::Plain),
+            (member.host.clone(), Tone::Plain),
+            (thousands(member.channels.len() as u64), Tone::Plain),
+        ]);
+        let serves = member.channels.join(", ");
+        table.note(if serves.is_empty() { "stands by".to_owned() } else { serves }, Tone::Faint);
+    }
+    if let Some(error) = &group.error {
+        table.note(format!("error: {error}"), Tone::Bad);
+    }
+    format!("group {}\n{}", group.name, table.render(colour))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::table::WIDTH;
     use super::*;
-    use crate::status::{ChannelStatus, DirectionStatus, Lag, Progress};
+    use crate::status::{ChannelStatus, DirectionStatus, Lag, MemberStatus, Progress};
 
     fn status() -> Status {
         let direction = DirectionStatus {
@@ -183,12 +216,37 @@ mod tests {
             store: "redis".into(),
             state: ChannelState::Running,
             directions: vec![direction, back],
+            member: Some("host-a-1".into()),
+        };
+        let elsewhere = ChannelStatus {
+            name: "orders".into(),
+            directions: Vec::new(),
+            member: Some("host-b-2".into()),
+            ..channel.clone()
+        };
+        let nowhere = ChannelStatus { name: "users".into(), member: None, ..elsewhere.clone() };
+        let member = |name: &str, here, channels: &[&str]| MemberStatus {
+            name: name.into(),
+            host: "10.0.0.5".into(),
+            here,
+            channels: channels.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let group = GroupStatus {
+            name: "causeway.dc-cloud.dc".into(),
+            member: "host-a-1".into(),
+            error: None,
+            members: vec![
+                member("host-a-1", true, &["tags"]),
+                member("host-b-2", false, &["orders"]),
+                member("host-c-3", false, &[]),
+            ],
         };
         Status {
             link: "dc-cloud".into(),
             sites: vec!["dc".into(), "cloud".into()],
             since: "2026-03-01T02:00:00.000Z".into(),
-            channels: vec![channel],
+            channels: vec![channel, elsewhere, nowhere],
+            consumer_group: Some(group),
         }
     }
 
@@ -207,6 +265,10 @@ mod tests {
             "error: write at",
             "warning: cloud: SCAN",
             "since 2026-03-01T02:00:00.000Z",
+            "served by the daemon host-b-2",
+            "served by no daemon",
+            "host-a-1 (this one)",
+            "stands by",
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }

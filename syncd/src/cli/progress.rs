@@ -72,7 +72,9 @@ impl Lines {
                     .channels
                     .iter()
                     .flat_map(|channel| channel.directions.iter().map(|d| (channel.name.as_str(), d)));
+                let mut shown = 0;
                 for (i, (name, direction)) in directions.enumerate() {
+                    shown = i + 1;
                     if i == lines.len() {
                         lines.push(drawn.add(bar()));
                     }
@@ -80,6 +82,8 @@ impl Lines {
                         show(bar, name, direction);
                     }
                 }
+                // Of channels that another daemon serves now.
+                lines.drain(shown..).for_each(|bar| bar.finish_and_clear());
                 tokio::time::sleep(INTERVAL).await;
             }
         });

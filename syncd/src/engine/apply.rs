@@ -169,7 +169,8 @@ impl ApplyTask {
     /// Runs until `stop`, then waits for what is under way.
     pub(crate) async fn run(mut self) -> Result<(), EngineError> {
         let stop = self.stop.clone();
-        let term = Term(self.log.bounds(&self.partition).end.0);
+        // The same for as long as it runs: who slept while another one took over is not to raise it.
+        let mut term = None;
         let mut entry = Entry::enter(&self.shared).await;
         let mut backoff = Backoff::new(&format!("apply {}", self.partition), 2 * BACKOFF_MIN);
         // The furthest place of the log that was answered for.
@@ -177,9 +178,16 @@ impl ApplyTask {
         let mut ended = false;
         loop {
             let mut target = self.connector.target(self.site);
+            let begins = async {
+                let term = match term {
+                    Some(term) => term,
+                    None => *term.insert(Term(self.log.end(&self.partition).await?.0)),
+                };
+                Reign::begin(&self, target.as_mut(), term, &mut entry).await
+            };
             let failed = tokio::select! {
                 biased;
-                begun = Reign::begin(&self, target.as_mut(), term, &mut entry) => match begun {
+                begun = begins => match begun {
                     Ok(_) if ended => {
                         tokio::select! {
                             biased;
@@ -908,7 +916,7 @@ impl Reign {
                 if self.rejected.is_empty() && self.contested.is_empty() {
                     self.settle(task, sent.to, sent.end, sent.low);
                 }
-                task.stats.applied.fetch_add(sent.changes.len() as u64, Ordering::SeqCst);
+                task.stats.counts.applied.fetch_add(sent.changes.len() as u64, Ordering::SeqCst);
             }
             Outcome::Rejected { transient, reason } => {
                 warn!(partition = %task.partition, from = %sent.from, to = %sent.to, transient, reason, "batch refused");
@@ -978,7 +986,6 @@ impl Reign {
             task.dead_letters
                 .keep(&task.channel, &task.partition, task.site, change, &refusal.reason)
                 .await?;
-            task.stats.dead_letters.fetch_add(1, Ordering::SeqCst);
             // A state that is refused would only come back; one that came in pieces may go in the next time, as it
             // may only have lost one on the way. Where what exists stays, a read must not come back as a state,
             // which replaces.

@@ -13,7 +13,7 @@ use causeway_core::{
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 
@@ -53,6 +53,8 @@ pub(crate) struct CaptureTask {
     pub(crate) keys_max: usize,
     /// Where that file is.
     pub(crate) spill_dir: PathBuf,
+    /// Whether an operator paused the channel, where the log tells the next daemon that serves it.
+    pub(crate) paused: Option<watch::Sender<bool>>,
 }
 
 /// A read of the source is about this long, in bytes.
@@ -167,8 +169,12 @@ async fn carry(
             Some(ask) = task.asks.recv() => match ask {
                 Ask::Refresh { keys, done } => capture.refresh_keys(source, keys, Some(done)).await?,
                 Ask::Peer { keys, done } => capture.hand_on(task, &keys, done).await?,
+                Ask::Paused { done } => {
+                    capture.position_answers.push(done);
+                    capture.position(task, source).await?;
+                }
                 Ask::Snapshot { gap } => {
-                    task.stats.gaps_total.fetch_add(u64::from(gap), Ordering::SeqCst);
+                    task.stats.counts.gaps_total.fetch_add(u64::from(gap), Ordering::SeqCst);
                     capture.snapshot_waits = Some(gap || capture.snapshot_waits == Some(true));
                 }
             },
@@ -200,6 +206,8 @@ type UnderWay = futures_util::future::BoxFuture<'static, (crate::log::Result<Off
 
 pub(super) struct Capture {
     term: Term,
+    /// Whoever waits for the next restart point.
+    position_answers: Vec<oneshot::Sender<()>>,
     pub(super) clock: HlcClock,
     next_seq: Seq,
     pub(super) low: Seq,
@@ -287,6 +295,9 @@ impl Capture {
             lock(&task.shared.recent).reach(found.next_seq);
             lock(&task.shared.redos).begin(term.0 << REDOS_BITS);
         }
+        if let Some(paused) = &task.paused {
+            paused.send_replace(found.point.paused);
+        }
         task.shared.low.store(found.low.0, Ordering::SeqCst);
         task.shared.settled.store(found.point.settled, Ordering::SeqCst);
         task.stats.snapshot_told(found.point.snapshot.as_ref());
@@ -295,11 +306,12 @@ impl Capture {
         if damaged {
             error!(partition = %task.partition, "gap: of this site's log is damaged what the peer may not have, or \
                 where capture was: a snapshot closes it");
-            task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+            task.stats.counts.gaps_total.fetch_add(1, Ordering::SeqCst);
             task.shared.lost_below.store(found.next_seq.0, Ordering::SeqCst);
         }
         info!(partition = %task.partition, term = term.0, next_seq = found.next_seq.0, "capture begins");
         Ok(Capture {
+            position_answers: Vec::new(),
             term,
             clock: HlcClock::new(task.site, found.hlc),
             next_seq: found.next_seq,
@@ -353,7 +365,7 @@ impl Capture {
         match opened {
             // The log may be ahead of where a restart reads on, and so of a server that took over.
             Opened::Resumed if source.diverged(&self.last) => {
-                task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+                task.stats.counts.gaps_total.fetch_add(1, Ordering::SeqCst);
                 self.snapshot_asked = Some(true);
                 return Err(EngineError::Store(StoreError::PositionLost {
                     position: self.last.to_string(),
@@ -388,7 +400,7 @@ impl Capture {
                     || self.point.snapshot.as_ref().is_some_and(|s| s.gap && s.end.is_none());
                 if let Some(reason) = lost {
                     warn!(partition = %task.partition, position = %self.last, reason, "gap: the stream was lost here");
-                    task.stats.gaps_total.fetch_add(1, Ordering::SeqCst);
+                    task.stats.counts.gaps_total.fetch_add(1, Ordering::SeqCst);
                 }
                 let never_complete =
                     self.point.snapshot.as_ref().is_none_or(|s| s.initial && s.end.is_none());
@@ -664,7 +676,7 @@ impl Capture {
                 snapshot.left_out += 1;
                 *lock(&task.stats.snapshot) = Some(snapshot.clone());
             }
-            None => _ = task.stats.left_out_of_stream.fetch_add(1, Ordering::SeqCst),
+            None => _ = task.stats.counts.left_out_of_stream.fetch_add(1, Ordering::SeqCst),
         }
         let mut named = lock(&task.stats.left_out);
         // Once each, as a command that nobody knows may come all the time.
@@ -801,6 +813,8 @@ impl Capture {
             self.point.remembered_from = lock(&task.shared.recent).oldest().0;
         }
         self.point.last = self.last.to_string();
+        self.point.paused = task.paused.as_ref().is_some_and(|paused| *paused.borrow());
+        batch.answers.append(&mut self.position_answers);
         let resume_at = source.restart_point(&self.nothing_open_before(task));
         self.resume_at = Some(resume_at.clone());
         let mut record = position_record(&self.point, resume_at, (task.clock)());
@@ -851,7 +865,7 @@ impl Capture {
             }
         }
         source.acknowledge(&batch.last);
-        task.stats.captured.fetch_add(batch.data, Ordering::SeqCst);
+        task.stats.counts.captured.fetch_add(batch.data, Ordering::SeqCst);
         lock(&task.shared.recent).reach(batch.end);
         for token in batch.tokens {
             task.shared.tokens.pass(token);

@@ -111,7 +111,7 @@ impl Reign {
                 }
             }
         }
-        task.stats.applied.fetch_add(count, Ordering::SeqCst);
+        task.stats.counts.applied.fetch_add(count, Ordering::SeqCst);
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl Reign {
         let batch = Batch { marker, changes: Vec::new(), watched: false, keep_existing: false };
         match transact(task, target, batch).await? {
             Outcome::Committed { .. } => {
-                task.stats.applied.fetch_add(count, Ordering::SeqCst);
+                task.stats.counts.applied.fetch_add(count, Ordering::SeqCst);
                 Ok(())
             }
             Outcome::Touched => Err(EngineError::CaptureWaits),

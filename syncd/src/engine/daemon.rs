@@ -1,43 +1,39 @@
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use causeway_core::{Connector, Error as StoreError, ErrorKind, Finding, Key, Op, Seq, Site, Space};
-use tokio::sync::{mpsc, watch};
+use causeway_core::{Connector, Key, Op, Seq, Site, Space};
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::apply::ApplyTask;
-use super::capture::{CaptureTask, Clock, unix_ms};
-use super::conflicts::{ConflictLog, Conflicts};
+use super::capture::{Clock, unix_ms};
+use super::conflicts::ConflictLog;
 use super::dead_letters::DeadLetters;
-use super::metrics::{Labels, Metrics, UPKEEP_EVERY};
-use super::pauses::{Answers, Begun, Pauses};
-use super::peer_log::PeerLog;
-use super::recent::{Recent, TOUCH_COST};
-use super::shared::{Ask, Asks, DirectionStats, Flag, SiteShared, Trouble, lock};
-use super::{BACKOFF_MIN, Backoff, EngineError, sweep};
+use super::members::Members;
+use super::metrics::{Metrics, UPKEEP_EVERY};
+use super::pauses::{Answers, Begun, Pauses, member_name};
+use super::run::{ChannelRun, DirectionRun, Live, RATES_EVERY, STOP_AT_MOST, Shares, partition, smooth};
+use super::shared::{DirectionStats, Trouble, lock};
 use crate::config::{Channel, Config, Direction, LogStore};
-use crate::log::{self, EmbeddedLog, EmbeddedOptions, KafkaLog, KafkaOptions, Log, Offset, PartitionId};
+use crate::log::{
+    self, EmbeddedLog, EmbeddedOptions, Group, KafkaLog, KafkaOptions, Log, Offset, PartitionId,
+};
 use crate::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
     DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, Phase, Progress, Resolution,
     Status, rfc3339,
 };
 
-/// How long a stop may take before what is left is given up; a service manager waits ten seconds.
-const STOP_AT_MOST: Duration = Duration::from_secs(6);
 /// How long an origin may take to say what keys hold.
 const ANSWER_AT_MOST: Duration = Duration::from_secs(10);
 const RETENTION_EVERY: Duration = Duration::from_secs(5);
 /// What a consumer of Kafka fetches ahead.
 const FETCH_BYTES: Range<usize> = 64 << 10..4 << 20;
-const RATES_EVERY: Duration = Duration::from_secs(1);
 
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,102 +69,35 @@ pub enum StartError {
 
 /// The running engine: every channel of one link, of both sites or of one.
 pub struct Daemon {
-    link: String,
-    sites: [String; 2],
+    pub(super) link: String,
+    pub(super) sites: [String; 2],
     /// The one site that is served; `None`: both.
     site: Option<Site>,
-    channels: Vec<ChannelRun>,
-    log: Arc<dyn Log>,
-    dead_letters: Arc<DeadLetters>,
+    pub(super) channels: Vec<ChannelRun>,
+    /// Where daemons share the channels of a site.
+    pub(super) group: Option<Members>,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) dead_letters: Arc<DeadLetters>,
     /// In the simulation there is none.
-    conflicts: Option<Arc<ConflictLog>>,
+    pub(super) conflicts: Option<Arc<ConflictLog>>,
     pauses: Mutex<Pauses>,
-    answers: Arc<Mutex<Answers>>,
-    begun: Arc<Mutex<Begun>>,
-    metrics: Metrics,
+    pub(super) answers: Arc<Mutex<Answers>>,
+    pub(super) begun: Arc<Mutex<Begun>>,
+    pub(super) shares: Shares,
+    pub(super) metrics: Metrics,
     /// What stamps each site's changes.
-    clocks: [Clock; 2],
+    pub(super) clocks: [Clock; 2],
     /// When the daemon began.
     since: SystemTime,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
     /// Where the log itself doesn't hold the folder.
     folder_lock: Mutex<Option<std::fs::File>>,
 }
 
-struct ChannelRun {
-    name: String,
-    store: String,
-    paused: watch::Sender<bool>,
-    directions: Vec<DirectionRun>,
-}
-
-struct DirectionRun {
-    from: Site,
-    partition: PartitionId,
-    stats: Arc<DirectionStats>,
-    conflicts: Arc<Conflicts>,
-    /// Of the origin.
-    shared: Arc<SiteShared>,
-    /// The way to the origin's capture.
-    origin: Asks,
-    answers: mpsc::Sender<HeldAnswer>,
-    /// The channel goes the other way, too.
-    both: bool,
-    /// A key that both sites had before: the origin's wins.
-    origin_wins: bool,
-    snapshot: bool,
-    labels: Labels,
-    rates: Mutex<Rates>,
-}
-
-#[derive(Default)]
-struct Rates {
-    captured: (u64, f64),
-    applied: (u64, f64),
-}
-
-/// A new figure counts for a third: the rate of the last few seconds.
-fn smooth((last, rate): (u64, f64), now: u64) -> (u64, f64) {
-    let fresh = now.saturating_sub(last) as f64 / RATES_EVERY.as_secs_f64();
-    let mixed = rate + (fresh - rate) / 3.0;
-    (now, if mixed < 0.05 { 0.0 } else { mixed })
-}
-
 /// Bytes of memory for one kind of buffer.
-fn share(config: &Config) -> usize {
+pub(super) fn share(config: &Config) -> usize {
     usize::try_from(config.limits.memory / 16).unwrap_or(usize::MAX)
-}
-
-/// The log of what `site` writes to `channel`.
-fn partition(channel: &str, site: &str) -> PartitionId {
-    PartitionId { channel: channel.to_owned(), origin: site.to_owned(), number: 0 }
-}
-
-/// What one channel may hold.
-struct Shares {
-    /// [`ApplyTask::lookback_bytes_max`].
-    lookback_bytes_max: usize,
-    /// [`ApplyTask::sweep_keys_max`].
-    sweep_keys_max: usize,
-    /// Own changes of a site that are remembered in memory.
-    remembered_max: usize,
-    /// Where the others go.
-    spill_dir: PathBuf,
-}
-
-impl Shares {
-    fn of(config: &Config) -> Shares {
-        let share = share(config) / config.channels.len().max(1);
-        // A log may have no folder.
-        let dir = Some(&config.log.dir).filter(|dir| dir.is_dir());
-        Shares {
-            spill_dir: dir.cloned().unwrap_or_else(std::env::temp_dir),
-            lookback_bytes_max: share / 2,
-            sweep_keys_max: share / sweep::KEY_BYTES,
-            remembered_max: share / 2 / TOUCH_COST,
-        }
-    }
 }
 
 impl Daemon {
@@ -209,7 +138,7 @@ impl Daemon {
         let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(folder)?;
         let share = share(config);
-        let mut folder_lock = None;
+        let (mut folder_lock, mut group) = (None, None);
         let log: Arc<dyn Log> = match &config.log.store {
             LogStore::Embedded { size_max } => {
                 let options = EmbeddedOptions {
@@ -237,39 +166,48 @@ impl Daemon {
                     fetch_bytes,
                     ..options.clone()
                 };
-                KafkaLog::open(clusters, &partitions, options).await?
+                let log = KafkaLog::open(clusters, &partitions, options).await?;
+                if let Some(site) = site {
+                    group = Some(log.join(config.site_name(site), member_name(dir).map_err(folder)?)?);
+                }
+                log
             }
         };
         let clocks: [Clock; 2] = [Arc::new(unix_ms), Arc::new(unix_ms)];
         let conflicts = ConflictLog::open(&dir.join("conflicts"), config.conflicts).map_err(folder)?;
-        let daemon = Daemon::start_on(config, connectors, site, log, Some(conflicts), clocks).await?;
+        let daemon =
+            Daemon::start_on(config, connectors, site, (log, group), Some(conflicts), clocks).await?;
         *lock(&daemon.folder_lock) = folder_lock;
         Ok(daemon)
     }
 
-    /// As [`start`](Daemon::start), on a log that is open, and with or without a conflict log.
+    /// As [`start`](Daemon::start), on a log that is open, and with or without a conflict log. With a group, what is
+    /// assigned here is served, else every channel.
     pub(crate) async fn start_on(
         config: &Config,
         connectors: Vec<Arc<dyn Connector>>,
         site: Option<Site>,
-        log: Arc<dyn Log>,
+        (log, group): (Arc<dyn Log>, Option<Group>),
         conflicts: Option<Arc<ConflictLog>>,
         clocks: [Clock; 2],
     ) -> Result<Arc<Daemon>, StartError> {
         let dir = &config.log.dir;
         let folder = |source| StartError::Folder { dir: dir.display().to_string(), source };
         let dead_letters = DeadLetters::open(dir, config.sites.clone()).map_err(folder)?;
+        let (members, turns) = group.map(Members::new).unzip();
         let mut daemon = Daemon {
             link: config.link.clone(),
             sites: config.sites.clone(),
             site,
             channels: Vec::new(),
+            group: members,
             log,
             dead_letters: Arc::new(dead_letters),
             conflicts,
             pauses: Mutex::new(Pauses::open(dir).map_err(folder)?),
             answers: Arc::new(Mutex::new(Answers::open(dir).map_err(folder)?)),
             begun: Arc::new(Mutex::new(Begun::open(dir).map_err(folder)?)),
+            shares: Shares::of(config),
             metrics: Metrics::new().map_err(|e| StartError::Metrics(e.to_string()))?,
             clocks,
             since: SystemTime::now(),
@@ -277,174 +215,22 @@ impl Daemon {
             tasks: tokio::sync::Mutex::default(),
             folder_lock: Mutex::default(),
         };
-        let mut tasks = JoinSet::new();
-        let shares = Shares::of(config);
         for (channel, connector) in config.channels.iter().zip(connectors) {
-            let run = daemon.start_channel(channel, connector, &shares, &mut tasks);
-            daemon.channels.push(run);
+            let paused = lock(&daemon.pauses).contains(&channel.name);
+            daemon.channels.push(ChannelRun::new(&daemon, channel, connector, paused));
         }
         let daemon = Arc::new(daemon);
+        let mut tasks = JoinSet::new();
+        match turns {
+            Some(turns) => {
+                tasks.spawn(Arc::clone(&daemon).look());
+                tasks.spawn(Arc::clone(&daemon).follow(turns));
+            }
+            None => join_all(daemon.channels.iter().map(|run| daemon.begin(run))).await.clear(),
+        }
         tasks.spawn(Arc::clone(&daemon).keep_house());
         *daemon.tasks.lock().await = tasks;
         Ok(daemon)
-    }
-
-    fn start_channel(
-        &self,
-        channel: &Channel,
-        connector: Arc<dyn Connector>,
-        shares: &Shares,
-        tasks: &mut JoinSet<()>,
-    ) -> ChannelRun {
-        let paused = watch::Sender::new(lock(&self.pauses).contains(&channel.name));
-        let (channel_asks, receivers): (Vec<_>, Vec<_>) =
-            Site::BOTH.map(|_| mpsc::channel::<Ask>(16)).into_iter().unzip();
-        let shared: Vec<_> = channel_asks
-            .iter()
-            .map(|ask| {
-                let recent = Recent::new(shares.spill_dir.clone(), shares.remembered_max);
-                Arc::new(SiteShared::new(Asks::Here(ask.clone()), recent))
-            })
-            .collect();
-        let partition = |site: Site| partition(&channel.name, &self.sites[site.index()]);
-        let cleared = Arc::new(Flag::default());
-        let channel_stop = self.stop.child_token();
-        let all_stats = Site::BOTH.map(|_| Arc::new(DirectionStats::default()));
-        let mut directions = Vec::new();
-        for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
-            if !channel.direction.carries(from) {
-                continue;
-            }
-            let to = from.peer();
-            let both = channel.direction.carries(to);
-            let stats = Arc::clone(&all_stats[from.index()]);
-            let origin = match self.serves(from) {
-                true => Asks::Here(channel_asks[from.index()].clone()),
-                false => Asks::ByLog(channel_asks[to.index()].clone()),
-            };
-            let labels = Metrics::labels(&channel.name, &self.sites[from.index()], &self.sites[to.index()]);
-            let capture = CaptureTask {
-                channel: channel.name.clone(),
-                site: from,
-                connector: Arc::clone(&connector),
-                log: Arc::clone(&self.log),
-                partition: partition(from),
-                shared: Arc::clone(&shared[from.index()]),
-                stats: Arc::clone(&stats),
-                peer: both.then(|| partition(to)),
-                snapshot: channel.snapshot.names(from),
-                asks,
-                clock: Arc::clone(&self.clocks[from.index()]),
-                owners: channel.conflict.owners().cloned(),
-                keys_max: shares.remembered_max,
-                spill_dir: shares.spill_dir.clone(),
-            };
-            let (log, sites) = (self.conflicts.clone(), self.sites.clone());
-            let conflicts = Arc::new(Conflicts::new(&channel.name, sites, from, log));
-            let (answers, answered) = mpsc::channel(1);
-            let apply = ApplyTask {
-                channel: channel.name.clone(),
-                site: to,
-                connector: Arc::clone(&connector),
-                log: Arc::clone(&self.log),
-                partition: partition(from),
-                own: both.then(|| partition(to)),
-                shared: Arc::clone(&shared[to.index()]),
-                origin: origin.clone(),
-                stats: Arc::clone(&stats),
-                reverse: (!self.serves(from)).then(|| Arc::clone(&all_stats[to.index()])),
-                origin_wins: channel.existing.is_none_or(|site| site == from),
-                sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
-                items_max: channel.batch.items_max,
-                bytes_max: channel.batch.bytes_max,
-                lookback_bytes_max: shares.lookback_bytes_max,
-                keep_alive: channel.keep_alive,
-                owners: channel.conflict.owners().cloned(),
-                sweep_keys_max: shares.sweep_keys_max,
-                paused: paused.subscribe(),
-                answers: answered,
-                answered: Arc::clone(&self.answers),
-                begun: Arc::clone(&self.begun),
-                stop: channel_stop.clone(),
-                dead_letters: Arc::clone(&self.dead_letters),
-                conflicts: Arc::clone(&conflicts),
-                apply_seconds: self.metrics.histogram("causeway_apply_seconds", labels.clone()),
-            };
-            let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
-            let clear = Arc::clone(&cleared);
-            let captures = async move {
-                if clear.wait_or(&stop).await {
-                    let result = capture.run(stop.clone()).await;
-                    if let Err(EngineError::Log(log::Error::Fenced { .. })) = &result {
-                        // Who took the log over serves the channel: applying as well would disturb it for ever.
-                        stop.cancel();
-                    }
-                    ended("capture", result, &about.capture_error);
-                }
-            };
-            if self.serves(from) {
-                tasks.spawn(captures);
-            }
-            let (stop, about) = (channel_stop.clone(), Arc::clone(&stats));
-            let clear = Arc::clone(&cleared);
-            let applies = async move {
-                if clear.wait_or(&stop).await {
-                    ended("apply", apply.run().await, &about.apply_error);
-                }
-            };
-            if self.serves(to) {
-                tasks.spawn(applies);
-            }
-            if !self.serves(from) {
-                let peer_log = PeerLog {
-                    log: Arc::clone(&self.log),
-                    partition: partition(from),
-                    peer: Arc::clone(&shared[from.index()]),
-                    theirs: Arc::clone(&stats),
-                    ours: Arc::clone(&all_stats[to.index()]),
-                };
-                let stop = channel_stop.clone();
-                tasks.spawn(async move {
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => {}
-                        () = peer_log.watch() => {}
-                    }
-                });
-            }
-            directions.push(DirectionRun {
-                from,
-                partition: partition(from),
-                stats,
-                conflicts,
-                shared: Arc::clone(&shared[from.index()]),
-                origin,
-                answers,
-                both,
-                origin_wins: channel.existing.is_none_or(|site| site == from),
-                snapshot: channel.snapshot.names(from),
-                labels,
-                rates: Mutex::default(),
-            });
-        }
-        let known = directions.iter().any(|d: &DirectionRun| self.log.bounds(&d.partition).end > Offset(0));
-        let preflight = Preflight {
-            channel: channel.name.clone(),
-            connector,
-            sites: Site::BOTH.into_iter().filter(|site| self.serves(*site)).collect(),
-            known,
-            stats: directions.iter().map(|direction| Arc::clone(&direction.stats)).collect(),
-            cleared,
-        };
-        let stop = self.stop.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = preflight.run() => {}
-                () = stop.cancelled() => {}
-            }
-        });
-        ChannelRun { name: channel.name.clone(), store: channel.store.clone(), paused, directions }
     }
 
     /// Ends every channel in an orderly way: what is read is in the log, what is sent is answered, and the
@@ -452,9 +238,10 @@ impl Daemon {
     pub async fn stop(&self) {
         self.stop.cancel();
         let mut tasks = self.tasks.lock().await;
-        let all = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_AT_MOST, all).await.is_err() {
-            warn!("a store does not answer: stopping without it, the restart repeats what was under way");
+        let house = async { while tasks.join_next().await.is_some() {} };
+        let channels = join_all(self.channels.iter().map(ChannelRun::end));
+        let (housed, _) = tokio::join!(tokio::time::timeout(STOP_AT_MOST, house), channels);
+        if housed.is_err() {
             tasks.shutdown().await;
         }
         self.log.close().await;
@@ -468,13 +255,15 @@ impl Daemon {
     #[cfg(any(test, feature = "simulate"))]
     pub(crate) async fn kill(&self) {
         self.tasks.lock().await.shutdown().await;
+        join_all(self.channels.iter().map(ChannelRun::kill)).await;
     }
 
     /// Changes of the peers that a store refused and that are still to go in.
     #[cfg(any(test, feature = "simulate"))]
     pub(crate) fn overtaken(&self) -> usize {
-        let directions = self.channels.iter().flat_map(|channel| &channel.directions);
-        directions.map(|direction| lock(&direction.shared.on_the_way).overtaken()).sum()
+        let live =
+            self.channels.iter().flat_map(|channel| &channel.directions).filter_map(DirectionRun::live);
+        live.map(|live| lock(&live.shared.on_the_way).overtaken()).sum()
     }
 
     /// Retention, rates and metrics.
@@ -490,8 +279,8 @@ impl Daemon {
                 _ = upkeep.tick() => self.metrics.upkeep(),
                 _ = rates.tick() => for direction in self.channels.iter().flat_map(|c| &c.directions) {
                     let mut rates = lock(&direction.rates);
-                    rates.captured = smooth(rates.captured, direction.stats.captured.load(Ordering::SeqCst));
-                    rates.applied = smooth(rates.applied, direction.stats.applied.load(Ordering::SeqCst));
+                    rates.captured = smooth(rates.captured, direction.counts.captured.load(Ordering::SeqCst));
+                    rates.applied = smooth(rates.applied, direction.counts.applied.load(Ordering::SeqCst));
                 },
             }
         }
@@ -504,8 +293,8 @@ impl Daemon {
         let served =
             self.channels.iter().flat_map(|channel| &channel.directions).filter(|d| self.serves(d.from));
         for direction in served {
-            let stats = &direction.stats;
-            let remembered = lock(&direction.shared.recent).oldest();
+            let Some(Live { stats, shared, .. }) = direction.live() else { continue };
+            let remembered = lock(&shared.recent).oldest();
             let mut below = stats.position_offset.load(Ordering::SeqCst);
             let trimmed = async {
                 let settled = match self.serves(direction.from.peer()) {
@@ -532,14 +321,16 @@ impl Daemon {
     }
 
     /// Whether the stores of `site` are this daemon's.
-    fn serves(&self, site: Site) -> bool {
+    pub(super) fn serves(&self, site: Site) -> bool {
         self.site.is_none_or(|served| served == site)
     }
 
     fn channel(&self, name: &str) -> Result<&ChannelRun, ControlError> {
-        self.channels.iter().find(|channel| channel.name == name).ok_or_else(|| ControlError::NoSuchChannel {
-            channel: name.to_owned(),
-            known: self.channels.iter().map(|channel| channel.name.clone()).collect(),
+        self.channels.iter().find(|channel| channel.name() == name).ok_or_else(|| {
+            ControlError::NoSuchChannel {
+                channel: name.to_owned(),
+                known: self.channels.iter().map(|channel| channel.name().to_owned()).collect(),
+            }
         })
     }
 
@@ -550,22 +341,61 @@ impl Daemon {
         }
     }
 
-    fn pause_all(&self, name: Option<&str>, paused: bool) -> Result<(), ControlError> {
-        for channel in self.chosen(name)? {
+    /// The same, as far as they are served here.
+    fn chosen_here(&self, name: Option<&str>) -> Result<Vec<&ChannelRun>, ControlError> {
+        let mut chosen = self.chosen(name)?;
+        let all = chosen.clone();
+        chosen.retain(|channel| channel.is_here());
+        match all.first() {
+            Some(channel) if chosen.is_empty() => Err(self.elsewhere(channel)),
+            _ => Ok(chosen),
+        }
+    }
+
+    fn elsewhere(&self, channel: &ChannelRun) -> ControlError {
+        let name = channel.name();
+        let server = self.group.as_ref().and_then(|group| group.server_of(name));
+        ControlError::Refused(match server {
+            Some(server) => format!("{name}: {server} serves it just now: ask that daemon"),
+            None => format!("{name}: no daemon of this site serves it just now: ask again when one does"),
+        })
+    }
+
+    async fn pause_all(&self, name: Option<&str>, paused: bool) -> Result<(), ControlError> {
+        for channel in self.chosen_here(name)? {
+            if self.group.is_some() {
+                channel.paused.send_replace(paused);
+                self.tell_paused(channel).await?;
+                continue;
+            }
             lock(&self.pauses)
-                .set(&channel.name, paused)
-                .map_err(|error| ControlError::Failed(format!("{}: {error}", channel.name)))?;
+                .set(channel.name(), paused)
+                .map_err(|error| ControlError::Failed(format!("{}: {error}", channel.name())))?;
             channel.paused.send_replace(paused);
         }
         Ok(())
     }
 
-    fn direction_status(&self, channel: &ChannelRun, direction: &DirectionRun) -> DirectionStatus {
-        let stats = &direction.stats;
-        let trouble = self.trouble(direction);
+    /// Waits until the log says whether `channel` is paused: the next daemon to serve it reads it there.
+    async fn tell_paused(&self, channel: &ChannelRun) -> Result<(), ControlError> {
+        let own = channel.directions.iter().find(|direction| self.serves(direction.from));
+        let Some(live) = own.and_then(DirectionRun::live) else { return Err(self.elsewhere(channel)) };
+        if tokio::time::timeout(ANSWER_AT_MOST, live.origin.paused()).await.unwrap_or(false) {
+            return Ok(());
+        }
+        Err(ControlError::Failed(format!(
+            "{}: this daemon does it, but its log could not say so: another one that takes the channel over would not \
+             know; say it again once `syncd status` shows no error",
+            channel.name()
+        )))
+    }
+
+    fn direction_status(&self, channel: &ChannelRun, direction: &DirectionRun) -> Option<DirectionStatus> {
+        let Live { stats, shared, .. } = direction.live()?;
+        let trouble = self.trouble(direction, &stats);
         let full = self.log.room().err().map(|full| full.to_string());
         let held = lock(&stats.held).clone();
-        let reached = direction.shared.capture_ready.is_up()
+        let reached = shared.capture_ready.is_up()
             && stats.capture_connected.load(Ordering::SeqCst)
             && stats.apply_connected.load(Ordering::SeqCst);
         let in_snapshot = stats.in_snapshot();
@@ -580,23 +410,23 @@ impl Daemon {
         let warning = lock(&stats.warning).clone();
         let rates = lock(&direction.rates);
         let snapshot = lock(&stats.snapshot).clone().unwrap_or_default();
-        DirectionStatus {
+        Some(DirectionStatus {
             from: self.sites[direction.from.index()].clone(),
             to: self.sites[direction.from.peer().index()].clone(),
             phase,
             snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
             lag: stats.lag(self.clocks[direction.from.index()]()),
-            applied: stats.applied.load(Ordering::SeqCst),
+            applied: direction.counts.applied.load(Ordering::SeqCst),
             conflicts: direction.conflicts.total(),
-            dead_letters: self.dead_letters.count(&channel.name, &self.sites[direction.from.index()]),
+            dead_letters: self.dead_letters.count(channel.name(), &self.sites[direction.from.index()]),
             gaps: u64::from(in_snapshot.is_some_and(|snapshot| snapshot.gap)),
-            left_out: snapshot.left_out + stats.left_out_of_stream.load(Ordering::SeqCst),
+            left_out: snapshot.left_out + direction.counts.left_out_of_stream.load(Ordering::SeqCst),
             captured_per_second: rates.captured.1,
             applied_per_second: rates.applied.1,
             held,
             error: trouble.map(|trouble| trouble.text).or(full),
             warning: warning.map(|warning| format!("{}: {warning}", self.sites[direction.from.index()])),
-        }
+        })
     }
 
     /// Asks the origins of `letters` what the keys hold now, and waits until their logs say it.
@@ -604,19 +434,20 @@ impl Daemon {
         for channel in &self.channels {
             for direction in &channel.directions {
                 let from = &self.sites[direction.from.index()];
-                let of_it = letters.iter().filter(|l| l.channel == channel.name && l.from == *from);
+                let of_it = letters.iter().filter(|l| l.channel == channel.name() && l.from == *from);
                 // Where what exists stays, a row must not come back as a state, which replaces.
                 let comes_back = of_it.filter(|l| l.op != Op::Read.as_str() || direction.origin_wins);
                 let keys: Vec<Key> = comes_back.filter_map(key_of).collect();
                 if keys.is_empty() {
                     continue;
                 }
-                let asked = direction.origin.states(keys);
+                let Some(live) = direction.live() else { return Err(self.elsewhere(channel)) };
+                let asked = live.origin.states(keys);
                 if !tokio::time::timeout(ANSWER_AT_MOST, asked).await.unwrap_or(false) {
                     return Err(ControlError::Failed(format!(
                         "{}: {from} was not reached, and has to be asked for the keys; nothing is acknowledged: try \
                          again once `syncd status` shows no error",
-                        channel.name
+                        channel.name()
                     )));
                 }
             }
@@ -625,8 +456,7 @@ impl Daemon {
     }
 
     /// What is in a direction's way, the worst first, with the site where it is.
-    fn trouble(&self, direction: &DirectionRun) -> Option<Trouble> {
-        let stats = &direction.stats;
+    fn trouble(&self, direction: &DirectionRun, stats: &DirectionStats) -> Option<Trouble> {
         let at = |site: Site, error: &Mutex<Option<Trouble>>| {
             let trouble = lock(error).clone();
             let named = |text| format!("{}: {text}", self.sites[site.index()]);
@@ -651,71 +481,11 @@ fn key_of(letter: &DeadLetter) -> Option<Key> {
     Some(Key { space: letter.db.map_or(Space::Whole, Space::Db), name })
 }
 
-/// Keeps a channel from starting while its connector finds something fatal.
-struct Preflight {
-    channel: String,
-    connector: Arc<dyn Connector>,
-    /// Those that are served.
-    sites: Vec<Site>,
-    /// The log knows the channel: a store that is away now is no reason to let the other one's stream pass.
-    known: bool,
-    stats: Vec<Arc<DirectionStats>>,
-    cleared: Arc<Flag>,
-}
-
-impl Preflight {
-    async fn run(self) {
-        let mut backoff = Backoff::new(&format!("check {}", self.channel), BACKOFF_MIN);
-        loop {
-            let told = |error: &StoreError| {
-                let trouble = Trouble::of(error);
-                Trouble { text: format!("before the start: {}", trouble.text), ..trouble }
-            };
-            let trouble = match self.connector.check(&self.sites).await {
-                Ok(findings) => {
-                    let fatal = findings.into_iter().find(|finding| finding.fatal);
-                    fatal.map(|finding| Trouble { text: text(&finding), setup: true })
-                }
-                Err(error) if self.known && error.kind() == ErrorKind::Retry => None,
-                Err(error) => Some(told(&error)),
-            };
-            let Some(trouble) = trouble else { break };
-            let (failures, wait) = backoff.failed(false, trouble.setup);
-            if failures == 1 {
-                warn!(channel = %self.channel, reason = trouble.text, "the channel does not start like this");
-            }
-            for stats in &self.stats {
-                *lock(&stats.check_error) = Some(trouble.clone());
-            }
-            tokio::time::sleep(wait).await;
-        }
-        for stats in &self.stats {
-            *lock(&stats.check_error) = None;
-        }
-        self.cleared.raise();
-    }
-}
-
-fn text(finding: &Finding) -> String {
-    let site = finding.site.as_ref().map(|site| format!("{site}: ")).unwrap_or_default();
-    format!("{site}{}; {}", finding.what, finding.advice)
-}
-
 fn progress(snapshot: &super::restart::SnapshotPoint, applied: u64, under_way: bool) -> Progress {
     let total = snapshot.end.map(|end| end.saturating_sub(snapshot.first)).or(snapshot.total);
     let rows = applied.saturating_sub(snapshot.first);
     let done = if under_way { total.map_or(rows, |total| rows.min(total)) } else { total.unwrap_or(0) };
     Progress { done, total }
-}
-
-fn ended(what: &str, result: Result<(), EngineError>, about: &Mutex<Option<Trouble>>) {
-    match result {
-        Ok(()) | Err(EngineError::Stopped) => {}
-        Err(failed) => {
-            error!(error = %failed, "{what} ended");
-            *lock(about) = Some(Trouble::ended(&failed));
-        }
-    }
 }
 
 #[async_trait]
@@ -725,7 +495,7 @@ impl Control for Daemon {
             let directions: Vec<_> = channel
                 .directions
                 .iter()
-                .map(|direction| self.direction_status(channel, direction))
+                .filter_map(|direction| self.direction_status(channel, direction))
                 .collect();
             let failed = directions.iter().any(|direction| direction.phase == Phase::Failed);
             let state = match *channel.paused.borrow() {
@@ -733,25 +503,33 @@ impl Control for Daemon {
                 true => ChannelState::Paused,
                 false => ChannelState::Running,
             };
-            ChannelStatus { name: channel.name.clone(), store: channel.store.clone(), state, directions }
+            ChannelStatus {
+                name: channel.name().to_owned(),
+                store: channel.config.store.clone(),
+                state,
+                directions,
+                member: self.group.as_ref().and_then(|group| group.server_of(channel.name())),
+            }
         });
         Status {
             link: self.link.clone(),
             sites: self.sites.to_vec(),
             since: rfc3339(self.since),
             channels: channels.collect(),
+            consumer_group: self.group.as_ref().map(Members::status),
         }
     }
 
     async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError> {
-        self.pause_all(channel, true)
+        self.pause_all(channel, true).await
     }
 
     async fn resume(&self, channel: Option<&str>, held: Option<HeldAnswer>) -> Result<(), ControlError> {
-        let Some(answer) = held else { return self.pause_all(channel, false) };
+        let Some(answer) = held else { return self.pause_all(channel, false).await };
         let mut answered = 0;
-        for direction in self.chosen(channel)?.into_iter().flat_map(|channel| &channel.directions) {
-            if lock(&direction.stats.held).is_some() && direction.answers.try_send(answer).is_ok() {
+        let chosen = self.chosen_here(channel)?.into_iter().flat_map(|channel| &channel.directions);
+        for live in chosen.filter_map(DirectionRun::live) {
+            if lock(&live.stats.held).is_some() && live.answers.try_send(answer).is_ok() {
                 answered += 1;
             }
         }
@@ -763,19 +541,21 @@ impl Control for Daemon {
 
     async fn snapshot(&self, channel: &str) -> Result<(), ControlError> {
         let served = |direction: &&DirectionRun| direction.snapshot && self.serves(direction.from);
-        let directions: Vec<_> = self.channel(channel)?.directions.iter().filter(served).collect();
+        let run = self.channel(channel)?;
+        let directions: Vec<_> = run.directions.iter().filter(served).collect();
         if directions.is_empty() {
             let here = if self.site.is_some() { ", or another daemon serves it" } else { "" };
             return Err(ControlError::Refused(format!(
                 "{channel}: `snapshot` names no site whose changes are carried{here}"
             )));
         }
-        if directions.iter().any(|direction| direction.stats.in_snapshot().is_some()) {
+        let lives: Option<Vec<_>> = directions.into_iter().map(DirectionRun::live).collect();
+        let lives = lives.ok_or_else(|| self.elsewhere(run))?;
+        if lives.iter().any(|live| live.stats.in_snapshot().is_some()) {
             return Err(ControlError::Refused(format!("{channel}: a snapshot is running")));
         }
-        for direction in directions {
-            direction
-                .origin
+        for live in lives {
+            live.origin
                 .try_snapshot(false)
                 .map_err(|_| ControlError::Failed(format!("{channel}: capture does not answer")))?;
         }
@@ -814,40 +594,58 @@ impl Control for Daemon {
     }
 
     fn ready(&self) -> bool {
-        self.channels.iter().flat_map(|channel| &channel.directions).all(|direction| {
-            direction.shared.capture_ready.is_up() && direction.stats.capture_connected.load(Ordering::SeqCst)
-        })
+        let here =
+            self.channels.iter().flat_map(|channel| &channel.directions).filter_map(DirectionRun::live);
+        let mut reached = here.map(|Live { stats, shared, .. }| {
+            shared.capture_ready.is_up() && stats.capture_connected.load(Ordering::SeqCst)
+        });
+        reached.all(|reached| reached)
     }
 
     fn metrics(&self) -> String {
         let status = self.status();
+        for run in self.channels.iter().flat_map(|channel| &channel.directions) {
+            let counter = |name, value| self.metrics.counter(name, run.labels.clone()).absolute(value);
+            counter("causeway_changes_captured_total", run.counts.captured.load(Ordering::SeqCst));
+            counter("causeway_changes_applied_total", run.counts.applied.load(Ordering::SeqCst));
+            counter("causeway_gaps_total", run.counts.gaps_total.load(Ordering::SeqCst));
+            for resolution in Resolution::ALL {
+                let mut labels = run.labels.clone();
+                labels.push(metrics::Label::new("resolution", resolution.as_str()));
+                let counted = run.conflicts.counted(resolution);
+                self.metrics.counter("causeway_conflicts_total", labels).absolute(counted);
+            }
+        }
         for (run, channel) in self.channels.iter().zip(&status.channels) {
-            for (run, direction) in run.directions.iter().zip(&channel.directions) {
-                let counter = |name, value| self.metrics.counter(name, run.labels.clone()).absolute(value);
+            let here = run.directions.iter().filter_map(|run| Some((run, run.live()?)));
+            for ((run, Live { stats, shared, .. }), direction) in here.zip(&channel.directions) {
                 let gauge = |name, value: f64| self.metrics.gauge(name, run.labels.clone()).set(value);
-                counter("causeway_changes_captured_total", run.stats.captured.load(Ordering::SeqCst));
-                counter("causeway_changes_applied_total", direction.applied);
-                counter("causeway_snapshot_rows_total", direction.snapshot.done);
-                counter("causeway_gaps_total", run.stats.gaps_total.load(Ordering::SeqCst));
+                let rows = self.metrics.counter("causeway_snapshot_rows_total", run.labels.clone());
+                rows.absolute(direction.snapshot.done);
                 gauge("causeway_lag_changes", direction.lag.changes.map_or(f64::NAN, |n| n as f64));
                 gauge("causeway_lag_seconds", direction.lag.seconds.unwrap_or(f64::NAN));
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
                 gauge("causeway_log_damaged", self.log.damaged(&run.partition).len() as f64);
                 let read = |number: &AtomicU64| number.load(Ordering::SeqCst) as f64;
-                gauge("causeway_asked_keys", read(&run.stats.asked));
-                gauge("causeway_under_way_batches", read(&run.stats.under_way));
-                gauge("causeway_capture_behind", run.shared.backlog.behind().unwrap_or(f64::NAN));
+                gauge("causeway_asked_keys", read(&stats.asked));
+                gauge("causeway_under_way_batches", read(&stats.under_way));
+                gauge("causeway_capture_behind", shared.backlog.behind().unwrap_or(f64::NAN));
                 gauge("causeway_left_out", direction.left_out as f64);
-                let (remembered, spilled) = lock(&run.shared.recent).len();
+                let (remembered, spilled) = lock(&shared.recent).len();
                 gauge("causeway_remembered_changes", remembered as f64);
                 gauge("causeway_spilled_changes", spilled as f64);
-                for resolution in Resolution::ALL {
-                    let mut labels = run.labels.clone();
-                    labels.push(metrics::Label::new("resolution", resolution.as_str()));
-                    let counted = run.conflicts.counted(resolution);
-                    self.metrics.counter("causeway_conflicts_total", labels).absolute(counted);
-                }
             }
+        }
+        let directions = self.channels.iter().flat_map(|channel| &channel.directions);
+        for elsewhere in directions.filter(|direction| direction.live().is_none()) {
+            for name in ["causeway_lag_changes", "causeway_lag_seconds"] {
+                self.metrics.gauge(name, elsewhere.labels.clone()).set(f64::NAN);
+            }
+        }
+        if let Some(group) = &self.group {
+            self.metrics.gauge("causeway_group_members", Vec::new()).set(group.count() as f64);
+            let here = self.channels.iter().filter(|channel| channel.is_here()).count();
+            self.metrics.gauge("causeway_channels_here", Vec::new()).set(here as f64);
         }
         let left_out = self.conflicts.as_ref().map_or(0, |log| log.left_out());
         self.metrics.counter("causeway_conflicts_left_out_total", Vec::new()).absolute(left_out);

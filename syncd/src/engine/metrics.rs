@@ -51,6 +51,8 @@ impl Metrics {
             ),
             ("causeway_log_queued_bytes", "Bytes that wait to be written to the embedded change log."),
             ("causeway_log_damaged", "Stretches of the origin's log that were found damaged and are kept."),
+            ("causeway_group_members", "Daemons in the group of this one's site."),
+            ("causeway_channels_here", "Channels that this daemon of the group serves."),
             ("causeway_log_bytes", "Size of the embedded change log on disk."),
         ] {
             recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());

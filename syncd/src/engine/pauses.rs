@@ -6,7 +6,7 @@ use causeway_core::Seq;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::log::PartitionId;
+use crate::log::{PartitionId, new_name};
 use crate::status::HeldAnswer;
 
 /// The channels that an operator paused, in a file beside the log: they stay so over a restart.
@@ -103,6 +103,20 @@ impl Begun {
         replace(&self.path, &next)?;
         self.partitions = next;
         Ok(())
+    }
+}
+
+/// By which name this daemon is known in its group: drawn once for the folder, so that it is the same after a restart.
+pub(crate) fn member_name(dir: &Path) -> io::Result<String> {
+    let path = dir.join("member.json");
+    let kept: Option<String> = read(&path)?;
+    match kept {
+        Some(name) => Ok(name),
+        None => {
+            let name = new_name();
+            replace(&path, &name)?;
+            Ok(name)
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(crate) struct RestartPoint {
     /// One above the seq of the newest data change.
     #[serde(default)]
     pub(crate) data_end: u64,
+    /// An operator paused what is applied at this site, where several daemons may serve it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) paused: bool,
 }
 
 /// A snapshot as capture knows it.

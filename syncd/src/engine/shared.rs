@@ -58,6 +58,8 @@ pub(crate) enum Ask {
     Refresh { keys: Vec<Key>, done: oneshot::Sender<()> },
     /// A snapshot anew, with a sweep; `gap` if it closes one.
     Snapshot { gap: bool },
+    /// A restart point, which says whether the channel is paused; answered once it is durable.
+    Paused { done: oneshot::Sender<()> },
     /// A `refresh` of `keys` in the log, by which the peer is asked for their states; answered once it is durable.
     Peer { keys: Vec<Key>, done: oneshot::Sender<()> },
 }
@@ -81,6 +83,13 @@ impl Asks {
             Asks::ByLog(capture) => capture.send(Ask::Peer { keys, done }).await,
         };
         sent.is_ok() && durable.await.is_ok()
+    }
+
+    /// As [`Ask::Paused`]; whether it was answered.
+    pub(crate) async fn paused(&self) -> bool {
+        let (Asks::Here(capture) | Asks::ByLog(capture)) = self;
+        let (done, durable) = oneshot::channel();
+        capture.send(Ask::Paused { done }).await.is_ok() && durable.await.is_ok()
     }
 
     /// As [`Ask::Snapshot`], once there is room for the question. By the log it may be lost all the same.
@@ -292,15 +301,22 @@ impl Tokens {
     }
 }
 
-/// What status and metrics show of one direction. Counters only grow in a process's life.
+/// Of one direction, what only grows in a process's life.
 #[derive(Debug, Default)]
-pub(crate) struct DirectionStats {
+pub(crate) struct Counts {
     /// Data changes appended to the log.
     pub(crate) captured: AtomicU64,
     /// Data changes applied or dropped by rule.
     pub(crate) applied: AtomicU64,
-    pub(crate) dead_letters: AtomicU64,
     pub(crate) gaps_total: AtomicU64,
+    /// Left out of the stream where no snapshot counts it.
+    pub(crate) left_out_of_stream: AtomicU64,
+}
+
+/// What status and metrics show of one direction.
+#[derive(Debug, Default)]
+pub(crate) struct DirectionStats {
+    pub(crate) counts: Arc<Counts>,
     /// One above the seq of the newest data change in the log.
     pub(crate) data_end: AtomicU64,
     /// Every seq below is applied.
@@ -334,8 +350,6 @@ pub(crate) struct DirectionStats {
     pub(crate) apply_error: Mutex<Option<Trouble>>,
     /// Those that were named, at most [`LEFT_OUT_NAMED`] of them.
     pub(crate) left_out: Mutex<Vec<(Key, String)>>,
-    /// Left out of the stream where no snapshot counts it, since the daemon began.
-    pub(crate) left_out_of_stream: AtomicU64,
 }
 
 /// Keys left out that are named, each once.

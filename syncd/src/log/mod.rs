@@ -36,7 +36,8 @@ pub(crate) use embedded::take_lock;
 pub use embedded::{EmbeddedLog, EmbeddedOptions};
 pub use error::{Error, Result};
 pub use headers::{FORMAT, HeaderError, RecordContext, from_headers, headers};
-pub use kafka::{KafkaCluster, KafkaLog, KafkaOptions};
+pub(crate) use kafka::new_name;
+pub use kafka::{Group, GroupMember, KafkaCluster, KafkaLog, KafkaOptions, Seat, Turn};
 
 /// One partition of one site's changes to one channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -155,6 +156,16 @@ pub trait Log: Send + Sync {
     /// which nothing was ever appended.
     fn bounds(&self, partition: &PartitionId) -> Range<Offset>;
 
+    /// Where the partition ends now, also by what others appended and nobody here has read yet; [`bounds`](Log::bounds)
+    /// tells of it from then on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`read`](Log::read).
+    async fn end(&self, partition: &PartitionId) -> Result<Offset> {
+        Ok(self.bounds(partition).end)
+    }
+
     /// Returns when `bounds().end > end`, or when the log is closed. May be dropped.
     async fn wait_beyond(&self, partition: &PartitionId, end: Offset);
 
@@ -174,10 +185,6 @@ pub trait Log: Send + Sync {
     /// What the log takes on disk, in bytes; at most a few seconds old.
     fn size_bytes(&self) -> u64;
 
-    /// Whether there is room. Ask before reading more from a store, so that capture pauses on purpose.
-    ///
-    /// # Errors
-    ///
     /// The last records that the log holds, about `count` of them: also of what others appended and nobody here has
     /// read yet, of which [`bounds`](Log::bounds) does not tell.
     ///
@@ -194,6 +201,15 @@ pub trait Log: Send + Sync {
         let _ = (partition, at);
     }
 
+    /// Nobody here appends to it or reads on, until somebody begins again: what memory holds of it may go.
+    fn release(&self, partition: &PartitionId) {
+        let _ = partition;
+    }
+
+    /// Whether there is room. Ask before reading more from a store, so that capture pauses on purpose.
+    ///
+    /// # Errors
+    ///
     /// [`Error::Full`], as long as nothing can be written.
     fn room(&self) -> Result<()>;
 

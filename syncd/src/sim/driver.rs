@@ -292,7 +292,9 @@ impl Driver {
         let log = SimLog::open(&self.world, &self.disk, &self.config.sites, served);
         let clocks = Site::BOTH.map(|site| self.world.clock(Of::Capture, site));
         let connectors = vec![Arc::clone(&self.connector)];
-        match Daemon::start_on(&self.config, connectors, served, Arc::clone(&log) as _, None, clocks).await {
+        match Daemon::start_on(&self.config, connectors, served, (Arc::clone(&log) as _, None), None, clocks)
+            .await
+        {
             Ok(daemon) => self.processes[seat] = Some(Process { daemon, log }),
             Err(error) => self.failures.push(format!("the daemon does not start: {error}")),
         }

@@ -58,9 +58,11 @@ impl Control for Fake {
             store: "redis".into(),
             state: ChannelState::Running,
             directions: vec![direction],
+            member: None,
         };
         let since = "2026-03-01T02:00:00.000Z".into();
-        Status { link: "l".into(), sites: vec!["dc".into(), "cloud".into()], since, channels: vec![channel] }
+        let sites = vec!["dc".into(), "cloud".into()];
+        Status { link: "l".into(), sites, since, channels: vec![channel], consumer_group: None }
     }
 
     async fn pause(&self, channel: Option<&str>) -> Result<(), ControlError> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use causeway_testkit::api::{Direction, Status, status};
 use causeway_testkit::data::{History, Traffic, TrafficOptions, generate, judge, load};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -62,9 +62,10 @@ enum Task {
     /// Shows how far a daemon is, on stderr, until it is where `--until` says. Exit code 1 if it takes
     /// longer than `--at-most` or a channel fails.
     Follow {
-        /// The daemon's `[api] listen`.
-        #[arg(long)]
-        api: String,
+        /// The daemon's `[api] listen`; of several that share the channels of a site all of them, with commas between,
+        /// and once more for the daemons of the other site.
+        #[arg(long, required = true)]
+        api: Vec<String>,
         /// How far.
         #[arg(long, value_enum)]
         until: Until,
@@ -164,14 +165,14 @@ fn wait(most: Duration) -> Result<()> {
 }
 
 /// A daemon that doesn't answer is waited for: it may be starting.
-fn follow(api: &str, until: Until, at_most: Duration) -> Result<ExitCode> {
+fn follow(apis: &[String], until: Until, at_most: Duration) -> Result<ExitCode> {
     let start = Instant::now();
     let mut said = Instant::now();
     let mut caught_up_since = None;
     let mut rates = Rates::default();
     let mut last = "it never answered".to_owned();
     while start.elapsed() < at_most {
-        match status(api) {
+        match served(apis) {
             Ok(status) => {
                 last = rates.line(&status);
                 let failed = status.channels.iter().any(|c| c.state == "failed");
@@ -208,6 +209,23 @@ fn follow(api: &str, until: Until, at_most: Duration) -> Result<ExitCode> {
     Ok(ExitCode::from(1))
 }
 
+/// What the daemons tell of the channels that they serve. Every channel has one that does at each site.
+fn served(apis: &[String]) -> Result<Status> {
+    let mut all = Status { channels: Vec::new() };
+    for site in apis {
+        let told: Vec<_> = site.split(',').map(status).collect();
+        let count = told.iter().flatten().map(|status| status.channels.len()).max();
+        let channels = told.iter().flatten().flat_map(|status| &status.channels);
+        let served: Vec<_> = channels.filter(|channel| !channel.directions.is_empty()).cloned().collect();
+        match told.into_iter().find_map(Result::err) {
+            Some(error) if count.is_none() => return Err(error),
+            _ => ensure!(Some(served.len()) == count, "{site}: a channel is not served yet"),
+        }
+        all.channels.extend(served);
+    }
+    Ok(all)
+}
+
 fn is_copying(status: &Status) -> bool {
     let third = |d: &Direction| {
         d.snapshot.as_ref().is_some_and(|s| s.done.unwrap_or(0) * 3 >= s.total.unwrap_or(u64::MAX / 3))
@@ -223,7 +241,13 @@ struct Rates {
 
 impl Rates {
     fn line(&mut self, status: &Status) -> String {
-        let directions: Vec<&Direction> = status.directions().collect();
+        let mut directions: Vec<&Direction> = Vec::new();
+        // Two daemons may tell of each; the first one is that of its origin, or of both.
+        for direction in status.directions() {
+            if directions.iter().all(|known| (&known.from, &known.to) != (&direction.from, &direction.to)) {
+                directions.push(direction);
+            }
+        }
         self.started.resize_with(directions.len(), || (Instant::now(), 0));
         let of = |(direction, started): (&&Direction, &mut (Instant, u64))| Self::of(direction, started);
         directions.iter().zip(&mut self.started).map(of).collect::<Vec<_>>().join("; ")

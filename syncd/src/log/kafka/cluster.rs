@@ -135,19 +135,28 @@ impl Cluster {
         Error::Topic { topic: topic.to_owned(), brokers: self.brokers.clone(), reason }
     }
 
-    /// A consumer without a partition yet.
-    pub(super) fn consumer(&self) -> Result<BaseConsumer<Logged>> {
+    /// Of every consumer; what is given stands unless the configuration says otherwise.
+    pub(super) fn consumer_config(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = base(&self.brokers);
-        // A record that is larger comes all the same.
-        let fetch = self.options.fetch_bytes.clamp(64 << 10, 1 << 30);
         config.set("group.id", "causeway");
-        config.set("queued.max.messages.kbytes", (fetch >> 10).to_string());
-        config.set("fetch.message.max.bytes", fetch.to_string());
-        // A queue that was full is filled again soon, and not after its default of a second. Of each such wait
-        // librdkafka spends the last millisecond in a loop, also for a consumer that nobody reads from at present.
-        config.set("fetch.wait.max.ms", "100").set("fetch.queue.backoff.ms", "25");
+        defaults.iter().for_each(|(name, value)| _ = config.set(*name, *value));
         config.extend(self.common.clone());
         OURS.iter().for_each(|(name, value)| _ = config.set(*name, *value));
+        config
+    }
+
+    /// A consumer without a partition yet.
+    pub(super) fn consumer(&self) -> Result<BaseConsumer<Logged>> {
+        // A record that is larger comes all the same.
+        let fetch = self.options.fetch_bytes.clamp(64 << 10, 1 << 30);
+        let config = self.consumer_config(&[
+            ("queued.max.messages.kbytes", &(fetch >> 10).to_string()),
+            ("fetch.message.max.bytes", &fetch.to_string()),
+            // A queue that was full is filled again soon, and not after its default of a second. Of each such wait
+            // librdkafka spends the last millisecond in a loop, also for a consumer that nobody reads from at present.
+            ("fetch.wait.max.ms", "100"),
+            ("fetch.queue.backoff.ms", "25"),
+        ]);
         config.create_with_context(Logged).map_err(|error| self.failed("set up a consumer", &error))
     }
 

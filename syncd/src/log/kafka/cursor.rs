@@ -266,8 +266,9 @@ impl Partition {
 
     /// Finds out what the topic holds: its ends, its fences, and its newest record that counts. Blocks.
     pub(super) fn explore(&self) -> Result<()> {
-        let (start, end) = self.watermarks()?;
+        // Before the brokers are asked: what is written here meanwhile lies beyond their answer.
         let known = lock(&self.state).known_to;
+        let (start, end) = self.watermarks()?;
         if end < known {
             return Err(self.anew(known, start, end));
         }

@@ -8,6 +8,7 @@
 
 mod cluster;
 mod cursor;
+mod group;
 mod messages;
 mod partition;
 
@@ -32,6 +33,9 @@ use cluster::{Cluster, blocking};
 use cursor::Cursor;
 use messages::{Message, fence, push_messages};
 use partition::{Partition, Pending, Role, SILENT, Shared, UNDER_WAY_MAX};
+
+pub(crate) use group::new_name;
+pub use group::{Group, GroupMember, Seat, Turn};
 
 /// Settings of the log on Kafka.
 #[derive(Debug, Clone, PartialEq)]
@@ -148,6 +152,8 @@ impl std::fmt::Debug for KafkaLog {
 const CLOSE_AT_MOST: Duration = Duration::from_secs(3);
 /// How often a fence is tried that others come before.
 const FENCE_TRIES: usize = 50;
+/// How often it is looked whether an earlier term has something under way.
+const UNDER_WAY_AGAIN: Duration = Duration::from_millis(10);
 /// Retention asks the brokers for no less than this.
 const TRIM_AT_LEAST: u64 = 1000;
 /// A consumer at the end of a topic waits for what comes, at a time.
@@ -212,6 +218,18 @@ impl KafkaLog {
         })
     }
 
+    /// Joins the daemons of `site`, as `name`: which of them serves what `site` writes is what Kafka assigns.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kafka`] for settings that a member cannot have.
+    pub fn join(&self, site: &str, name: String) -> Result<Group> {
+        let cluster = Arc::clone(self.cluster(site)?);
+        let group = format!("causeway.{}.{site}", self.options.link);
+        let own = self.partitions.values().filter(|partition| partition.id.origin == site);
+        Group::join(cluster, group, name, own.map(|own| (own.topic.clone(), own.id.clone())))
+    }
+
     /// The partition, and what it holds.
     async fn found(&self, id: &PartitionId) -> Result<Arc<Partition>> {
         let cluster = Arc::clone(self.cluster(&id.origin)?);
@@ -239,6 +257,10 @@ impl KafkaLog {
     /// Appends a fence, where nobody else's record comes in between: from there on the partition is ours.
     async fn take_over(&self, partition: &Arc<Partition>, mut change: Change) -> Result<Offset> {
         let context = self.context(&partition.id);
+        // Of an earlier term of our own: what is still to come stands before the fence, or nowhere.
+        while partition.waits_since().is_some() && !self.shared.is_closing() {
+            tokio::time::sleep(UNDER_WAY_AGAIN).await;
+        }
         for _ in 0..FENCE_TRIES {
             let (term, before) = self.begin_to_write(partition).await?;
             change.term = Term(term);
@@ -323,10 +345,12 @@ impl KafkaLog {
         {
             let mut state = lock(&partition.state);
             if state.followed || state.writes() {
+                state.released = false;
                 return;
             }
             // One that failed still has to begin with a fence, should it write again.
             state.followed = true;
+            state.released = false;
             from = state.known_to;
             state.tail.restart(from);
         }
@@ -342,10 +366,10 @@ impl KafkaLog {
     }
 }
 
-/// Reads on from `from`, the end of `partition`, until the log is closed or the partition is ours.
+/// Reads on from `from`, the end of `partition`, until the log is closed, or the partition is ours or nobody's here.
 fn follow(partition: &Partition, mut from: u64) {
     let mut cursor: Option<Cursor> = None;
-    let reads = || !lock(&partition.state).writes() && !partition.shared.is_closing();
+    let reads = || lock(&partition.state).is_followed() && !partition.shared.is_closing();
     while reads() {
         if !partition.wait_for_room() {
             continue;
@@ -454,6 +478,12 @@ impl Log for KafkaLog {
         }
     }
 
+    fn release(&self, id: &PartitionId) {
+        if let Ok(partition) = self.find(id) {
+            partition.release();
+        }
+    }
+
     async fn locate(&self, id: &PartitionId, seq: Seq) -> Result<Offset> {
         let partition = self.find(id)?;
         match partition.locate_kept(seq) {
@@ -469,6 +499,13 @@ impl Log for KafkaLog {
     fn bounds(&self, id: &PartitionId) -> Range<Offset> {
         let Range { start, end } = self.find(id).map_or(0..0, |partition| partition.bounds());
         Offset(start)..Offset(end)
+    }
+
+    async fn end(&self, id: &PartitionId) -> Result<Offset> {
+        let partition = self.find(id)?;
+        let looked = Arc::clone(&partition);
+        blocking(move || looked.explore()).await?;
+        Ok(Offset(partition.bounds().end))
     }
 
     async fn wait_beyond(&self, id: &PartitionId, end: Offset) {

@@ -94,11 +94,17 @@ pub(super) struct State {
     pub(super) under_way: VecDeque<Instant>,
     /// A thread follows the topic's end.
     pub(super) followed: bool,
+    /// And has to end: nobody here wants it any more.
+    pub(super) released: bool,
 }
 
 impl State {
     pub(super) fn writes(&self) -> bool {
         matches!(self.role, Role::Writes { .. })
+    }
+
+    pub(super) fn is_followed(&self) -> bool {
+        !self.writes() && !self.released
     }
 }
 
@@ -392,6 +398,19 @@ impl Partition {
             lock(&self.cursors).push(cursor);
         }
         Ok(records)
+    }
+
+    /// Neither written nor read on here any more, until somebody begins again.
+    pub(super) fn release(&self) {
+        {
+            let mut state = lock(&self.state);
+            state.role = Role::Reads;
+            state.released = true;
+            state.pages.clear();
+            let known_to = state.known_to;
+            state.tail.restart(known_to);
+        }
+        self.close();
     }
 
     /// Ends all consumers.
