@@ -263,12 +263,15 @@ impl Link {
 
     /// Replaces `from` in the configuration, which has to have it.
     pub fn edit(&self, from: &str, to: &str) -> Result<()> {
-        for seat in self.seats() {
-            let text = std::fs::read_to_string(seat.config())?;
-            ensure!(text.contains(from), "`{from}` is not in the configuration");
-            std::fs::write(seat.config(), text.replacen(from, to, 1))?;
-        }
-        Ok(())
+        (0..self.seats().count()).try_for_each(|site| self.edit_at(site, from, to))
+    }
+
+    /// The same for the daemon of one site.
+    pub fn edit_at(&self, site: usize, from: &str, to: &str) -> Result<()> {
+        let seat = self.seats().nth(site).context("one serves both")?;
+        let text = std::fs::read_to_string(seat.config())?;
+        ensure!(text.contains(from), "`{from}` is not in the configuration");
+        Ok(std::fs::write(seat.config(), text.replacen(from, to, 1))?)
     }
 
     /// Gives `site` another URL in the configuration.

@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use causeway_testkit::servers::free_port;
@@ -29,14 +30,29 @@ pub enum Disturbed {
     Stalled,
 }
 
-/// The line between the daemon and a server: can be cut and stalled, and its bytes can be damaged.
+/// The line between the daemon and a server: can be cut, stalled and slow, and its bytes can be damaged.
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
     open: Arc<Mutex<Vec<TcpStream>>>,
-    stalled: Arc<AtomicBool>,
+    /// To the server, and back.
+    ways: [Arc<Way>; 2],
     ended: Arc<AtomicBool>,
 }
+
+/// What happens to bytes that go one way.
+#[derive(Debug, Default)]
+struct Way {
+    stalled: AtomicBool,
+    delay_ms: AtomicU64,
+    /// Of a hundred pieces so many are lost.
+    lost: AtomicU64,
+}
+
+/// When a sender tries again what was lost, at the least.
+const SENT_AGAIN: Duration = Duration::from_millis(200);
+/// Pieces of at most 64 KiB that may be on a way.
+const ON_THE_WAY: usize = 256;
 
 /// What is done to the bytes of one connection.
 pub type Meddle = Box<dyn FnMut(&mut Vec<u8>) -> Line + Send>;
@@ -48,10 +64,10 @@ impl Proxy {
         let proxy = Proxy {
             port: listener.local_addr()?.port(),
             open: Arc::default(),
-            stalled: Arc::default(),
+            ways: Default::default(),
             ended: Arc::default(),
         };
-        let (open, stalled) = (Arc::clone(&proxy.open), Arc::clone(&proxy.stalled));
+        let (open, [there, back]) = (Arc::clone(&proxy.open), proxy.ways.clone());
         let ended = Arc::clone(&proxy.ended);
         std::thread::spawn(move || {
             for (number, client) in listener.incoming().enumerate() {
@@ -67,10 +83,8 @@ impl Proxy {
                     open.extend([a, b]);
                 }
                 let through: Meddle = Box::new(|_| Line::On);
-                let (back, held) = (meddle(number), Arc::clone(&stalled));
-                std::thread::spawn(move || pump(server, to_client, &held, back));
-                let held = Arc::clone(&stalled);
-                std::thread::spawn(move || pump(client, to_server, &held, through));
+                pump(server, to_client, &back, meddle(number));
+                pump(client, to_server, &there, through);
             }
         });
         Ok(proxy)
@@ -103,7 +117,20 @@ impl Proxy {
 
     /// Connections stay open and nothing passes, while it is `true`.
     pub fn stall(&self, stalled: bool) {
-        self.stalled.store(stalled, Ordering::SeqCst);
+        self.ways.iter().for_each(|way| way.stalled.store(stalled, Ordering::SeqCst));
+    }
+
+    /// The same of what goes to the server, or of what comes from it.
+    pub fn stall_one_way(&self, to_server: bool, stalled: bool) {
+        self.ways[usize::from(!to_server)].stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// From now on each piece takes so long, each way, and of a hundred so many are lost and sent again.
+    pub fn slow(&self, delay: Duration, lost: u64) {
+        for way in &self.ways {
+            way.delay_ms.store(delay.as_millis() as u64, Ordering::SeqCst);
+            way.lost.store(lost, Ordering::SeqCst);
+        }
     }
 
     /// Cuts it, or stalls it for a while; it is healed when this returns.
@@ -131,17 +158,35 @@ impl Drop for Proxy {
     }
 }
 
-fn pump(mut from: TcpStream, mut to: TcpStream, stalled: &AtomicBool, mut meddle: Meddle) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
-        while stalled.load(Ordering::SeqCst) {
+/// Passes on what comes, each piece when it is due, in a thread that reads and one that writes.
+fn pump(mut from: TcpStream, to: TcpStream, way: &Arc<Way>, meddle: Meddle) {
+    let (sender, pieces) = sync_channel(ON_THE_WAY);
+    let giver = (to, Arc::clone(way));
+    std::thread::spawn(move || give(giver.0, &pieces, &giver.1, meddle));
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            if sender.send((Instant::now(), buffer[..n].to_vec())).is_err() {
+                break;
+            }
+        }
+        let _gone = from.shutdown(Shutdown::Read);
+    });
+}
+
+fn give(mut to: TcpStream, pieces: &Receiver<(Instant, Vec<u8>)>, way: &Way, mut meddle: Meddle) {
+    while let Ok((came, mut bytes)) = pieces.recv() {
+        let lost = rand::random_range(0..100) < way.lost.load(Ordering::SeqCst);
+        let delay = Duration::from_millis(way.delay_ms.load(Ordering::SeqCst));
+        let due = came + delay + if lost { SENT_AGAIN } else { Duration::ZERO };
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        while way.stalled.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let mut bytes = buffer[..n].to_vec();
         let line = meddle(&mut bytes);
         if to.write_all(&bytes).is_err() || line == Line::Cut {
             break;
         }
     }
-    let _gone = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    let _gone = to.shutdown(Shutdown::Both);
 }

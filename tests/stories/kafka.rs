@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use causeway_stories::proxy::Proxy;
 use causeway_stories::{Link, Setup, log_in_kafka, program, seed, servers};
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
-use causeway_testkit::servers::{AppendOnly, Options};
+use causeway_testkit::servers::{AppendOnly, Options, free_port};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{DirectionStatus, Phase, Status};
@@ -21,11 +22,16 @@ fn durable() -> Options {
 
 /// Brokers of this story alone, and a link over them.
 fn link() -> Result<Option<(Vec<KafkaServer>, Link)>> {
+    link_with(Default::default())
+}
+
+/// The same, with brokers that are set up so.
+fn link_with(options: [kafka::Options; 2]) -> Result<Option<(Vec<KafkaServer>, Link)>> {
     if !servers() || kafka_home().is_none() {
         return Ok(None);
     }
     let brokers = std::thread::scope(|scope| {
-        let starts = [0, 1].map(|_| scope.spawn(|| KafkaServer::start(kafka::Options::default())));
+        let starts = options.map(|options| scope.spawn(|| KafkaServer::start(options)));
         starts.map(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
     });
     let brokers: Vec<_> = brokers.into_iter().collect::<Result<_>>()?;
@@ -121,6 +127,105 @@ fn a_site_whose_daemon_is_away_is_told_of_by_the_other() -> Result<()> {
     let asked = link.syncd(&["snapshot", "--channel", "push"])?;
     ensure!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
     link.prove(writers, DRAIN)
+}
+
+/// FF44: each daemon reaches the other site's brokers over a line that takes 3 and 300 ms there and back, loses pieces,
+/// stalls both ways and one way, for longer than a connection waits, and breaks. Its own brokers are near.
+#[test]
+fn a_line_to_brokers_that_delays_stalls_and_breaks_costs_time_only() -> Result<()> {
+    let far = [free_port()?, free_port()?];
+    let lines = [Proxy::plain(far[0])?, Proxy::plain(far[1])?];
+    let options = [0, 1].map(|site| {
+        let (listens, told) = (far[site], lines[site].port());
+        let near = "PLAINTEXT://127.0.0.1:@PORT@";
+        let controller = "CONTROLLER://127.0.0.1:@CONTROLLER_PORT@";
+        let property = |name: &str, value: String| (name.to_owned(), value);
+        let properties = vec![
+            property("listeners", format!("{near},{controller},LINE://127.0.0.1:{listens}")),
+            property("advertised.listeners", format!("{near},LINE://127.0.0.1:{told}")),
+            property(
+                "listener.security.protocol.map",
+                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINE:PLAINTEXT".to_owned(),
+            ),
+        ];
+        kafka::Options { properties }
+    });
+    let Some((brokers, mut link)) = link_with(options)? else { return Ok(()) };
+    link.part()?;
+    for site in [0, 1] {
+        let other = 1 - site;
+        let of_other = |address: &str| format!("{} = \"{address}\"", ["dc", "cloud"][other]);
+        let line = format!("127.0.0.1:{}", lines[other].port());
+        link.edit_at(site, &of_other(&brokers[other].brokers()), &of_other(&line))?;
+    }
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
+    lines.iter().for_each(|line| line.slow(Duration::from_millis(1), 0));
+    link.start()?;
+    let writers = link.traffic(seed, 300);
+    link.wait_until_applied(100, DRAIN)?;
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut first: Vec<u32> = (0..4).collect();
+    while Instant::now() < end || !first.is_empty() {
+        let delay = Duration::from_millis([1, 150][random.random_range(0..2_usize)]);
+        lines.iter().for_each(|line| line.slow(delay, 5));
+        std::thread::sleep(Duration::from_millis(random.random_range(500..3_000)));
+        let pause = Duration::from_millis(random.random_range(500..7_000));
+        match first.pop().unwrap_or_else(|| random.random_range(0..4)) {
+            0 => lines.iter().for_each(Proxy::cut),
+            1 => {
+                lines.iter().for_each(|line| line.stall(true));
+                std::thread::sleep(pause);
+            }
+            to_server @ (2 | 3) => {
+                // Of both lines at once: what goes from one site to the other.
+                lines[0].stall_one_way(to_server == 2, true);
+                lines[1].stall_one_way(to_server == 3, true);
+                std::thread::sleep(pause);
+            }
+            _ => {}
+        }
+        lines.iter().for_each(|line| line.stall(false));
+    }
+    lines.iter().for_each(|line| line.slow(Duration::from_millis(1), 0));
+    link.prove(writers, DRAIN)
+}
+
+/// Each of two daemons sees one server only, and the other's log tells that it is the same: nothing is done twice.
+#[test]
+fn the_same_server_at_both_sites_is_found_by_a_daemon_for_each() -> Result<()> {
+    let Some((_brokers, mut link)) = link()? else { return Ok(()) };
+    link.part()?;
+    let road = Proxy::plain(link.stores[0].port())?;
+    link.move_to(1, &road.url())?;
+    link.start_at(0)?;
+    let mut connection = link.stores[0].connect()?;
+    let mut count = |times: u64| -> Result<()> {
+        for _ in 0..times {
+            connection.must(&["INCR", "counter"])?;
+        }
+        Ok(())
+    };
+    count(100)?;
+    link.wait_until_told(0, "captured", DRAIN, |s| {
+        s.channels[0].directions.iter().any(|d| d.snapshot.done > 0 || d.captured_per_second > 0.0)
+    })?;
+    link.start_at(1)?;
+    count(100)?;
+    for site in [0, 1] {
+        link.wait_until_told(site, "found", DRAIN, |s| {
+            let told = |d: &DirectionStatus| {
+                d.error.as_deref().is_some_and(|error| error.contains("the same server"))
+            };
+            s.channels.iter().flat_map(|channel| &channel.directions).any(told)
+        })?;
+    }
+    count(100)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let counted = connection.must(&["GET", "counter"])?.text().unwrap_or_default();
+    ensure!(counted == "300", "300 times one is {counted}\n{}", link.log_end());
+    Ok(())
 }
 
 /// FF38: a daemon that sleeps is taken for dead and another one takes over. When it wakes it harms nobody, and says

@@ -489,6 +489,7 @@ impl Reign {
         let (settled, applied) = (marker.settled, marker.applied);
         reaches(task, applied).await?;
         let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
+        let reader = reader.not_of(lock(&task.shared.history).clone());
         info!(partition = %task.partition, %applied, %settled, "apply begins");
         task.stats.applied_to(applied);
         if let Some((seq, time)) = first_data(task.log.as_ref(), &task.partition, reader.offset()).await {

@@ -861,6 +861,7 @@ impl Capture {
         if batch.is_position {
             task.stats.position_offset.store(first.0, Ordering::SeqCst);
             if batch.last != Position::default() {
+                *lock(&task.shared.history) = batch.last.history.clone();
                 task.shared.capture_ready.raise();
             }
         }

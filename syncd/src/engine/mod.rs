@@ -91,6 +91,15 @@ pub enum EngineError {
         /// By the marker.
         applied: Seq,
     },
+    /// What is to be applied into a store is of its own stream.
+    #[error(
+        "{partition}: these changes were made in the very server that they are for: both sites of the channel are the \
+         same server; give one of them another URL, and begin anew: `syncd cleanup`, then an empty log"
+    )]
+    SameServer {
+        /// Whose changes.
+        partition: PartitionId,
+    },
     /// Own changes that did not fit into memory cannot be read.
     #[error("cannot read own changes from their file in the log's folder: {0}; they stand in the log, too")]
     Spilled(std::io::Error),

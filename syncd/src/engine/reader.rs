@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use causeway_core::{Change, Op, Seq};
 
 use super::EngineError;
@@ -26,6 +27,8 @@ pub(crate) struct Reader {
     terms: Terms,
     buffer: VecDeque<Item>,
     bytes: usize,
+    /// The history of the store that the records are for; empty if it is not known.
+    own: Bytes,
 }
 
 impl Reader {
@@ -38,7 +41,13 @@ impl Reader {
         let next = log.locate(&partition, seq).await?;
         let terms = Terms::default();
         let buffer = VecDeque::new();
-        Ok(Reader { log, partition, next, expected: Some(seq), fresh: true, terms, buffer, bytes: 0 })
+        let own = Bytes::new();
+        Ok(Reader { log, partition, next, expected: Some(seq), fresh: true, terms, buffer, bytes: 0, own })
+    }
+
+    /// Records from the history `own`, of the store that they are for, are an error: it is not to get them twice.
+    pub(crate) fn not_of(self, own: Bytes) -> Reader {
+        Reader { own, ..self }
     }
 
     /// Goes on at the oldest record kept, whatever its seq is.
@@ -76,6 +85,9 @@ impl Reader {
         let records = self.log.read(&self.partition, self.next, READ_BYTES).await?;
         let start = self.log.bounds(&self.partition).start;
         for (offset, change) in records {
+            if !self.own.is_empty() && change.pos.history == self.own {
+                return Err(EngineError::SameServer { partition: self.partition.clone() });
+            }
             self.next = Offset(offset.0 + 1);
             if !self.terms.admits(&change) {
                 continue;

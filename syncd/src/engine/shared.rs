@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Token};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,8 @@ pub(crate) struct SiteShared {
     pub(crate) marker_lost: Flag,
     /// Capture has its first position; before that nothing is applied into the store.
     pub(crate) capture_ready: Flag,
+    /// Of the site's own stream, as captured last.
+    pub(crate) history: Mutex<Bytes>,
     /// Capture went on where it had stopped: what the log says of the marker holds.
     pub(crate) unbroken: AtomicBool,
     pub(crate) backlog: Backlog,
@@ -128,6 +131,7 @@ impl SiteShared {
             tokens: Tokens::default(),
             marker_lost: Flag::default(),
             capture_ready: Flag::default(),
+            history: Mutex::default(),
             unbroken: AtomicBool::new(false),
             backlog: Backlog::default(),
             low: AtomicU64::new(0),

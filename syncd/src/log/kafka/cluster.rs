@@ -21,6 +21,10 @@ use super::partition::Pending;
 
 /// How long a request may take before it counts as failed; it is tried again.
 pub(super) const REQUEST: Duration = Duration::from_secs(10);
+/// A topic that another daemon created is not told of by every broker at once.
+const CREATED_ELSEWHERE: Duration = Duration::from_millis(200);
+/// But after so many tries.
+const SEEN_AFTER_TRIES: usize = 50;
 
 /// What Causeway's promises rest on: it is set last, and cannot be overridden.
 pub(super) const OURS: [(&str, &str); 3] =
@@ -201,6 +205,20 @@ impl Cluster {
     ///
     /// [`Error::Topic`] for one that is there and is not as it has to be, [`Error::Kafka`].
     pub(super) async fn ensure(self: &Arc<Self>, topics: &BTreeMap<String, u32>) -> Result<()> {
+        // Those that another daemon makes meanwhile are looked at, too.
+        for _ in 0..SEEN_AFTER_TRIES {
+            if self.ensured(topics).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(CREATED_ELSEWHERE).await;
+        }
+        let reason = "it is there, and this user is not told of it: allow `Describe` on the link's topics";
+        let first = topics.keys().next().map_or("", String::as_str);
+        Err(self.unfit(first, reason.to_owned()))
+    }
+
+    /// The same, once; `false` if another daemon created one just then.
+    async fn ensured(self: &Arc<Self>, topics: &BTreeMap<String, u32>) -> Result<bool> {
         let this = Arc::clone(self);
         let found = blocking(move || this.asks.fetch_metadata(None, REQUEST)).await;
         let found = found.map_err(|error| self.failed("list the topics", &error))?;
@@ -224,10 +242,12 @@ impl Cluster {
         self.create(&missing, brokers).await
     }
 
-    async fn create(&self, missing: &[(&String, &u32)], brokers: usize) -> Result<()> {
+    /// `false` if another one created some of them meanwhile.
+    async fn create(&self, missing: &[(&String, &u32)], brokers: usize) -> Result<bool> {
         if missing.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
+        let mut all = true;
         let options = &self.options;
         let (replication, min_insync) = (options.replication as i32, options.min_insync.to_string());
         let bytes_max = (options.record_bytes_max.max(options.batch_bytes) + 65536).to_string();
@@ -248,8 +268,7 @@ impl Cluster {
         for result in results.map_err(|error| self.failed("create the topics", &error))? {
             match result {
                 Ok(topic) => info!(topic, brokers = %self.brokers, "topic created"),
-                // Another daemon was faster.
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => all = false,
                 Err((topic, error)) => {
                     let reason = match error {
                         RDKafkaErrorCode::InvalidReplicationFactor => {
@@ -261,7 +280,7 @@ impl Cluster {
                 }
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// What makes a topic unfit for a log is an error; what makes it less safe than configured is told.
