@@ -129,6 +129,61 @@ fn a_site_whose_daemon_is_away_is_told_of_by_the_other() -> Result<()> {
     link.prove(writers, DRAIN)
 }
 
+/// One cluster of three brokers for both sites, every record at two of them at least. Brokers that lead are killed, and
+/// one ends by itself as its disk is full: others lead, and writes go on.
+#[test]
+fn a_leader_that_dies_and_a_full_disk_of_one_broker_cost_time_only() -> Result<()> {
+    if !servers() || kafka_home().is_none() {
+        return Ok(());
+    }
+    let options = |file_kib_max| {
+        let properties = vec![("offsets.topic.replication.factor".to_owned(), "3".to_owned())];
+        kafka::Options { properties, file_kib_max }
+    };
+    // An index of the metadata takes 10 MiB at once.
+    const DISK_KIB: u64 = 12 << 10;
+    // The one with the controller stays: who leads is for it to say.
+    let first = KafkaServer::start(options(None))?;
+    let mut others = [first.join(2, options(None))?, first.join(3, options(Some(DISK_KIB)))?];
+    let brokers = format!("{},{},{}", first.brokers(), others[0].brokers(), others[1].brokers());
+    let tables = format!(
+        "[log]\nkind = \"kafka\"\nreplication = 3\nmin_insync = 2\nbrokers = {{ dc = \"{brokers}\", cloud = \"{brokers}\" }}"
+    );
+    let mut link = Link::new([durable(), durable()], &Setup { tables, ..Setup::default() })?;
+    link.part()?;
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    link.start()?;
+    let writers = link.traffic(seed, 500);
+    link.wait_until_applied(100, DRAIN)?;
+    let mut filling = link.stores[0].connect()?;
+    for n in 0..DISK_KIB / 64 {
+        // What cannot be compressed.
+        let bytes: Vec<u8> = (0..64 << 10).map(|_| random.random()).collect();
+        filling.must(&[b"SET", format!("filling:{n}").as_bytes(), &bytes])?;
+    }
+    let full = Instant::now() + DRAIN;
+    while !others[1].has_ended() {
+        ensure!(Instant::now() < full, "its disk is not full: {}", others[1].log_end());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("full: {}", others[1].log_end());
+    let applied = |s: &Status| s.channels[0].directions.iter().map(|d| d.applied).sum::<u64>();
+    let before = applied(&link.status()?);
+    link.wait_until("goes on without it", DRAIN, |s| applied(s) > before + 1_000)?;
+    others[1].free_disk();
+    others[1].restart()?;
+    for round in 0..2 {
+        // Else there may be one copy of what was written last.
+        std::thread::sleep(Duration::from_secs(4));
+        let dies = &mut others[round];
+        dies.kill();
+        std::thread::sleep(Duration::from_millis(random.random_range(0..4_000)));
+        dies.restart()?;
+    }
+    link.prove(writers, DRAIN)
+}
+
 /// FF44: each daemon reaches the other site's brokers over a line that takes 3 and 300 ms there and back, loses pieces,
 /// stalls both ways and one way, for longer than a connection waits, and breaks. Its own brokers are near.
 #[test]
@@ -148,7 +203,7 @@ fn a_line_to_brokers_that_delays_stalls_and_breaks_costs_time_only() -> Result<(
                 "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LINE:PLAINTEXT".to_owned(),
             ),
         ];
-        kafka::Options { properties }
+        kafka::Options { properties, ..kafka::Options::default() }
     });
     let Some((brokers, mut link)) = link_with(options)? else { return Ok(()) };
     link.part()?;

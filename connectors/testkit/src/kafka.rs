@@ -72,18 +72,25 @@ pub struct Options {
     /// Properties, which win over those of `scripts/kafka/server.properties`. `@PORT@`, `@CONTROLLER_PORT@` and
     /// `@DIR@` in them are replaced by the broker's own.
     pub properties: Vec<(String, String)>,
+    /// No file of it can become larger: as of a disk that is full.
+    pub file_kib_max: Option<u64>,
 }
 
-/// A running Kafka broker with a controller of its own, child of this process: a cluster of one. Its ports and its
+/// A running Kafka broker with a controller of its own, child of this process: a cluster of one, which
+/// [others](KafkaServer::join) may join. Its ports and its
 /// directory stay the same over [`restart`](KafkaServer::restart). Dropped, it is killed, and its directory
 /// removed; the same happens when this process ends without dropping it.
 #[derive(Debug)]
 pub struct KafkaServer {
     command: Vec<String>,
+    file_kib_max: Option<u64>,
+    /// Of the one that it joined.
+    cluster: Option<String>,
     home: PathBuf,
     child: Option<Child>,
     watcher: Child,
     port: u16,
+    controller_port: u16,
     dir: TempDir,
 }
 
@@ -94,15 +101,48 @@ impl KafkaServer {
     ///
     /// No Kafka here, or it didn't come up; the end of its log is in the error.
     pub fn start(options: Options) -> Result<KafkaServer> {
+        KafkaServer::start_in(None, free_port()?, options)
+    }
+
+    /// Starts another broker, without a controller, in this one's cluster. `node`: 2 or more.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](KafkaServer::start).
+    pub fn join(&self, node: u32, mut options: Options) -> Result<KafkaServer> {
+        let meta = std::fs::read_to_string(self.dir().join("data/meta.properties"))?;
+        let cluster = meta.lines().find_map(|line| line.strip_prefix("cluster.id="));
+        let cluster = cluster.context("meta.properties names no cluster")?.to_owned();
+        let own = [
+            ("process.roles", "broker".to_owned()),
+            ("node.id", node.to_string()),
+            ("listeners", "PLAINTEXT://127.0.0.1:@PORT@".to_owned()),
+        ];
+        options.properties.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        KafkaServer::start_in(Some(cluster), self.controller_port, options)
+    }
+
+    fn start_in(cluster: Option<String>, controller_port: u16, options: Options) -> Result<KafkaServer> {
         let home = kafka_home().context("Kafka is missing")?;
         let dir = tempfile::Builder::new().prefix("causeway-kafka-").tempdir()?;
-        let (port, controller_port) = (free_port()?, free_port()?);
+        let port = free_port()?;
         let mut command = vec![scripts().join("kafka/broker").display().to_string(), "run".to_owned()];
         command.extend([dir.path().display().to_string(), port.to_string(), controller_port.to_string()]);
         command.extend(options.properties.iter().map(|(key, value)| format!("{key}={value}")));
         // Before the broker: there is no moment at which nobody would end it.
         let watcher = watch(dir.path())?;
-        let mut server = KafkaServer { command, home, child: None, watcher, port, dir };
+        let file_kib_max = options.file_kib_max;
+        let mut server = KafkaServer {
+            command,
+            file_kib_max,
+            cluster,
+            home,
+            child: None,
+            watcher,
+            port,
+            controller_port,
+            dir,
+        };
         server.restart()?;
         Ok(server)
     }
@@ -120,6 +160,16 @@ impl KafkaServer {
     /// Where its files are.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// From its next start on its files may be of any size.
+    pub fn free_disk(&mut self) {
+        self.file_kib_max = None;
+    }
+
+    /// Whether it ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
     }
 
     /// Its process id, while it runs.
@@ -167,11 +217,17 @@ impl KafkaServer {
     /// It didn't come up; the end of its log is in the error.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        let (program, args) = self.command.split_first().context("no program")?;
+        let mut words = self.command.clone();
+        if let Some(kib) = self.file_kib_max {
+            let limited = format!("ulimit -f {kib} && exec \"$@\"");
+            words.splice(0..0, ["bash".to_owned(), "-c".to_owned(), limited, "broker".to_owned()]);
+        }
+        let (program, args) = words.split_first().context("no program")?;
         let log = File::options().append(true).create(true).open(self.log())?;
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.env("CAUSEWAY_KAFKA_HOME", &self.home);
+        command.envs(self.cluster.iter().map(|id| ("CAUSEWAY_KAFKA_CLUSTER", id)));
         if std::env::var_os("JDK_JAVA_OPTIONS").is_none() {
             // Few tests run long enough to get back what the second compiler costs: 3 s of 8.
             command.env("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1");

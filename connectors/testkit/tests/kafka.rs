@@ -32,7 +32,7 @@ fn a_killed_broker_comes_back_on_its_ports_and_leaves_nothing_when_dropped() {
         return;
     }
     let properties = vec![("log.retention.ms".to_owned(), "60000".to_owned())];
-    let mut server = KafkaServer::start(Options { properties }).unwrap();
+    let mut server = KafkaServer::start(Options { properties, ..Options::default() }).unwrap();
     let (port, dir) = (server.port(), server.dir().to_owned());
     let controller = controller_port(&dir).unwrap();
     assert_eq!(server.brokers(), format!("127.0.0.1:{port}"));
@@ -63,7 +63,7 @@ fn a_broker_that_cannot_start_says_why() {
         return;
     }
     let properties = vec![("node.id".to_owned(), "x".to_owned())];
-    let error = KafkaServer::start(Options { properties }).unwrap_err();
+    let error = KafkaServer::start(Options { properties, ..Options::default() }).unwrap_err();
     assert!(error.to_string().contains("Not a number"), "{error:#}");
 }
 
