@@ -172,13 +172,20 @@ pub(crate) struct Syncd {
 }
 
 impl Syncd {
-    /// Starts `program` with `channels` and the new folder `dir` for itself. Doesn't wait.
-    pub(crate) fn start(program: &Path, dir: &Path, channels: &str) -> Result<Syncd> {
+    /// Starts `program` with `channels` and the new folder `dir` for itself, and its log in the Kafka at `brokers`, if
+    /// there are any. Doesn't wait.
+    pub(crate) fn start(program: &Path, dir: &Path, channels: &str, brokers: Option<&str>) -> Result<Syncd> {
         std::fs::create_dir(dir)?;
         let api = format!("127.0.0.1:{}", free_port()?);
         let config = dir.join("syncd.toml");
+        // Each has topics of its own.
+        let link = dir.file_name().unwrap_or_default().to_string_lossy();
+        let kafka = brokers.map(|at| {
+            format!("kind = \"kafka\"\nreplication = 1\nbrokers = {{ dc = \"{at}\", cloud = \"{at}\" }}\n")
+        });
+        let kafka = kafka.unwrap_or_default();
         let text = format!(
-            "[link]\nname = \"bench\"\nsites = [\"dc\", \"cloud\"]\n\n[log]\ndir = \"log\"\n\n\
+            "[link]\nname = \"{link}\"\nsites = [\"dc\", \"cloud\"]\n\n[log]\ndir = \"log\"\n{kafka}\n\
              [api]\nlisten = \"{api}\"\n\n{channels}"
         );
         std::fs::write(&config, text)?;

@@ -16,11 +16,14 @@ use anyhow::{Context, Result, ensure};
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, ValueEnum};
 
-use measure::{Bench, Line};
-use report::Report;
+use measure::{Bench, Line, compared};
+use report::{Report, Row};
 
 /// What `--delay-ms` is by default, each way: of part d, and with `--conflict` of part c.
 const DELAY_MS: [u64; 2] = [3, 300];
+
+/// How often each is measured with `--kafka`.
+const KAFKA_ROUNDS: usize = 3;
 
 #[derive(Parser)]
 struct Arguments {
@@ -33,6 +36,9 @@ struct Arguments {
     /// One part; may be repeated. Left out: all.
     #[arg(long, value_enum)]
     only: Vec<Part>,
+    /// The brokers of a Kafka: the same channel with its log there against one with the embedded log.
+    #[arg(long, conflicts_with = "conflict")]
+    kafka: Option<String>,
     /// Prints JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -106,6 +112,10 @@ fn run(arguments: &Arguments) -> Result<Report> {
         return Ok(report);
     }
     let rows = &mut report.rows;
+    if let Some(brokers) = &arguments.kafka {
+        rows.extend(measure_kafka(arguments, &mut bench, brokers, keys)?);
+        return Ok(report);
+    }
     if arguments.in_namespace {
         delayed(&mut bench, keys, Line::Netem, arguments.delay_ms(), rows)?;
         return Ok(report);
@@ -139,6 +149,35 @@ fn run(arguments: &Arguments) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// Parts a to c with the embedded log and with the one in Kafka, three times: the median of each.
+fn measure_kafka(arguments: &Arguments, bench: &mut Bench, brokers: &str, keys: u64) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let mut pair = |part, measure: &mut dyn FnMut(&mut Bench) -> Result<Vec<Row>>| -> Result<()> {
+        if !arguments.wants(part) {
+            return Ok(());
+        }
+        let mut both = [("embedded", None), ("kafka", Some(brokers.to_owned()))].map(|log| (log, Vec::new()));
+        for _ in 0..KAFKA_ROUNDS {
+            for ((name, brokers), rows) in &mut both {
+                bench.brokers.clone_from(brokers);
+                let measured = measure(bench)?.pop().context("nothing was measured")?;
+                rows.push(Row { by: (*name).to_owned(), ratio: None, ..measured });
+            }
+        }
+        let median = |mut rows: Vec<Row>| {
+            rows.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+            rows.into_iter().nth(KAFKA_ROUNDS / 2).into_iter().collect()
+        };
+        rows.extend(compared(both.map(|(_, rows)| median(rows))));
+        Ok(())
+    };
+    pair(Part::A, &mut |bench| bench.snapshot("a", keys, 0, Line::Direct))?;
+    pair(Part::B, &mut |bench| bench.stream("b", keys, Line::Direct))?;
+    let samples = if arguments.quick { 500 } else { 1500 };
+    pair(Part::C, &mut |bench| bench.lag("c", samples))?;
+    Ok(rows)
 }
 
 /// The parts of `bench/conflict`.

@@ -85,11 +85,13 @@ pub(crate) struct Bench {
     syncd: PathBuf,
     dir: PathBuf,
     made: u32,
+    /// Where the log is in Kafka.
+    pub(crate) brokers: Option<String>,
 }
 
 impl Bench {
     pub(crate) fn new(syncd: PathBuf, dir: PathBuf) -> Bench {
-        Bench { syncd, dir, made: 0 }
+        Bench { syncd, dir, made: 0, brokers: None }
     }
 
     /// Copies `keys` small keys, and a hash of `large` bytes if that isn't 0, to an empty server.
@@ -213,7 +215,8 @@ impl Bench {
     /// Starts `syncd` with `channels` and a log of its own. Doesn't wait.
     pub(crate) fn start(&mut self, channels: &str) -> Result<Syncd> {
         self.made += 1;
-        Syncd::start(&self.syncd, &self.dir.join(format!("syncd-{}", self.made)), channels)
+        let dir = self.dir.join(format!("syncd-{}", self.made));
+        Syncd::start(&self.syncd, &dir, channels, self.brokers.as_deref())
     }
 
     /// Starts an empty server.
