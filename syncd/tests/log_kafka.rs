@@ -520,11 +520,11 @@ async fn told(group: &mut Group) -> Turn {
 async fn members(group: &Group, wanted: impl Fn(&[GroupMember]) -> bool) -> Vec<GroupMember> {
     let end = Instant::now() + Duration::from_secs(40);
     loop {
-        let members = group.seat().members().await.unwrap_or_default();
+        let members = group.membership().members().await.unwrap_or_default();
         if wanted(&members) {
             return members;
         }
-        assert!(Instant::now() < end, "{members:?} {:?}", group.seat().trouble());
+        assert!(Instant::now() < end, "{members:?} {:?}", group.membership().trouble());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -563,8 +563,11 @@ async fn two_members_with_one_name_do_not_stay_so() {
     let names =
         |members: &[GroupMember]| members.iter().map(|member| member.name.clone()).collect::<Vec<_>>();
     let found = names(&members(&two, |members| members.len() == 2).await);
-    assert_ne!(one.seat().name(), two.seat().name());
-    assert!(found.contains(&one.seat().name()) && found.contains(&two.seat().name()), "{found:?}");
+    assert_ne!(one.membership().name(), two.membership().name());
+    assert!(
+        found.contains(&one.membership().name()) && found.contains(&two.membership().name()),
+        "{found:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -578,7 +581,7 @@ async fn why_a_group_cannot_be_joined_is_told() {
     let group = log.join("dc", "hasty".to_owned()).unwrap();
     let end = Instant::now() + Duration::from_secs(20);
     let trouble = loop {
-        match group.seat().trouble() {
+        match group.membership().trouble() {
             Some(trouble) => break trouble,
             None => tokio::time::sleep(Duration::from_millis(100)).await,
         }

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::daemon::Daemon;
 use super::run::ChannelRun;
 use super::shared::lock;
-use crate::log::{Group, GroupMember, PartitionId, Seat, Turn};
+use crate::log::{Group, GroupMember, Membership, PartitionId, Turn};
 use crate::status::{GroupStatus, MemberStatus};
 
 /// How often the brokers are asked who is there.
@@ -23,7 +23,7 @@ const OVERTAKEN_MAX: usize = 1024;
 
 /// What is known of the group.
 pub(super) struct Members {
-    seat: Arc<Seat>,
+    membership: Arc<Membership>,
     overtaken: mpsc::Sender<String>,
     found: Mutex<Vec<GroupMember>>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Turns {
 impl Members {
     pub(super) fn new(group: Group) -> (Members, Turns) {
         let (sender, overtaken) = mpsc::channel(OVERTAKEN_MAX);
-        let members = Members { seat: group.seat(), overtaken: sender, found: Mutex::default() };
+        let members = Members { membership: group.membership(), overtaken: sender, found: Mutex::default() };
         (members, Turns { group, overtaken })
     }
 
@@ -53,7 +53,7 @@ impl Members {
     }
 
     pub(super) fn status(&self) -> GroupStatus {
-        let name = self.seat.name();
+        let name = self.membership.name();
         let members = lock(&self.found).clone().into_iter().map(|member| MemberStatus {
             here: member.name == name,
             name: member.name,
@@ -61,7 +61,12 @@ impl Members {
             channels: member.partitions.into_iter().map(|id| id.channel).collect(),
         });
         let members = members.collect();
-        GroupStatus { name: self.seat.group().to_owned(), member: name, error: self.seat.trouble(), members }
+        GroupStatus {
+            name: self.membership.group().to_owned(),
+            member: name,
+            error: self.membership.trouble(),
+            members,
+        }
     }
 
     /// How many there are.
@@ -74,7 +79,7 @@ impl Members {
         let mut due = tokio::time::interval(LOOK_EVERY);
         loop {
             due.tick().await;
-            match self.seat.members().await {
+            match self.membership.members().await {
                 Ok(found) => *lock(&self.found) = found,
                 Err(error) => debug!(%error, "who is in the group"),
             }

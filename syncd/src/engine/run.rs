@@ -35,11 +35,11 @@ pub(super) struct ChannelRun {
     connector: Arc<dyn Connector>,
     pub(super) paused: watch::Sender<bool>,
     pub(super) directions: Vec<DirectionRun>,
-    reign: tokio::sync::Mutex<Option<Reign>>,
+    serving: tokio::sync::Mutex<Option<Serving>>,
 }
 
 /// The tasks of a channel while it is served here.
-struct Reign {
+struct Serving {
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -61,7 +61,7 @@ pub(super) struct DirectionRun {
     live: Mutex<Option<Live>>,
 }
 
-/// What tasks of one reign share with those who ask for it.
+/// What tasks share with those who ask for it.
 #[derive(Clone)]
 pub(super) struct Live {
     pub(super) stats: Arc<DirectionStats>,
@@ -156,7 +156,7 @@ impl ChannelRun {
             connector,
             paused: watch::Sender::new(paused),
             directions: directions.collect(),
-            reign: tokio::sync::Mutex::default(),
+            serving: tokio::sync::Mutex::default(),
         }
     }
 
@@ -172,8 +172,8 @@ impl ChannelRun {
     /// Ends all of it in an orderly way: what is read is in the log, what is sent is answered, and the restart points
     /// are written. Takes at most about six seconds.
     pub(super) async fn end(&self) {
-        let mut reign = self.reign.lock().await;
-        let Some(Reign { stop, mut tasks }) = reign.take() else { return };
+        let mut serving = self.serving.lock().await;
+        let Some(Serving { stop, mut tasks }) = serving.take() else { return };
         stop.cancel();
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(STOP_AT_MOST, all).await.is_err() {
@@ -186,7 +186,7 @@ impl ChannelRun {
     /// Ends every task where it stands.
     #[cfg(any(test, feature = "simulate"))]
     pub(super) async fn kill(&self) {
-        if let Some(Reign { mut tasks, .. }) = self.reign.lock().await.take() {
+        if let Some(Serving { mut tasks, .. }) = self.serving.lock().await.take() {
             tasks.shutdown().await;
         }
     }
@@ -195,13 +195,13 @@ impl ChannelRun {
 impl Daemon {
     /// Begins to capture and to apply, unless that was begun.
     pub(super) async fn begin(&self, run: &ChannelRun) {
-        let mut reign = run.reign.lock().await;
-        if reign.is_none() {
-            *reign = Some(self.reign(run));
+        let mut serving = run.serving.lock().await;
+        if serving.is_none() {
+            *serving = Some(self.serve(run));
         }
     }
 
-    fn reign(&self, run: &ChannelRun) -> Reign {
+    fn serve(&self, run: &ChannelRun) -> Serving {
         let (channel, shares) = (&run.config, &self.shares);
         let stop = self.stop.child_token();
         let mut tasks = JoinSet::new();
@@ -341,7 +341,7 @@ impl Daemon {
                 () = stopped.cancelled() => {}
             }
         });
-        Reign { stop, tasks }
+        Serving { stop, tasks }
     }
 }
 

@@ -37,7 +37,7 @@ pub use embedded::{EmbeddedLog, EmbeddedOptions};
 pub use error::{Error, Result};
 pub use headers::{FORMAT, HeaderError, RecordContext, from_headers, headers};
 pub(crate) use kafka::new_name;
-pub use kafka::{Group, GroupMember, KafkaCluster, KafkaLog, KafkaOptions, Seat, Turn};
+pub use kafka::{Group, GroupMember, KafkaCluster, KafkaLog, KafkaOptions, Membership, Turn};
 
 /// One partition of one site's changes to one channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -74,18 +74,18 @@ pub struct GroupMember {
 /// This process's membership in a group. Dropped, the member falls silent: a next start under the same name finds
 /// what was assigned to it as it was, others take it over when the session ends.
 pub struct Group {
-    seat: Arc<Seat>,
+    membership: Arc<Membership>,
     turns: mpsc::Receiver<Turn>,
 }
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group").field("name", &self.seat.group).finish_non_exhaustive()
+        f.debug_struct("Group").field("name", &self.membership.group).finish_non_exhaustive()
     }
 }
 
 /// What the thread that keeps up the membership shares with others.
-pub struct Seat {
+pub struct Membership {
     cluster: Arc<Cluster>,
     group: String,
     /// Ours, by which the group knows us again.
@@ -105,7 +105,7 @@ impl Group {
         partitions: impl Iterator<Item = (String, PartitionId)>,
     ) -> Result<Group> {
         let partitions = partitions.map(|(topic, id)| ((topic, id.number as i32), id)).collect();
-        let seat = Arc::new(Seat {
+        let membership = Arc::new(Membership {
             cluster,
             group,
             name: Mutex::new(name),
@@ -114,13 +114,13 @@ impl Group {
             left: AtomicBool::new(false),
         });
         let (sender, turns) = mpsc::channel(TURNS_MAX);
-        let consumer = seat.consumer(sender.clone())?;
-        let thread = Arc::clone(&seat);
+        let consumer = membership.consumer(sender.clone())?;
+        let thread = Arc::clone(&membership);
         let spawned = std::thread::Builder::new()
-            .name(format!("member {}", seat.group))
+            .name(format!("member {}", membership.group))
             .spawn(move || thread.stay(consumer, &sender));
-        spawned.map_err(|error| seat.cluster.failed("start a thread for the group", &error))?;
-        Ok(Group { seat, turns })
+        spawned.map_err(|error| membership.cluster.failed("start a thread for the group", &error))?;
+        Ok(Group { membership, turns })
     }
 
     /// What the group says next; `None`: the membership has ended.
@@ -134,18 +134,18 @@ impl Group {
     }
 
     /// What tells of all members.
-    pub fn seat(&self) -> Arc<Seat> {
-        Arc::clone(&self.seat)
+    pub fn membership(&self) -> Arc<Membership> {
+        Arc::clone(&self.membership)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.seat.left.store(true, Ordering::SeqCst);
+        self.membership.left.store(true, Ordering::SeqCst);
     }
 }
 
-impl Seat {
+impl Membership {
     /// The group's name.
     pub fn group(&self) -> &str {
         &self.group
@@ -212,7 +212,7 @@ impl Seat {
         config.set("group.id", &self.group).set("group.instance.id", self.name());
         config.set("partition.assignment.strategy", "cooperative-sticky");
         let consumer: BaseConsumer<Rebalances> = config
-            .create_with_context(Rebalances { seat: Arc::clone(self), turns })
+            .create_with_context(Rebalances { membership: Arc::clone(self), turns })
             .map_err(|error| self.cluster.failed("set up a member of the group", &error))?;
         let mut topics: Vec<&str> = self.partitions.keys().map(|(topic, _)| topic.as_str()).collect();
         topics.sort_unstable();
@@ -260,7 +260,7 @@ impl Seat {
 
 /// Hands rebalances on.
 struct Rebalances {
-    seat: Arc<Seat>,
+    membership: Arc<Membership>,
     turns: mpsc::Sender<Turn>,
 }
 
@@ -277,9 +277,9 @@ impl ClientContext for Rebalances {
 impl ConsumerContext for Rebalances {
     /// Runs in the thread that polls. What is assigned is never read here: it stays paused, at its end.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let partitions = self.seat.named(list);
+        let partitions = self.membership.named(list);
         let shown: Vec<_> = partitions.iter().map(|id| id.channel.as_str()).collect();
-        let group = &self.seat.group;
+        let group = &self.membership.group;
         let done = if what == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             info!(group, channels = ?shown, "assigned to this daemon");
             let assigned = list
@@ -302,7 +302,7 @@ impl ConsumerContext for Rebalances {
             consumer.incremental_unassign(list)
         };
         if let Err(error) = done {
-            self.seat.note(format!("a rebalance failed: {error}"));
+            self.membership.note(format!("a rebalance failed: {error}"));
         }
     }
 }

@@ -35,7 +35,7 @@ use messages::{Message, fence, push_messages};
 use partition::{Partition, Pending, Role, SILENT, Shared, UNDER_WAY_MAX};
 
 pub(crate) use group::new_name;
-pub use group::{Group, GroupMember, Seat, Turn};
+pub use group::{Group, GroupMember, Membership, Turn};
 
 /// Settings of the log on Kafka.
 #[derive(Debug, Clone, PartialEq)]
