@@ -246,6 +246,35 @@ fn a_line_to_brokers_that_delays_stalls_and_breaks_costs_time_only() -> Result<(
     link.prove(writers, DRAIN)
 }
 
+/// FF40: a site was away for so long that what the other one wrote is deleted in Kafka: that is a gap, which a snapshot
+/// closes, and nothing is passed over.
+#[test]
+fn what_was_deleted_while_a_site_was_away_is_a_gap() -> Result<()> {
+    let Some((brokers, mut link)) = link()? else { return Ok(()) };
+    link.part()?;
+    link.start()?;
+    let writers = link.traffic(seed(), 300);
+    link.wait_until_applied(100, DRAIN)?;
+    link.kill_at(1)?;
+    let gaps = || link.metric("causeway_gaps_total", "dc");
+    ensure!(gaps()? == 0.0, "there was a gap before");
+    std::thread::sleep(Duration::from_secs(3));
+    // All that is there.
+    let all = r#"{"version":1,"partitions":[{"topic":"causeway.story.push.dc","partition":0,"offset":-1}]}"#;
+    let file = link.dir().join("delete.json");
+    std::fs::write(&file, all)?;
+    let mut delete = kafkas_own("DeleteRecordsCommand", &brokers[0].brokers())?;
+    let deleted = delete.arg("--offset-json-file").arg(&file).output()?;
+    ensure!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stdout));
+    link.start_at(1)?;
+    let end = Instant::now() + DRAIN;
+    while link.metric("causeway_gaps_total", "dc")? == 0.0 {
+        ensure!(Instant::now() < end, "no gap is counted\n{}", link.log_end());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    link.prove(writers, DRAIN)
+}
+
 /// Each of two daemons sees one server only, and the other's log tells that it is the same: nothing is done twice.
 #[test]
 fn the_same_server_at_both_sites_is_found_by_a_daemon_for_each() -> Result<()> {
@@ -358,15 +387,8 @@ fn an_application_reads_the_changes_from_kafka() -> Result<()> {
     let longest = lines.iter().map(String::len).max().unwrap_or(0);
     ensure!(longest > 3 << 20, "what was cut in pieces is not put together: {longest} bytes");
 
-    let mut console = Command::new("java");
-    console.arg("-cp").arg(kafka_home().context("no Kafka")?.join("*"));
-    console.args([
-        "org.apache.kafka.tools.consumer.ConsoleConsumer",
-        "--bootstrap-server",
-        &broker,
-        "--topic",
-        topic,
-    ]);
+    let mut console = kafkas_own("consumer.ConsoleConsumer", &broker)?;
+    console.args(["--topic", topic]);
     console.args([
         "--from-beginning",
         "--formatter-property",
@@ -379,6 +401,14 @@ fn an_application_reads_the_changes_from_kafka() -> Result<()> {
     let sets = lines.iter().filter(|line| line.contains("op:command") && line.contains("\tuser:1\t")).count();
     ensure!(sets as u64 == CHANGES, "the console consumer shows {sets} changes of user:1");
     Ok(())
+}
+
+/// One of Kafka's own tools, for a broker.
+fn kafkas_own(tool: &str, broker: &str) -> Result<Command> {
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(kafka_home().context("no Kafka")?.join("*"));
+    command.arg(format!("org.apache.kafka.tools.{tool}")).args(["--bootstrap-server", broker]);
+    Ok(command)
 }
 
 /// The lines of what `command` prints, up to the `last`; then it is killed.

@@ -245,6 +245,14 @@ impl ApplyTask {
         }
     }
 
+    /// The key that the peer asks for, or none for a snapshot. That one is asked for once: each makes capture open anew,
+    /// which ends what is being applied, so that the question is met again.
+    fn wanted(&self, refresh: &Change) -> Option<Key> {
+        let next = refresh.seq.next().0;
+        let is_new = || self.shared.snapshots_asked.fetch_max(next, Ordering::SeqCst) < next;
+        (!refresh.key.name.is_empty() || is_new()).then(|| refresh.key.detached())
+    }
+
     /// Whether the target's own capture is so far behind that what is applied could make its store give it up.
     /// Never while there is no room in the log: then that capture waits for room, which only appliers make, and
     /// both sites would wait for each other.
@@ -552,7 +560,7 @@ impl Reign {
                 whole.push(change);
             } else if change.seq < settled || !named {
             } else if change.op == Op::Refresh {
-                wanted.push(change.key.detached());
+                wanted.extend(task.wanted(&change));
             } else if !change.op.is_data() {
             } else if change.op == Op::Read && change.part.is_none() {
                 reads.push(change);
@@ -788,7 +796,7 @@ impl Reign {
                     return self.swept(task, target, changes, way, change).await;
                 }
             } else if change.op == Op::Refresh {
-                wanted.push(change.key.detached());
+                wanted.extend(task.wanted(&change));
             } else if decided_later {
                 self.contested.push(change);
             } else {

@@ -50,6 +50,9 @@ pub(crate) struct SiteShared {
     pub(crate) settled: AtomicU64,
     /// Of this site's log, what cannot be read below this seq is known to be lost, and a snapshot was asked for.
     pub(crate) lost_below: AtomicU64,
+    /// What the peer asked for below this seq of its log, if that was a snapshot, was handed on to capture. It stays
+    /// unanswered in the store's eyes until the marker passes it, and capture lets nobody apply while it opens anew.
+    pub(crate) snapshots_asked: AtomicU64,
     /// The way to this site's capture.
     pub(crate) ask: Asks,
 }
@@ -137,6 +140,7 @@ impl SiteShared {
             low: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             lost_below: AtomicU64::new(0),
+            snapshots_asked: AtomicU64::new(0),
             ask,
         }
     }
