@@ -172,14 +172,18 @@ pub(crate) struct Syncd {
 }
 
 impl Syncd {
-    /// Starts `program` with `channels` and the new folder `dir` for itself, and its log in the Kafka at `brokers`, if
-    /// there are any. Doesn't wait.
-    pub(crate) fn start(program: &Path, dir: &Path, channels: &str, brokers: Option<&str>) -> Result<Syncd> {
+    /// Starts `program` with `channels` and the new folder `dir` for itself. Its log is in the Kafka at `brokers`, if
+    /// there are any; with a site, it shares the channels of that one with others of the same `link`. Doesn't wait.
+    pub(crate) fn start(
+        program: &Path,
+        dir: &Path,
+        channels: &str,
+        brokers: Option<&str>,
+        (link, site): (&str, Option<&str>),
+    ) -> Result<Syncd> {
         std::fs::create_dir(dir)?;
         let api = format!("127.0.0.1:{}", free_port()?);
         let config = dir.join("syncd.toml");
-        // Each has topics of its own.
-        let link = dir.file_name().unwrap_or_default().to_string_lossy();
         let kafka = brokers.map(|at| {
             format!("kind = \"kafka\"\nreplication = 1\nbrokers = {{ dc = \"{at}\", cloud = \"{at}\" }}\n")
         });
@@ -191,7 +195,10 @@ impl Syncd {
         std::fs::write(&config, text)?;
         let words = [program.display().to_string(), "run".into(), "--config".into()];
         let log = dir.join("syncd.log");
-        let process = Process::start(&[&words[..], &[config.display().to_string()]].concat(), &log)?;
+        let site = site.map(|site| ["--site".to_owned(), site.to_owned()]);
+        let more: Vec<_> =
+            [config.display().to_string()].into_iter().chain(site.into_iter().flatten()).collect();
+        let process = Process::start(&[&words[..], &more].concat(), &log)?;
         Ok(Syncd { process, api, log })
     }
 
@@ -209,6 +216,13 @@ impl Syncd {
         let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
         let values = text.lines().filter(of_name).filter_map(|line| line.rsplit_once(' '));
         Ok(values.map(|(_, value)| value.parse::<f64>()).sum::<Result<f64, _>>()?)
+    }
+
+    /// How many channels it serves; `None` if not all of them stream with nothing under way.
+    pub(crate) fn caught_up(&self) -> Option<usize> {
+        let mut status = status(&self.api).ok()?;
+        status.channels.retain(|channel| !channel.directions.is_empty());
+        (status.channels.is_empty() || status.is_caught_up()).then_some(status.channels.len())
     }
 
     /// Waits until it streams and nothing is under way.

@@ -72,12 +72,16 @@ enum Part {
     B,
     C,
     D,
+    E,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.conflict && arguments.only.contains(&Part::D) {
         Arguments::command().error(ErrorKind::InvalidValue, "bench/conflict has no part d").exit();
+    }
+    if arguments.kafka.is_none() && arguments.only.contains(&Part::E) {
+        Arguments::command().error(ErrorKind::InvalidValue, "part e is of --kafka").exit();
     }
     match run(&arguments) {
         Ok(report) if arguments.json => match serde_json::to_string_pretty(&report) {
@@ -151,33 +155,40 @@ fn run(arguments: &Arguments) -> Result<Report> {
     Ok(report)
 }
 
-/// Parts a to c with the embedded log and with the one in Kafka, three times: the median of each.
+/// Parts a to c with the embedded log and with the one in Kafka, and e: one daemon at each site, and two.
 fn measure_kafka(arguments: &Arguments, bench: &mut Bench, brokers: &str, keys: u64) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let mut pair = |part, measure: &mut dyn FnMut(&mut Bench) -> Result<Vec<Row>>| -> Result<()> {
-        if !arguments.wants(part) {
-            return Ok(());
-        }
-        let mut both = [("embedded", None), ("kafka", Some(brokers.to_owned()))].map(|log| (log, Vec::new()));
-        for _ in 0..KAFKA_ROUNDS {
-            for ((name, brokers), rows) in &mut both {
-                bench.brokers.clone_from(brokers);
-                let measured = measure(bench)?.pop().context("nothing was measured")?;
-                rows.push(Row { by: (*name).to_owned(), ratio: None, ..measured });
-            }
-        }
-        let median = |mut rows: Vec<Row>| {
-            rows.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-            rows.into_iter().nth(KAFKA_ROUNDS / 2).into_iter().collect()
-        };
-        rows.extend(compared(both.map(|(_, rows)| median(rows))));
-        Ok(())
-    };
-    pair(Part::A, &mut |bench| bench.snapshot("a", keys, 0, Line::Direct))?;
-    pair(Part::B, &mut |bench| bench.stream("b", keys, Line::Direct))?;
     let samples = if arguments.quick { 500 } else { 1500 };
-    pair(Part::C, &mut |bench| bench.lag("c", samples))?;
+    for part in [Part::A, Part::B, Part::C].into_iter().filter(|part| arguments.wants(*part)) {
+        rows.extend(medians(["embedded", "kafka"], |kafka| {
+            bench.brokers = (kafka == 1).then(|| brokers.to_owned());
+            let measured = match part {
+                Part::A => bench.snapshot("a", keys, 0, Line::Direct),
+                Part::B => bench.stream("b", keys, Line::Direct),
+                _ => bench.lag("c", samples),
+            };
+            measured?.pop().context("nothing was measured")
+        })?);
+    }
+    if arguments.wants(Part::E) {
+        bench.brokers = Some(brokers.to_owned());
+        rows.extend(medians(["1 a site", "2 a site"], |two| bench.shared("e", keys, two + 1))?);
+    }
     Ok(rows)
+}
+
+/// Measures two ways, the first and the second in turn, and takes of each the run with the middle rate.
+fn medians(names: [&str; 2], mut measure: impl FnMut(usize) -> Result<Row>) -> Result<Vec<Row>> {
+    let mut both = [Vec::new(), Vec::new()];
+    for _ in 0..KAFKA_ROUNDS {
+        for (way, rows) in both.iter_mut().enumerate() {
+            rows.push(Row { by: names[way].to_owned(), ratio: None, ..measure(way)? });
+        }
+    }
+    Ok(compared(both.map(|mut rows: Vec<Row>| {
+        rows.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        rows.into_iter().nth(KAFKA_ROUNDS / 2).into_iter().collect()
+    })))
 }
 
 /// The parts of `bench/conflict`.

@@ -215,8 +215,50 @@ impl Bench {
     /// Starts `syncd` with `channels` and a log of its own. Doesn't wait.
     pub(crate) fn start(&mut self, channels: &str) -> Result<Syncd> {
         self.made += 1;
-        let dir = self.dir.join(format!("syncd-{}", self.made));
-        Syncd::start(&self.syncd, &dir, channels, self.brokers.as_deref())
+        let name = format!("syncd-{}", self.made);
+        Syncd::start(&self.syncd, &self.dir.join(&name), channels, self.brokers.as_deref(), (&name, None))
+    }
+
+    /// Writes `keys` new keys, half of them at the source of each of two channels at once, and waits until the targets
+    /// have them all. Each site has so many `daemons`, which share the channels.
+    pub(crate) fn shared(&mut self, part: &str, keys: u64, daemons: usize) -> Result<Row> {
+        let what = format!("stream 2 × {} SETs", short(keys / 2));
+        eprintln!("bench: {part} {what}, {daemons} at each site");
+        let pairs = [[self.server()?, self.server()?], [self.server()?, self.server()?]];
+        let of_pair = |(name, [dc, cloud]): (&str, &[Redis; 2])| {
+            channel(name, "both", &dc.url, &cloud.url, "snapshot = \"dc\"")
+        };
+        let channels: String = ["one", "two"].into_iter().zip(&pairs).map(of_pair).collect();
+        self.made += 1;
+        let link = format!("shared-{}", self.made);
+        let mut all = Vec::new();
+        for site in ["dc", "cloud"] {
+            for n in 0..daemons {
+                let dir = self.dir.join(format!("{link}-{site}-{n}"));
+                let place = (link.as_str(), Some(site));
+                all.push(Syncd::start(&self.syncd, &dir, &channels, self.brokers.as_deref(), place)?);
+            }
+        }
+        let share = pairs.len() / daemons;
+        until(AT_MOST, Duration::from_millis(100), || Ok(all.iter().all(|d| d.caught_up() == Some(share))))
+            .context("two channels, evenly shared")?;
+        let now = || -> Result<Cpu> {
+            let sum = |site: usize| pairs.iter().map(|pair| pair[site].cpu()).sum::<Result<f64>>();
+            let own = all.iter().map(Syncd::cpu).sum::<Result<f64>>()?;
+            Ok(Cpu { own: Some(own), source: sum(0)?, target: sum(1)? })
+        };
+        let before = now()?;
+        let start = Instant::now();
+        thread::scope(|scope| {
+            let loads =
+                pairs.each_ref().map(|[dc, cloud]| scope.spawn(|| write_and_wait(dc, cloud, keys / 2)));
+            let ended = loads.map(|load| load.join().map_err(|_| anyhow::anyhow!("a load panicked"))?);
+            ended.into_iter().collect::<Result<Vec<_>>>()
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        let row = now()?.row([part, &what, ""], keys, seconds, &before);
+        pairs.iter().try_for_each(|[dc, cloud]| compare_some(dc, cloud, keys / 2))?;
+        Ok(row)
     }
 
     /// Starts an empty server.
