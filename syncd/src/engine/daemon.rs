@@ -599,7 +599,8 @@ impl Control for Daemon {
         let mut reached = here.map(|Live { stats, shared, .. }| {
             shared.capture_ready.is_up() && stats.capture_connected.load(Ordering::SeqCst)
         });
-        reached.all(|reached| reached)
+        // Before its group knows it, a daemon serves nothing.
+        self.group.as_ref().is_none_or(Members::is_in) && reached.all(|reached| reached)
     }
 
     fn metrics(&self) -> String {

@@ -69,6 +69,12 @@ impl Members {
         }
     }
 
+    /// Whether the group knows this daemon, or did when it was asked last.
+    pub(super) fn is_in(&self) -> bool {
+        let name = self.membership.name();
+        lock(&self.found).iter().any(|member| member.name == name)
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> usize {
         lock(&self.found).len()
