@@ -124,7 +124,8 @@ impl Lookback {
         loop {
             let end = self.end();
             for &seq in wanted.range(from..end.max(from)) {
-                let change = self.kept.get((seq.0 - self.first.0) as usize);
+                let at = seq.0.checked_sub(self.first.0);
+                let change = at.and_then(|at| self.kept.get(at as usize));
                 found.extend(change.map(|change| (seq, change.clone())));
             }
             let Some(&next) = wanted.range(end.max(from)..).next() else { return Ok(()) };
@@ -284,7 +285,8 @@ impl Lookback {
         }
     }
 
-    /// Reads what comes next, and forgets what is too much; what is damaged is passed over, and all before it forgotten.
+    /// Reads what comes next, and forgets what is too much; what is damaged, or has gone while nobody read on, is passed
+    /// over, and all before it forgotten.
     async fn read_on(&mut self) -> Result<(), EngineError> {
         while self.bytes > self.bytes_max
             && let Some(change) = self.kept.pop_front()
@@ -294,7 +296,7 @@ impl Lookback {
         }
         let Some(reader) = &mut self.reader else { return Err(EngineError::Stopped) };
         match reader.ready().await {
-            Err(EngineError::Log(LogError::Corrupt { to, .. })) => {
+            Err(EngineError::Log(LogError::Corrupt { to, .. } | LogError::Trimmed { start: to, .. })) => {
                 reader.skip_to(to);
                 self.clear(self.end());
                 return Ok(());

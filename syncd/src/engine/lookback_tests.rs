@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use causeway_core::{Key, Position, Space};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::log::{EmbeddedLog, EmbeddedOptions};
+use crate::log::{EmbeddedLog, EmbeddedOptions, Offset};
 
 const RECORDS: u64 = 30_000;
 
@@ -16,7 +18,14 @@ fn change(seq: u64) -> Change {
 /// A log of `RECORDS`, with a fence among them now and then.
 async fn log(dir: &std::path::Path) -> (Arc<dyn Log>, PartitionId) {
     let id = PartitionId { channel: "push".to_owned(), origin: "dc".to_owned(), number: 0 };
-    let log = EmbeddedLog::open(dir, EmbeddedOptions::default()).await.unwrap();
+    // Segments that retention can take.
+    let options = EmbeddedOptions {
+        age_min: Duration::ZERO,
+        segment_bytes: 256 << 10,
+        block_bytes: 16 << 10,
+        ..EmbeddedOptions::default()
+    };
+    let log = EmbeddedLog::open(dir, options).await.unwrap();
     for from in (0..RECORDS).step_by(1_000) {
         let term = causeway_core::Term(log.bounds(&id).end.0);
         let fence = Change { op: Op::Fence, key: Key::none(), term, ..change(0) };
@@ -72,6 +81,26 @@ async fn what_is_kept_is_not_read_again() {
     assert_eq!(lookback.range(Seq(0)..Seq(RECORDS)).await.unwrap().unwrap().count(), RECORDS as usize);
     assert_eq!(lookback.fetch(&BTreeSet::from([Seq(5), Seq(29_000)])).await.unwrap().len(), 2);
     assert!(lookback.range(Seq(9)..Seq(9)).await.unwrap().is_none());
+}
+
+/// Whoever stands where retention took what nobody wants any more reads on behind it.
+#[tokio::test]
+async fn what_has_gone_meanwhile_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, id) = log(dir.path()).await;
+    let mut lookback = Lookback::new(Arc::clone(&log), id.clone(), 1 << 30);
+    lookback.fetch(&BTreeSet::from([Seq(5)])).await.unwrap();
+    let read_to = lookback.end();
+    log.trim(&id, Offset(RECORDS - 1_000)).await.unwrap();
+    let start = log.bounds(&id).start;
+    let gone = log.read(&id, start, usize::MAX).await.unwrap();
+    let oldest = gone.iter().find(|(_, change)| change.op != Op::Fence).unwrap().1.seq;
+    assert!(read_to < oldest && oldest < Seq(RECORDS - 1), "{read_to} {oldest}");
+    let wanted = BTreeSet::from([read_to, Seq(oldest.0 - 1), oldest, Seq(RECORDS - 1)]);
+    let found = lookback.fetch(&wanted).await.unwrap();
+    let mut seqs: Vec<_> = found.keys().copied().collect();
+    seqs.sort();
+    assert_eq!(seqs, [oldest, Seq(RECORDS - 1)]);
 }
 
 /// What was wanted once and is too far apart to be kept with all between is not read again.
