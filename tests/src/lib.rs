@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_testkit::data::{Traffic, TrafficOptions, judge};
 use causeway_testkit::kafka::KafkaServer;
-use causeway_testkit::servers::{Options, RedisServer, free_port, other_redis_server};
+use causeway_testkit::servers::{AppendOnly, Options, RedisServer, free_port, other_redis_server};
 use syncd::status::{Phase, Status};
 
 use crate::proxy::Proxy;
@@ -586,6 +586,18 @@ pub fn seed() -> u64 {
     // Tests run side by side; a test's thread has its name.
     println!("CAUSEWAY_SEED={seed} {}", std::thread::current().name().unwrap_or_default());
     seed
+}
+
+/// How long a story takes that may take long, in seconds: of `CAUSEWAY_STORY_SECONDS`, or as many as these.
+pub fn story_seconds(otherwise: u64) -> Duration {
+    let asked = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|text| text.parse().ok());
+    let asked = asked.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    asked.unwrap_or(Duration::from_secs(otherwise))
+}
+
+/// A server that loses nothing that it acknowledged.
+pub fn durable() -> Options {
+    Options { appendonly: AppendOnly::Always, ..Options::default() }
 }
 
 /// Whether the servers of a story are there; says so if not, and fails where they are required.

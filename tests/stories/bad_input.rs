@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_stories::proxy::{Disturbed, Line, Proxy};
-use causeway_stories::{Link, Setup, seed, servers};
+use causeway_stories::{Link, Setup, durable, seed, servers};
 use causeway_testkit::data::{History, Traffic, TrafficOptions, fill, judge, large_hash};
 use causeway_testkit::resp::{Connection, cmd};
-use causeway_testkit::servers::{AppendOnly, Options, RedisServer, Tls, free_port};
+use causeway_testkit::servers::{Options, RedisServer, Tls, free_port};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status};
@@ -24,10 +24,6 @@ const DRAIN: Duration = Duration::from_secs(60);
 const PACE: Duration = Duration::from_millis(40);
 /// What a person waits for a message.
 const SOON: Duration = Duration::from_secs(20);
-
-fn durable() -> Options {
-    Options { appendonly: AppendOnly::Always, ..Options::default() }
-}
 
 fn with(args: &[&str]) -> Options {
     Options { args: args.iter().map(|word| (*word).to_owned()).collect(), ..Options::default() }

@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use causeway_core::{Change, Op};
-use causeway_stories::{Link, Setup, seed, servers};
+use causeway_stories::{Link, Setup, durable, seed, servers};
 use causeway_testkit::resp::Connection;
-use causeway_testkit::servers::{AppendOnly, Options, faketime, other_redis_server, redis_server};
+use causeway_testkit::servers::{Options, faketime, other_redis_server, redis_server};
 use syncd::log::{EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 
 const DRAIN: Duration = Duration::from_secs(90);
@@ -117,7 +117,6 @@ fn judge_versions(changes: &[Change], origin: &str, began_ms: u64, ahead_ms: u64
 fn a_clock_that_jumps_loses_nothing_and_reorders_nothing() -> Result<()> {
     let (true, Some(library)) = (servers(), faketime()) else { return Ok(()) };
     let seed = seed();
-    let durable = || Options { appendonly: AppendOnly::Always, ..Options::default() };
     // By the jumping clock, records are old at once; all of them are wanted in the end.
     let setup = Setup { tables: "[log]\nage_min = \"1d\"".to_owned(), ..Setup::default() };
     let mut link = Link::new([durable(), durable()], &setup)?;
@@ -180,7 +179,7 @@ fn ahead(library: &Path) -> Result<Options> {
     program.extend(["FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DISABLE_SHM=1"].map(str::to_owned));
     program.push(format!("FAKETIME=+{}", AHEAD_MS / 1_000));
     program.extend(other_redis_server().or_else(server).context("redis-server is missing")?);
-    Ok(Options { appendonly: AppendOnly::Always, program: Some(program), ..Options::default() })
+    Ok(Options { program: Some(program), ..durable() })
 }
 
 /// FF19: the servers' clocks differ by two minutes. A key ends at the moment that was said where it was written, at
@@ -188,8 +187,7 @@ fn ahead(library: &Path) -> Result<Options> {
 #[test]
 fn servers_whose_clocks_differ_agree_when_a_key_ends() -> Result<()> {
     let (true, Some(library)) = (servers(), faketime()) else { return Ok(()) };
-    let durable = Options { appendonly: AppendOnly::Always, ..Options::default() };
-    let mut link = Link::new([durable, ahead(&library)?], &Setup::default())?;
+    let mut link = Link::new([durable(), ahead(&library)?], &Setup::default())?;
     let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
     let time = |of: &mut Connection| -> Result<i64> {
         let time = of.must(&["TIME"])?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use causeway_stories::hot::{Act, Draw, MILLION, SITES, Writer, appends, everything, kind};
 use causeway_stories::proxy::Proxy;
 use causeway_stories::watch::{Captured, Watch};
-use causeway_stories::{Link, Setup, seed, servers};
+use causeway_stories::{Link, Setup, seed, servers, story_seconds};
 use causeway_testkit::resp::{Connection, Reply};
 use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
@@ -176,7 +176,7 @@ struct Last {
 /// Runs a writer at each site while lines and daemon are disturbed, and waits until all has arrived.
 fn collide(link: &mut Link, lines: &[Proxy; 2], draw: Draw) -> Result<Outcome> {
     let mut random = SmallRng::seed_from_u64(seed());
-    let lasts = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(15.0);
+    let lasts = story_seconds(15).as_secs_f64();
     link.start()?;
     link.wait_until_drained(DRAIN)?;
     let began = Instant::now();

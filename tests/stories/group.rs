@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use causeway_stories::{Seat, log_in_kafka, seed, servers};
+use causeway_stories::{Seat, durable, log_in_kafka, seed, servers, story_seconds};
 use causeway_testkit::data::{Traffic, TrafficOptions, judge};
-use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
-use causeway_testkit::servers::{AppendOnly, Options, RedisServer};
+use causeway_testkit::kafka::{KafkaServer, kafka_home};
+use causeway_testkit::servers::RedisServer;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{ChannelState, ChannelStatus, Phase, Status};
@@ -20,7 +20,7 @@ const AT_MOST: Duration = Duration::from_secs(120);
 
 /// Two sites with a broker each, some channels between them, and the daemons of each site.
 struct Sites {
-    brokers: Vec<KafkaServer>,
+    brokers: [KafkaServer; 2],
     stores: Vec<[RedisServer; 2]>,
     daemons: [Vec<Seat>; 2],
 }
@@ -31,12 +31,7 @@ impl Sites {
         if !servers() || kafka_home().is_none() {
             return Ok(None);
         }
-        let brokers = std::thread::scope(|scope| {
-            let starts = SITES.map(|_| scope.spawn(|| KafkaServer::start(kafka::Options::default())));
-            starts.map(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
-        });
-        let brokers: Vec<_> = brokers.into_iter().collect::<Result<_>>()?;
-        let durable = || Options { appendonly: AppendOnly::Always, ..Options::default() };
+        let brokers = KafkaServer::start_both(Default::default())?;
         let pair = |_| -> Result<_> { Ok([RedisServer::start(durable())?, RedisServer::start(durable())?]) };
         let stores: Vec<_> = (0..channels).map(pair).collect::<Result<_>>()?;
         let mut tables = format!(
@@ -157,7 +152,7 @@ fn channels_go_on_while_the_daemons_that_share_them_die_and_sleep() -> Result<()
     let Some(mut sites) = Sites::start(3, [3, 2])? else { return Ok(()) };
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
+    let lasts = story_seconds(25);
     let writers = sites.traffic(seed, 150);
     sites.wait("begun", streams)?;
     // All of them have something to do.
@@ -167,7 +162,7 @@ fn channels_go_on_while_the_daemons_that_share_them_die_and_sleep() -> Result<()
         ensure!(Instant::now() < spread, "a daemon has nothing to do: {:#?}", sites.daemons[0][0].status());
         std::thread::sleep(Duration::from_millis(200));
     }
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + lasts;
     let mut first: Vec<usize> = (0..5).collect();
     while Instant::now() < end || !first.is_empty() {
         let what = first.pop().unwrap_or_else(|| random.random_range(0..5));

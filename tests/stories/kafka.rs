@@ -7,34 +7,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_stories::proxy::Proxy;
-use causeway_stories::{Link, Setup, log_in_kafka, program, seed, servers};
+use causeway_stories::{Link, Setup, durable, log_in_kafka, program, seed, servers, story_seconds};
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
-use causeway_testkit::servers::{AppendOnly, Options, free_port};
+use causeway_testkit::servers::free_port;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{DirectionStatus, Phase, Status};
 
 const DRAIN: Duration = Duration::from_secs(120);
 
-fn durable() -> Options {
-    Options { appendonly: AppendOnly::Always, ..Options::default() }
-}
-
 /// Brokers of this story alone, and a link over them.
-fn link() -> Result<Option<(Vec<KafkaServer>, Link)>> {
+fn link() -> Result<Option<([KafkaServer; 2], Link)>> {
     link_with(Default::default())
 }
 
 /// The same, with brokers that are set up so.
-fn link_with(options: [kafka::Options; 2]) -> Result<Option<(Vec<KafkaServer>, Link)>> {
+fn link_with(options: [kafka::Options; 2]) -> Result<Option<([KafkaServer; 2], Link)>> {
     if !servers() || kafka_home().is_none() {
         return Ok(None);
     }
-    let brokers = std::thread::scope(|scope| {
-        let starts = options.map(|options| scope.spawn(|| KafkaServer::start(options)));
-        starts.map(|start| start.join().map_err(|_| anyhow::anyhow!("a start panicked"))?)
-    });
-    let brokers: Vec<_> = brokers.into_iter().collect::<Result<_>>()?;
+    let brokers = KafkaServer::start_both(options)?;
     let tables = log_in_kafka(&brokers[0], &brokers[1]);
     let link = Link::new([durable(), durable()], &Setup { tables, ..Setup::default() })?;
     Ok(Some((brokers, link)))
@@ -55,13 +47,13 @@ fn every_write_arrives_once_with_a_daemon_for_each_site() -> Result<()> {
     whatever_dies(brokers, link)
 }
 
-fn whatever_dies(mut brokers: Vec<KafkaServer>, mut link: Link) -> Result<()> {
+fn whatever_dies(mut brokers: [KafkaServer; 2], mut link: Link) -> Result<()> {
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
+    let lasts = story_seconds(25);
     link.start()?;
     let writers = link.traffic(seed, 700);
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + lasts;
     let mut deaths = [0; 6];
     // Each of them dies at least once.
     let mut first: Vec<usize> = (0..6).collect();
@@ -214,12 +206,12 @@ fn a_line_to_brokers_that_delays_stalls_and_breaks_costs_time_only() -> Result<(
     }
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
+    let lasts = story_seconds(25);
     lines.iter().for_each(|line| line.slow(Duration::from_millis(1), 0));
     link.start()?;
     let writers = link.traffic(seed, 300);
     link.wait_until_applied(100, DRAIN)?;
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + lasts;
     let mut first: Vec<u32> = (0..4).collect();
     while Instant::now() < end || !first.is_empty() {
         let delay = Duration::from_millis([1, 150][random.random_range(0..2_usize)]);

@@ -3,19 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use causeway_stories::{Link, Setup, seed, servers};
+use causeway_stories::{Link, Setup, durable, seed, servers, story_seconds};
 use causeway_testkit::data::{fill, load};
 use causeway_testkit::resp::{Reply, cmd};
-use causeway_testkit::servers::{AppendOnly, Options, RedisServer};
+use causeway_testkit::servers::{Options, RedisServer};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status};
 
 const DRAIN: Duration = Duration::from_secs(90);
-
-fn durable() -> Options {
-    Options { appendonly: AppendOnly::Always, ..Options::default() }
-}
 
 /// As [`durable`], and packs its values in another way than a server with the usual limits.
 fn durable_and_packed_otherwise() -> Options {
@@ -34,11 +30,11 @@ fn every_write_arrives_once_while_everything_is_killed() -> Result<()> {
     }
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let seconds = std::env::var("CAUSEWAY_STORY_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let lasts = story_seconds(60);
     let mut link = Link::new([durable(), durable_and_packed_otherwise()], &Setup::default())?;
     link.start()?;
     let writers = link.traffic(seed, 1_500);
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + lasts;
     let mut deaths = [0; 3];
     while Instant::now() < end {
         std::thread::sleep(Duration::from_millis(random.random_range(500..5_000)));

@@ -4,17 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use causeway_stories::{Link, Setup, seed, servers};
+use causeway_stories::{Link, Setup, durable, seed, servers};
 use causeway_testkit::data::{fill, key_at};
 use causeway_testkit::resp::{Command, cmd};
-use causeway_testkit::servers::{AppendOnly, Options, RedisServer};
+use causeway_testkit::servers::{Options, RedisServer};
 use syncd::status::{ChannelState, DirectionStatus, Phase, Status};
 
 const DRAIN: Duration = Duration::from_secs(90);
-
-fn durable() -> Options {
-    Options { appendonly: AppendOnly::Always, ..Options::default() }
-}
 
 /// A copy that takes some seconds, so that something can be done in the middle of it.
 fn slow(bytes_per_second: u32) -> String {

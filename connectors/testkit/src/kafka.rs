@@ -104,6 +104,19 @@ impl KafkaServer {
         KafkaServer::start_in(None, free_port()?, options)
     }
 
+    /// Starts two clusters at the same time.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](KafkaServer::start).
+    pub fn start_both(options: [Options; 2]) -> Result<[KafkaServer; 2]> {
+        let [dc, cloud] = std::thread::scope(|scope| {
+            let starts = options.map(|options| scope.spawn(|| KafkaServer::start(options)));
+            starts.map(|start| start.join().map_err(|_| anyhow!("the start panicked"))?)
+        });
+        Ok([dc?, cloud?])
+    }
+
     /// Starts another broker, without a controller, in this one's cluster. `node`: 2 or more.
     ///
     /// # Errors
@@ -354,11 +367,8 @@ pub fn shared() -> Option<&'static SharedBrokers> {
     static SHARED: OnceLock<Result<SharedBrokers, String>> = OnceLock::new();
     kafka_home()?;
     let start = || -> Result<SharedBrokers> {
-        std::thread::scope(|scope| {
-            let cloud = scope.spawn(|| KafkaServer::start(Options::default()));
-            let dc = KafkaServer::start(Options::default())?;
-            Ok(SharedBrokers { dc, cloud: cloud.join().map_err(|_| anyhow!("the start panicked"))?? })
-        })
+        let [dc, cloud] = KafkaServer::start_both(Default::default())?;
+        Ok(SharedBrokers { dc, cloud })
     };
     match SHARED.get_or_init(|| start().map_err(|error| format!("{error:#}"))) {
         Ok(brokers) => Some(brokers),

@@ -560,7 +560,7 @@ impl Reign {
                 whole.push(change);
             } else if change.seq < settled || !named {
             } else if change.op == Op::Refresh {
-                wanted.extend(task.wanted(&change));
+                wanted.push(change.key.detached());
             } else if !change.op.is_data() {
             } else if change.op == Op::Read && change.part.is_none() {
                 reads.push(change);

@@ -216,20 +216,19 @@ impl Daemon {
             .collect();
         let partition = |site: Site| partition(&channel.name, &self.sites[site.index()]);
         let cleared = Arc::new(Flag::default());
-        let counts_of = |from: Site| run.directions.iter().find(|direction| direction.from == from);
+        let direction_of = |from: Site| run.directions.iter().find(|direction| direction.from == from);
         let all_stats = Site::BOTH.map(|from| {
-            let counts = counts_of(from).map(|direction| Arc::clone(&direction.counts));
+            let counts = direction_of(from).map(|direction| Arc::clone(&direction.counts));
             Arc::new(DirectionStats { counts: counts.unwrap_or_default(), ..DirectionStats::default() })
         });
-        let mut asks = receivers.into_iter().map(Some).collect::<Vec<_>>();
-        for direction in &run.directions {
-            let (from, to, both) = (direction.from, direction.from.peer(), direction.both);
+        for (from, asks) in Site::BOTH.into_iter().zip(receivers) {
+            let Some(direction) = direction_of(from) else { continue };
+            let (to, both) = (from.peer(), direction.both);
             let stats = Arc::clone(&all_stats[from.index()]);
             let origin = match self.serves(from) {
                 true => Asks::Here(channel_asks[from.index()].clone()),
                 false => Asks::ByLog(channel_asks[to.index()].clone()),
             };
-            let Some(asks) = asks[from.index()].take() else { continue };
             let capture = CaptureTask {
                 channel: channel.name.clone(),
                 site: from,
