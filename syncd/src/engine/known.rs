@@ -134,7 +134,8 @@ impl Known {
         let settled = task.log.locate(peer, marker.settled).await?;
         let answered = Seq(recover(task.log.as_ref(), peer, settled).await?.point.settled);
         for (log, partition) in [&task.partition, peer].into_iter().enumerate() {
-            let whole = task.log.bounds(partition).start == Offset(0);
+            let start = task.log.bounds(partition).start;
+            let whole = start == Offset(0);
             known.complete &= whole;
             let mut is_oldest = !whole;
             walk_kept(task.log.as_ref(), partition, Offset(0), ends[log], |_, change| {
@@ -158,7 +159,8 @@ impl Known {
                 known.note(log == 0, &change, applied, connector);
             })
             .await?;
-            if is_damaged(task.log.as_ref(), partition, Offset(0), ends[log]) {
+            let trimmed_meanwhile = task.log.bounds(partition).start != start;
+            if trimmed_meanwhile || is_damaged(task.log.as_ref(), partition, Offset(0), ends[log]) {
                 // Anything may have come after any word.
                 (known.complete, known.own_seen, known.peer_from) = (false, Seq(u64::MAX), Seq(u64::MAX));
             }

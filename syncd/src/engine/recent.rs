@@ -128,7 +128,7 @@ impl Written {
     pub(crate) fn note(&mut self, touched: &[(u128, Touch)]) {
         // A delete is no write: the key may only have expired here.
         let written = touched.iter().filter(|(_, own)| own.class != Class::Observed);
-        let last = |own: &Touch| Hlc(own.version.place & !UNSURE);
+        let last = |own: &Touch| Hlc(own.version.place & !(UNSURE | UNKNOWN));
         self.new.extend(written.map(|(digest, own)| Wrote { digest: half(*digest), last: last(own) }));
         if self.new.len() >= Self::NEW_MAX {
             self.put_new();
@@ -190,10 +190,14 @@ fn set(digest: u64, sets: usize) -> usize {
 /// zero.
 pub(crate) const UNSURE: u64 = 1;
 
+/// The version of a `state` that may hold such a write, to a key that we never wrote as far as is known: it goes
+/// over what the other site had before, and over nothing else.
+const UNKNOWN: u64 = 2;
+
 /// The version of a `state` that may hold a write newer than `last`, our last one that is known, or that was
 /// found to hold one made by `last`. A key that we never wrote only holds the peer's.
 pub(crate) fn unsure(last: Hlc) -> Hlc {
-    if last == Hlc(0) { last } else { Hlc(last.0 | UNSURE) }
+    if last == Hlc(0) { Hlc(UNKNOWN) } else { Hlc(last.0 | UNSURE) }
 }
 
 /// Whether `change` is a `state` that only says again what the logs know, and so no write. Both sites must
