@@ -846,10 +846,15 @@ impl Reign {
         self.mend(task, target).await
     }
 
-    /// The marker of a transaction that takes the store from here to `to`.
-    pub(crate) fn marker_for(&mut self, task: &ApplyTask, changes: &[Change], to: Seq) -> Marker {
+    /// The marker of a transaction of the changes `from..to`, or of none of the log's own.
+    pub(crate) fn marker_for(
+        &mut self,
+        task: &ApplyTask,
+        changes: &[Change],
+        Range { start: from, end: to }: Range<Seq>,
+    ) -> Marker {
         let newest = changes.iter().map(|change| change.hlc).max().unwrap_or(Hlc(0));
-        self.marker.from = self.marker.applied.min(to);
+        self.marker.from = from.min(to);
         self.marker.applied = self.marker.applied.max(to);
         self.marker.settled = self.settled();
         self.marker.hlc = self.marker.hlc.max(newest);
@@ -869,7 +874,7 @@ impl Reign {
         let from = self.marker.applied.min(to);
         let changes = Arc::new(changes);
         let mut plan = self.plan(task, &changes, fill).await?;
-        let marker = self.announce(task, &changes, (to, self.low), &mut plan);
+        let marker = self.announce(task, &changes, (from..to, self.low), &mut plan);
         for change in changes.iter() {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
@@ -883,16 +888,16 @@ impl Reign {
         Ok(())
     }
 
-    /// The marker of a transaction that takes the store to `to` by what was planned. Tells the target's own capture
+    /// The marker of a transaction of the changes of `span` by what was planned. Tells the target's own capture
     /// what it touches, before it can see it pass; `low` is that of its last change.
     pub(crate) fn announce(
         &mut self,
         task: &ApplyTask,
         changes: &Arc<Vec<Change>>,
-        (to, low): (Seq, Seq),
+        (span, low): (Range<Seq>, Seq),
         plan: &mut Plan,
     ) -> Marker {
-        let mut marker = self.marker_for(task, changes, to);
+        let mut marker = self.marker_for(task, changes, span);
         (marker.basis, marker.dropped) = (plan.basis, std::mem::take(&mut plan.dropped));
         if task.own.is_some() {
             let units = plan.units.take();
@@ -1069,7 +1074,7 @@ impl Reign {
                 }
             }
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
-            let marker = self.announce(task, &sent.changes, (sent.to, sent.low), &mut plan);
+            let marker = self.announce(task, &sent.changes, (sent.from..sent.to, sent.low), &mut plan);
             let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
             let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec());
             let batch = Batch { marker, changes, watched: false, keep_existing: sent.fill };

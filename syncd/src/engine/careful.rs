@@ -75,7 +75,7 @@ impl Reign {
                 watch(task, target, &keys).await?;
             }
             let mut plan = self.plan(task, &changes, false).await?;
-            let marker = self.announce(task, &changes, (to, self.low), &mut plan);
+            let marker = self.announce(task, &changes, (self.marker.applied..to, self.low), &mut plan);
             let decided = plan.decided.unwrap_or_else(|| changes.to_vec());
             let keep_existing = !task.origin_wins;
             let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
@@ -140,7 +140,7 @@ impl Reign {
         count: u64,
     ) -> Result<(), EngineError> {
         let mut plan = self.plan(task, &[], false).await?;
-        let marker = self.announce(task, &Arc::default(), (to, self.low), &mut plan);
+        let marker = self.announce(task, &Arc::default(), (self.marker.applied..to, self.low), &mut plan);
         let batch = Batch { marker, changes: Vec::new(), watched: false, keep_existing: false };
         match transact(task, target, batch).await? {
             Outcome::Committed { .. } => {
