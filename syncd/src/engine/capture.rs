@@ -47,6 +47,8 @@ pub(crate) struct CaptureTask {
     pub(crate) asks: mpsc::Receiver<Ask>,
     /// What stamps the changes.
     pub(crate) clock: Clock,
+    /// The channel's `keep_alive`.
+    pub(crate) keep_alive: bool,
     /// Where the channel's `conflict` is `owner`.
     pub(crate) owners: Option<Arc<Owners>>,
     /// Keys that are remembered in memory; those beyond in a file.

@@ -141,6 +141,7 @@ impl Capture {
             dropped: marker.dropped.contains(&touch.seq),
             on_top: theirs.on_top,
             at: pos.at,
+            keep_alive: task.keep_alive,
             basis: if is_off(Part::Basis) { Seq(u64::MAX) } else { marker.basis },
         };
         for race in rule::races(&applied, &ours, task.site == Site::First) {

@@ -194,11 +194,13 @@ pub(crate) struct Applied {
     pub(crate) basis: Seq,
     /// Its place in our stream.
     pub(crate) at: u64,
+    /// As in [`decide`].
+    pub(crate) keep_alive: bool,
 }
 
 /// The races of `theirs` with `ours`, all that is remembered of the key.
 pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec<Race> {
-    let Applied { touch: change, dropped, on_top, basis, at } = theirs;
+    let Applied { touch: change, dropped, on_top, basis, at, keep_alive } = theirs;
     let unseen: Vec<Touch> =
         ours.iter().filter(|own| own.seq >= change.seen && own.at < *at).copied().collect();
     let (left, _) = after_delete(&unseen);
@@ -219,6 +221,14 @@ pub(crate) fn races(theirs: &Applied, ours: &[Touch], is_authority: bool) -> Vec
             let element = if of_delete { None } else { narrower(own.element, change.element) };
             races.push(Race::Redo { element, ours: *own });
         }
+    }
+    // An expire-at is set only where there is a key: that depends on a delete by either site, and on what came after it.
+    let may_depend = |own: &&Touch| match change.is_expire_at {
+        true => is_delete(own),
+        false => own.is_expire_at && !is_delete(change) && !replaces(change),
+    };
+    if let Some(own) = unseen.iter().find(may_depend).filter(|_| !keep_alive && !dropped) {
+        races.push(Race::Redo { element: None, ours: *own });
     }
     if *dropped && ends_the_key(change) && left.iter().any(|own| own.is_expire_at) {
         races.push(Race::Ship);
@@ -520,7 +530,7 @@ mod tests {
     }
 
     fn applied(touch: Touch, basis: u64) -> Applied {
-        Applied { touch, dropped: false, on_top: false, basis: Seq(basis), at: u64::MAX }
+        Applied { touch, dropped: false, on_top: false, basis: Seq(basis), at: u64::MAX, keep_alive: true }
     }
 
     #[test]
@@ -585,6 +595,22 @@ mod tests {
         assert_eq!(races(&applied(pushed, 10), &ours, false), []);
         let counted = touch(5, 50, Class::Commuting, F);
         assert_eq!(races(&applied(counted, 9), &[touch(9, 60, Class::Commuting, F)], true), []);
+    }
+
+    #[test]
+    fn whether_a_key_has_an_expire_at_depends_on_the_deletes_of_both_sites() {
+        let expire_at = |seq| Touch { is_expire_at: true, ..touch(seq, 50, Class::Absolute, G) };
+        let ends = |change| Applied { keep_alive: false, ..applied(change, 99) };
+        let delete = touch(8, 40, Class::Observed, None);
+        let redo = |ours| [Race::Redo { element: None, ours }];
+        assert_eq!(races(&ends(expire_at(5)), &[delete], true), redo(delete), "ours had not seen it");
+        let counted = touch(5, 60, Class::Commuting, F);
+        assert_eq!(
+            races(&ends(counted), &[expire_at(9)], true),
+            redo(expire_at(9)),
+            "a delete may stand between"
+        );
+        assert_eq!(races(&applied(counted, 99), &[expire_at(9)], true), [], "then the delete was dropped");
     }
 
     #[test]

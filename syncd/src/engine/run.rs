@@ -241,6 +241,7 @@ impl Daemon {
                 snapshot: channel.snapshot.names(from),
                 asks,
                 clock: Arc::clone(&self.clocks[from.index()]),
+                keep_alive: channel.keep_alive,
                 owners: channel.conflict.owners().cloned(),
                 keys_max: shares.remembered_max,
                 spill_dir: shares.spill_dir.clone(),
