@@ -159,7 +159,7 @@ impl Daemon {
                 let partitions: Vec<PartitionId> = config.channels.iter().flat_map(of).collect();
                 // Each has a few consumers.
                 let fetch_bytes =
-                    (share / 4 / partitions.len().max(1)).clamp(FETCH_BYTES.start, FETCH_BYTES.end);
+                    (share / 2 / partitions.len().max(1)).clamp(FETCH_BYTES.start, FETCH_BYTES.end);
                 let options = KafkaOptions {
                     cache_bytes: share,
                     in_flight_bytes: share / 2,

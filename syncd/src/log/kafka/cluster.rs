@@ -156,10 +156,10 @@ impl Cluster {
         let config = self.consumer_config(&[
             ("queued.max.messages.kbytes", &(fetch >> 10).to_string()),
             ("fetch.message.max.bytes", &fetch.to_string()),
-            // A queue that was full is filled again soon, and not after its default of a second. Of each such wait
-            // librdkafka spends the last millisecond in a loop, also for a consumer that nobody reads from at present.
+            // A queue that was full is filled again before a fast reader has emptied it. Of each such wait librdkafka spends
+            // the last millisecond in a loop, also for a consumer that nobody reads from at present.
             ("fetch.wait.max.ms", "100"),
-            ("fetch.queue.backoff.ms", "25"),
+            ("fetch.queue.backoff.ms", "8"),
         ]);
         config.create_with_context(Logged).map_err(|error| self.failed("set up a consumer", &error))
     }

@@ -56,7 +56,7 @@ pub struct KafkaOptions {
     pub batch_bytes: usize,
     /// A record that is larger, in bytes, is cut into pieces. Default 900 kB.
     pub record_bytes_max: usize,
-    /// Bytes that a reader fetches ahead. Default 2 MiB.
+    /// Bytes that a reader fetches ahead. Default 4 MiB.
     pub fetch_bytes: usize,
     /// Memory for the records appended or read last, of all partitions, in bytes of [`Change::cost`].
     pub cache_bytes: usize,
@@ -75,7 +75,7 @@ impl Default for KafkaOptions {
             linger: Duration::ZERO,
             batch_bytes: 1_000_000,
             record_bytes_max: 900_000,
-            fetch_bytes: 2 << 20,
+            fetch_bytes: 4 << 20,
             cache_bytes: 32 << 20,
             in_flight_bytes: 16 << 20,
         }
