@@ -24,5 +24,5 @@ pub use hlc::{Hlc, HlcClock};
 pub use marker::Marker;
 pub use position::{Position, Seq, Term, Token};
 pub use site::Site;
-pub use source::{Behind, Event, Opened, Source};
+pub use source::{Behind, Event, Opened, Source, Told};
 pub use target::{Batch, Keys, Outcome, Refused, Target};

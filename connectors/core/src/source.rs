@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -73,6 +74,9 @@ pub enum Opened {
 /// by anybody: a reader that is stuck cannot tell it itself.
 pub type Behind = Arc<dyn Fn() -> Option<f64> + Send + Sync>;
 
+/// Keys, each with the last place of a stream where the log says what it held. See [`Source::told`].
+pub type Told = HashMap<Key, u64>;
+
 /// The change stream of one partition of a store, joined to a snapshot.
 #[async_trait]
 pub trait Source: Send {
@@ -120,6 +124,13 @@ pub trait Source: Send {
     /// more, nothing is applied into the store. `None`: the store keeps its stream whoever is slow.
     fn behind(&self) -> Option<Behind> {
         None
+    }
+
+    /// Said before an [`open`](Source::open) that may resume: what the log tells of the stretch that comes again. What a
+    /// write there left in a key that is told of at a place behind it is not read again: it would pass for newer than
+    /// it is.
+    fn told(&mut self, told: Told) {
+        let _ = told;
     }
 
     /// Waits for at least one event and appends what is there to `events`, at most about `bytes_max` of

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use causeway_core::{Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Source, Token};
+use causeway_core::{
+    Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Source, Token, Told,
+};
 
 use crate::command::{Stored, key};
 use crate::store::{Fault, Open, Store, Why};
@@ -26,6 +28,7 @@ pub(crate) struct MemorySource {
     at: u64,
     /// Keys that have to be read again.
     opened: Open,
+    told: Told,
     /// The same as `at`, for others to see.
     read: Arc<AtomicU64>,
     /// What of the snapshot has not been handed over yet.
@@ -36,8 +39,8 @@ impl MemorySource {
     pub(crate) fn new(store: Arc<Store>, endpoint: String, part_bytes: usize) -> Self {
         let snapshot = VecDeque::new();
         let id = store.unique();
-        let (opened, read) = (Open::default(), Arc::default());
-        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, opened, read, snapshot }
+        let (opened, told, read) = (Open::default(), Told::new(), Arc::default());
+        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, opened, told, read, snapshot }
     }
 
     /// Takes what is there; `None` if nothing is.
@@ -123,7 +126,7 @@ impl Source for MemorySource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
         // What was asked for before the break is not answered.
         self.id = self.store.unique();
-        self.opened = Open::default();
+        self.opened = Open::new(std::mem::take(&mut self.told));
         let mut state = self.store.lock();
         state.streams += 1;
         if state.down {
@@ -187,6 +190,10 @@ impl Source for MemorySource {
             let read = read.upgrade()?.load(Ordering::Relaxed);
             store.lock().behind(read)
         }))
+    }
+
+    fn told(&mut self, told: Told) {
+        self.told = told;
     }
 
     fn acknowledge(&mut self, durable: &Position) {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use causeway_core::{Change, Event, Group, Marker, Op, Outcome, Position, Refused, Term, Token};
+use causeway_core::{Change, Event, Group, Marker, Op, Outcome, Position, Refused, Term, Token, Told};
 use tokio::sync::Notify;
 
 use crate::command::{Command, Stored, key};
@@ -62,6 +62,7 @@ pub(crate) struct Open {
     keys: BTreeMap<String, u64>,
     /// Those not asked for yet.
     asked: Vec<Vec<String>>,
+    told: Told,
 }
 
 impl Open {
@@ -74,8 +75,15 @@ impl Open {
         std::mem::take(&mut self.asked)
     }
 
+    pub(crate) fn new(told: Told) -> Open {
+        Open { told, ..Open::default() }
+    }
+
+    /// Those of `names`, written by the transaction at `at`, that nothing behind it tells of.
     fn open(&mut self, names: &[String], at: u64) {
-        let names: Vec<_> = names.iter().filter(|name| !self.keys.contains_key(*name)).cloned().collect();
+        let is_told = |name: &&String| self.told.get(&key(name)).is_some_and(|told| *told > at + 1);
+        let news = names.iter().filter(|name| !self.keys.contains_key(*name) && !is_told(name));
+        let names: Vec<_> = news.cloned().collect();
         self.keys.extend(names.iter().map(|name| (name.clone(), at)));
         if !names.is_empty() {
             self.asked.push(names);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use causeway_core::{
-    Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Site, Source, Space, Token,
+    Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Site, Source, Space, Token, Told,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -42,6 +42,8 @@ pub struct RedisSource {
     /// Changes are applied into this server, too.
     applied_into: Arc<AtomicBool>,
     live: Option<Mode>,
+    /// For the next open.
+    told: Told,
     /// Where a scan that broke had come to.
     scan_broke_at: Option<ScanPlace>,
     /// Of the link that is open, or broke last.
@@ -69,6 +71,7 @@ impl RedisSource {
             site,
             applied_into: Arc::default(),
             live: None,
+            told: Told::new(),
             scan_broke_at: None,
             progress: Arc::default(),
         }
@@ -116,7 +119,7 @@ impl RedisSource {
         })
     }
 
-    async fn open_link(&self, from: Option<&Position>, snapshot: bool) -> Result<(Mode, Opened)> {
+    async fn open_link(&mut self, from: Option<&Position>, snapshot: bool) -> Result<(Mode, Opened)> {
         let mut side = Conn::connect(self.endpoint()).await?;
         let label = side.endpoint_label().to_owned();
         let endpoint = self.endpoint().only(side.address());
@@ -187,6 +190,7 @@ impl RedisSource {
             let stream =
                 Stream::new(&label, self.config.filter.clone(), self.config.names.clone(), history, at, db);
             let anew = matches!(opened, Opened::Anew { .. });
+            let stream = stream.told(if anew { Told::new() } else { std::mem::take(&mut self.told) });
             let snapshot = anew.then(|| Snapshot::new(&self.config, &stream, &info, snapshot));
             let live = Live { keeps, ..Live::new(label, link, side, stream, snapshot) };
             return Ok((Mode::Stream(Box::new(live)), opened));
@@ -651,6 +655,10 @@ impl Source for RedisSource {
             Mode::Stream(live) => live.next(events, bytes_max).await,
             Mode::Scan(live) => live.next(events, bytes_max).await,
         }
+    }
+
+    fn told(&mut self, told: Told) {
+        self.told = told;
     }
 
     fn snapshot_broke_at(&mut self, restart_point: &Position) {

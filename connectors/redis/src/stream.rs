@@ -5,10 +5,10 @@
 //! A key is *open* from the command that made its value unknown to the place where it was read again:
 //! changes to it in between are in what was read, and are swallowed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
-use causeway_core::{Change, Event, Group, Key, Marker, Op, Part, Position, Space, Token};
+use causeway_core::{Change, Event, Group, Key, Marker, Op, Part, Position, Space, Token, Told};
 
 use crate::args::swapped;
 use crate::commands::{Effects, SplitOp, effects};
@@ -195,6 +195,10 @@ pub struct Stream {
     /// Places of the commands that opened keys: how many of each are open, and the database selected there.
     opened_at: BTreeMap<u64, (usize, u32)>,
     asked: Vec<Set>,
+    /// See [`Source::told`](causeway_core::Source::told).
+    told: Told,
+    /// What was not opened for that.
+    told_of: HashSet<(u32, Bytes)>,
     /// Tokens that came by, with the offsets before and behind.
     tokens: VecDeque<(Token, u64, Position)>,
     known: HashMap<Vec<u8>, Option<KeyArgs>>,
@@ -230,11 +234,19 @@ impl Stream {
             open: HashMap::new(),
             opened_at: BTreeMap::new(),
             asked: Vec::new(),
+            told: Told::new(),
+            told_of: HashSet::new(),
             tokens: VecDeque::new(),
             known: HashMap::new(),
             left_out: Vec::new(),
             empty_names: Vec::new(),
         }
+    }
+
+    /// See [`Source::told`](causeway_core::Source::told).
+    #[must_use]
+    pub fn told(self, told: Told) -> Stream {
+        Stream { told, ..self }
     }
 
     /// Behind the last command, transactions taken as a whole.
@@ -647,6 +659,10 @@ impl Stream {
                 return Err(StreamError::TooFarBehind);
             }
             let name = Bytes::copy_from_slice(&name);
+            if self.is_told(db, &name) {
+                self.told_of.insert((db, name));
+                continue;
+            }
             self.open.insert((db, name.clone()), self.tx.start);
             self.opened_at.entry(self.tx.start).or_insert((0, self.tx.start_db)).0 += 1;
             set.push((db, name));
@@ -657,11 +673,20 @@ impl Stream {
         Ok(())
     }
 
+    /// Whether the log says what a key held behind the transaction that ends here.
+    fn is_told(&self, db: u32, name: &Bytes) -> bool {
+        !self.told.is_empty()
+            && self
+                .told
+                .get(&Key { space: Space::Db(db), name: name.clone() })
+                .is_some_and(|at| *at > self.at)
+    }
+
     /// What was open in one of two databases is now unknown in the other one: the target, which swaps its
     /// own, has there what it had here.
     fn reread_swapped(&mut self, a: u32, b: u32) -> Result<(), StreamError> {
         let other = |db| if db == a { b } else { a };
-        let keys = self.open.keys().filter(|(db, _)| *db == a || *db == b);
+        let keys = self.open.keys().chain(&self.told_of).filter(|(db, _)| *db == a || *db == b);
         let keys: Vec<_> = keys.map(|(db, name)| (other(*db), name.clone())).collect();
         for key in keys {
             self.reread(vec![key])?;

@@ -1,6 +1,6 @@
 //! Capture: carries one site's own changes from its store into its log, in the order of the store's stream.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use causeway_core::{
     Change, Connector, Error as StoreError, ErrorKind, Event, Hlc, HlcClock, Key, Marker, Op, Opened,
-    Position, Seq, Site, Source, Term, Token,
+    Position, Seq, Site, Source, Term, Token, Told,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
@@ -23,7 +23,7 @@ use super::order::Side;
 use super::races::{Refresh, Ships};
 use super::recent::{Written, key_digest, touches, unsure};
 use super::restart::{
-    RestartPoint, SnapshotPoint, is_damaged, position_record, recover, touched_keys, walk_kept,
+    RestartPoint, SnapshotPoint, Terms, is_damaged, position_record, recover, touched_keys, walk_kept,
 };
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
 use super::switch::{Part, is_off};
@@ -69,6 +69,12 @@ const REFRESHES: usize = 10_000;
 const FORGOTTEN_AT_ONCE: u64 = 1 << 16;
 /// A fence that brokers do not take is tried this often.
 const FENCE_AGAIN: Duration = Duration::from_secs(1);
+/// Keys that a source is told of, of the stretch that comes again; of others it reads again what they hold.
+const TOLD_MAX: usize = 1 << 16;
+/// How long that waits for what is on its way to the log.
+const TOLD_WAIT: Duration = Duration::from_secs(10);
+/// Places of that stretch whose seqs are known.
+const STRETCH_MAX: usize = 1024;
 /// How often the restart point, and with it `low`, is written.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
 
@@ -215,6 +221,8 @@ pub(super) struct Capture {
     pub(super) low: Seq,
     pub(super) point: RestartPoint,
     resume_at: Option<Position>,
+    /// Places of the stream, each with our first seq behind it; the oldest is where a restart reads on, or before.
+    stretch: VecDeque<(u64, Seq)>,
     pub(super) last: Position,
     /// The event before this one stands here, whether or not the log holds it already.
     pub(super) passed: Position,
@@ -322,6 +330,7 @@ impl Capture {
             passed: Position::default(),
             checked_to: None,
             resume_at: found.resume_at,
+            stretch: VecDeque::from([(0, remembered_from)]),
             point: found.point,
             held_below: None,
             open_group: Vec::new(),
@@ -354,6 +363,14 @@ impl Capture {
         let anew = broken || self.snapshot_asked.is_some();
         let from = if anew { None } else { self.resume_at.clone() };
         let wanted = task.snapshot || anew || from.is_some();
+        let comes_again = from.as_ref().filter(|from| task.peer.is_some() && from.at < self.last.at);
+        if let (Some(from), Some((_, first))) = (comes_again, self.stretch.front().copied()) {
+            // A log that cannot be written to for long must not keep the source from the store.
+            if let Ok(durable) = tokio::time::timeout(TOLD_WAIT, self.wait_for_appends(task, source)).await {
+                durable?;
+            }
+            source.told(told(task, first, from).await?);
+        }
         let known = task.shared.gate.hold(task.peer.is_some()).await;
         if let (true, Some(place)) = (broken, &self.resume_at) {
             source.snapshot_broke_at(place);
@@ -380,6 +397,7 @@ impl Capture {
             }
             Opened::Anew { lost } => {
                 self.held_below = None;
+                self.stretch = VecDeque::from([(0, self.next_seq)]);
                 let first = self.next_seq.0;
                 // Its first event says whether it is still the stream that we had.
                 while self.early.is_empty() {
@@ -818,6 +836,12 @@ impl Capture {
         self.point.paused = task.paused.as_ref().is_some_and(|paused| *paused.borrow());
         batch.answers.append(&mut self.position_answers);
         let resume_at = source.restart_point(&self.nothing_open_before(task));
+        if self.stretch.len() < STRETCH_MAX {
+            self.stretch.push_back((self.last.at, self.next_seq));
+        }
+        while self.stretch.get(1).is_some_and(|(at, _)| *at <= resume_at.at) {
+            self.stretch.pop_front();
+        }
         self.resume_at = Some(resume_at.clone());
         let mut record = position_record(&self.point, resume_at, (task.clock)());
         record.term = self.term;
@@ -892,6 +916,28 @@ impl Capture {
     }
 }
 
+/// What our log, from `first` on, says of keys behind `from`, from where the stream comes again: see [`Source::told`].
+async fn told(task: &CaptureTask, first: Seq, from: &Position) -> Result<Told, EngineError> {
+    let mut told = Told::new();
+    let start = task.log.locate(&task.partition, first).await?;
+    let end = task.log.bounds(&task.partition).end;
+    let mut terms = Terms::default();
+    walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
+        // A read, and what was asked for, may come while a write still waits for its outcome.
+        let is_told = terms.admits(&change)
+            && change.op.is_data()
+            && change.op != Op::Read
+            && !change.uncertain
+            && change.part.is_none_or(|part| part.last);
+        let comes_again = change.pos.history == from.history && change.pos.at > from.at;
+        if is_told && comes_again && (told.len() < TOLD_MAX || told.contains_key(&change.key)) {
+            told.insert(change.key.detached(), change.pos.at);
+        }
+    })
+    .await?;
+    Ok(told)
+}
+
 /// Reads again what the peer may not have seen of our own changes; whether some of it is damaged.
 async fn remember(
     task: &CaptureTask,
@@ -900,7 +946,7 @@ async fn remember(
     history: &bytes::Bytes,
 ) -> Result<bool, EngineError> {
     let start = task.log.locate(&task.partition, from).await?;
-    let mut terms = super::restart::Terms::default();
+    let mut terms = Terms::default();
     walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
             let mut touched = touches(&change, task.ours());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use causeway_core::{
     Batch, Capability, Change, Class, Connector, Error, Event, Finding, Key, Keys, Marker, Op, Opened,
-    Outcome, Position, Result, Seq, Site, Source, Target, Term, Token, Unit,
+    Outcome, Position, Result, Seq, Site, Source, Target, Term, Token, Told, Unit,
 };
 use causeway_memory::Memory;
 use tokio::sync::{Mutex, mpsc};
@@ -201,6 +201,10 @@ impl Source for SlowSource {
                 },
             }
         }
+    }
+
+    fn told(&mut self, told: Told) {
+        self.inner.told(told);
     }
 
     fn keeps_what_it_streamed(&self) -> bool {

@@ -108,6 +108,7 @@ fn behaviours() -> Vec<Behaviour> {
         source::an_idle_stream_moves_its_position,
         source::a_refreshed_state_stands_where_it_was_read,
         source::what_was_asked_for_is_told_from_what_was_written,
+        source::what_the_log_tells_of_is_not_read_again,
         source::an_expired_key_comes_as_a_delete if expiry,
         source::units_say_what_a_change_touches,
         target::a_marker_is_read_back_when_taken_over,

@@ -238,6 +238,36 @@ pub(super) async fn what_was_asked_for_is_told_from_what_was_written(subject: &d
     Ok(())
 }
 
+/// The outcome of a write is not read again where the log has it from before a break.
+pub(super) async fn what_the_log_tells_of_is_not_read_again(subject: &dyn Subject) -> Result<()> {
+    subject.write(FIRST, &[set("from", "new")]).await?;
+    let mut reader = Reader::anew(subject, FIRST, false).await?;
+    reader.up_to_now(subject, FIRST, "end:1").await?;
+    let from = reader.source.restart_point(&reader.position.clone().context("a position")?);
+    subject.write(FIRST, &[TestWrite::Rename("from".into(), "to".into())]).await?;
+    let is_to = |e: &Event| matches!(e, Event::Change(c) if c.key.name == name("to"));
+    let events = reader.until("what was written", is_to).await?;
+    let told =
+        events.iter().find_map(|e| if let Event::Change(c) = e { is_to(e).then_some(c) } else { None });
+    let told = told.context("it came")?;
+    subject.write(FIRST, &[set("end:2", "v")]).await?;
+    // What is told of at that place only, or not at all, may have been written since.
+    for (at, again) in [(told.pos.at, false), (from.at, true)] {
+        let mut reader = Reader::new(subject, FIRST);
+        reader.source.told([(told.key.clone(), at)].into());
+        let opened = reader.source.open(Some(&from), true).await?;
+        ensure!(opened == Opened::Resumed, "it was not resumed: {opened:?}");
+        let is_end = |e: &Event| matches!(e, Event::Change(c) if c.key.name == name("end:2"));
+        let mut events = reader.until("what came after it", is_end).await?;
+        if again && !events.iter().any(is_to) {
+            events.extend(reader.until("what was written", is_to).await?);
+        }
+        events.extend(reader.up_to_now(subject, FIRST, if again { "end:4" } else { "end:3" }).await?);
+        ensure!(events.iter().any(is_to) == again, "told at {at}: {events:?}");
+    }
+    Ok(())
+}
+
 /// FF20.
 pub(super) async fn an_expired_key_comes_as_a_delete(subject: &dyn Subject) -> Result<()> {
     let mut reader = Reader::anew(subject, FIRST, false).await?;
