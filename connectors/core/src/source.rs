@@ -126,7 +126,7 @@ pub trait Source: Send {
         None
     }
 
-    /// Said before an [`open`](Source::open) that may resume: what the log tells of the stretch that comes again. What a
+    /// Said before each [`open`](Source::open): what the log tells of the stretch that comes again. What a
     /// write there left in a key that is told of at a place behind it is not read again: it would pass for newer than
     /// it is.
     fn told(&mut self, told: Told) {

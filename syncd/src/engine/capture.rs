@@ -364,13 +364,19 @@ impl Capture {
         let from = if anew { None } else { self.resume_at.clone() };
         let wanted = task.snapshot || anew || from.is_some();
         let comes_again = from.as_ref().filter(|from| task.peer.is_some() && from.at < self.last.at);
-        if let (Some(from), Some((_, first))) = (comes_again, self.stretch.front().copied()) {
-            // A log that cannot be written to for long must not keep the source from the store.
-            if let Ok(durable) = tokio::time::timeout(TOLD_WAIT, self.wait_for_appends(task, source)).await {
-                durable?;
+        let told = match (comes_again, self.stretch.front().copied()) {
+            (Some(from), Some((_, first))) => {
+                // A log that cannot be written to for long must not keep the source from the store.
+                if let Ok(durable) =
+                    tokio::time::timeout(TOLD_WAIT, self.wait_for_appends(task, source)).await
+                {
+                    durable?;
+                }
+                told(task, first, from).await?
             }
-            source.told(told(task, first, from).await?);
-        }
+            _ => Told::new(),
+        };
+        source.told(told);
         let known = task.shared.gate.hold(task.peer.is_some()).await;
         if let (true, Some(place)) = (broken, &self.resume_at) {
             source.snapshot_broke_at(place);
