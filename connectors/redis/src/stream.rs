@@ -197,7 +197,7 @@ pub struct Stream {
     asked: Vec<Set>,
     /// See [`Source::told`](causeway_core::Source::told).
     told: Told,
-    /// What was not opened for that.
+    /// What was not opened for that: it was open, up to there, before the break.
     told_of: HashSet<(u32, Bytes)>,
     /// Tokens that came by, with the offsets before and behind.
     tokens: VecDeque<(Token, u64, Position)>,
@@ -686,7 +686,8 @@ impl Stream {
     /// own, has there what it had here.
     fn reread_swapped(&mut self, a: u32, b: u32) -> Result<(), StreamError> {
         let other = |db| if db == a { b } else { a };
-        let keys = self.open.keys().chain(&self.told_of).filter(|(db, _)| *db == a || *db == b);
+        let told_of = self.told_of.iter().filter(|(db, name)| self.is_told(*db, name));
+        let keys = self.open.keys().chain(told_of).filter(|(db, _)| *db == a || *db == b);
         let keys: Vec<_> = keys.map(|(db, name)| (other(*db), name.clone())).collect();
         for key in keys {
             self.reread(vec![key])?;
