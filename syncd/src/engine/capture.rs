@@ -71,7 +71,7 @@ const FORGOTTEN_AT_ONCE: u64 = 1 << 16;
 const FENCE_AGAIN: Duration = Duration::from_secs(1);
 /// Keys that a source is told of, of the stretch that comes again; of others it reads again what they hold.
 const TOLD_MAX: usize = 1 << 16;
-/// How long that waits for what is on its way to the log.
+/// How long that waits for the log.
 const TOLD_WAIT: Duration = Duration::from_secs(10);
 /// Places of that stretch whose seqs are known.
 const STRETCH_MAX: usize = 1024;
@@ -366,13 +366,12 @@ impl Capture {
         let comes_again = from.as_ref().filter(|from| task.peer.is_some() && from.at < self.last.at);
         let told = match (comes_again, self.stretch.front().copied()) {
             (Some(from), Some((_, first))) => {
-                // A log that cannot be written to for long must not keep the source from the store.
-                if let Ok(durable) =
-                    tokio::time::timeout(TOLD_WAIT, self.wait_for_appends(task, source)).await
-                {
-                    durable?;
-                }
-                told(task, first, from).await?
+                let all = async {
+                    self.wait_for_appends(task, source).await?;
+                    told(task, first, from).await
+                };
+                // A log whose brokers are away must not keep the source from the store.
+                tokio::time::timeout(TOLD_WAIT, all).await.unwrap_or_else(|_| Ok(Told::new()))?
             }
             _ => Told::new(),
         };
