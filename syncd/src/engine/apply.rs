@@ -846,8 +846,13 @@ impl Reign {
         self.mend(task, target).await
     }
 
-    /// The marker of a transaction of the changes `from..to`, or of none of the log's own.
-    pub(crate) fn marker_for(
+    /// The marker of a transaction of no change of the log.
+    pub(crate) fn marker_for_none(&mut self, task: &ApplyTask) -> Marker {
+        self.marker_for(task, &[], self.marker.applied..self.marker.applied)
+    }
+
+    /// The marker of a transaction of the changes `from..to`.
+    fn marker_for(
         &mut self,
         task: &ApplyTask,
         changes: &[Change],

@@ -195,7 +195,7 @@ pub(crate) const UNSURE: u64 = 1;
 const UNKNOWN: u64 = 2;
 
 /// The version of a `state` that may hold a write newer than `last`, our last one that is known, or that was
-/// found to hold one made by `last`. A key that we never wrote only holds the peer's.
+/// found to hold one made by `last`; 0: none is known.
 pub(crate) fn unsure(last: Hlc) -> Hlc {
     if last == Hlc(0) { Hlc(UNKNOWN) } else { Hlc(last.0 | UNSURE) }
 }

@@ -62,7 +62,7 @@ impl Reign {
             pairs.extend(met(redo, records, &content));
             changes.extend(written(redo, records, &content));
         }
-        let mut marker = self.marker_for(task, &[], self.marker.applied..self.marker.applied);
+        let mut marker = self.marker_for_none(task);
         (marker.basis, marker.redone) = (basis, redos.iter().map(|(id, _)| *id).collect());
         let batch = Batch { marker, changes: changes.clone(), watched: false, keep_existing: false };
         target.send(batch).await?;
@@ -103,7 +103,7 @@ impl Reign {
         warn!(partition = %task.partition, reason, "a key cannot be evaluated again");
         let all = (0..changes.len()).map(|index| Refused { index, reason: reason.clone() }).collect();
         self.refused(task, &changes, &changes, all).await?;
-        let mut marker = self.marker_for(task, &[], self.marker.applied..self.marker.applied);
+        let mut marker = self.marker_for_none(task);
         marker.redone = redos.iter().map(|(id, _)| *id).collect();
         target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;
         match target.outcome().await? {

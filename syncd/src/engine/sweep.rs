@@ -83,7 +83,7 @@ impl Reign {
             }
             let changes: Vec<Change> =
                 keys.iter().map(|key| Change { seq: end.seq, ..gone(key, end) }).collect();
-            let marker = self.marker_for(task, &[], self.marker.applied..self.marker.applied);
+            let marker = self.marker_for_none(task);
             target.send(Batch { marker, changes, watched, keep_existing: false }).await?;
             match target.outcome().await? {
                 Outcome::Committed { .. } => return Ok(()),

@@ -247,9 +247,7 @@ pub(super) async fn what_the_log_tells_of_is_not_read_again(subject: &dyn Subjec
     subject.write(FIRST, &[TestWrite::Rename("from".into(), "to".into())]).await?;
     let is_to = |e: &Event| matches!(e, Event::Change(c) if c.key.name == name("to"));
     let events = reader.until("what was written", is_to).await?;
-    let told =
-        events.iter().find_map(|e| if let Event::Change(c) = e { is_to(e).then_some(c) } else { None });
-    let told = told.context("it came")?;
+    let told = changes(&events).into_iter().find(|c| c.key.name == name("to")).context("it came")?;
     subject.write(FIRST, &[set("end:2", "v")]).await?;
     // What is told of at that place only, or not at all, may have been written since.
     for (at, again) in [(told.pos.at, false), (from.at, true)] {
