@@ -770,6 +770,40 @@ async fn after_damage(what: &str, is_gap: bool, harm: impl Fn(&Running)) {
 }
 
 /// A second daemon on the same folder is refused.
+/// FF47: the log made anew while nobody ran, and grown beyond the old one's end before it is applied again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_made_anew_that_has_grown_beyond_the_old_end_is_refused() {
+    tell_logs();
+    let mut run = Running::start(Memory::new(), "dc->cloud", "dc").await;
+    let push = |run: &Running, list: &str, elements: std::ops::Range<u32>| {
+        elements.for_each(|n| run.memory.write(Site::First, &[&format!("RPUSH {list} {n}")]).unwrap());
+    };
+    push(&run, "before", 0..50);
+    run.equal().await;
+    let arrived = run.memory.dump(Site::Second);
+
+    run.daemon.stop().await;
+    std::fs::remove_dir_all(own_log(&run)).unwrap();
+    run.memory.stop(Site::Second);
+    run.daemon = Daemon::start(&run.config, vec![Arc::new(run.memory.clone())]).await.unwrap();
+    let captured = |run: &Running, count| metric(run, "causeway_changes_captured_total", "dc") >= count;
+    run.until("its snapshot", |_| captured(&run, 1)).await;
+    push(&run, "after", 0..500);
+    run.until("it has grown", |_| captured(&run, 500)).await;
+    run.daemon.stop().await;
+
+    // An applier begins its term at the end of the log, which is beyond the old one's now.
+    run.memory.start(Site::Second);
+    run.daemon = Daemon::start(&run.config, vec![Arc::new(run.memory.clone())]).await.unwrap();
+    let told = |s: &Status| {
+        let direction = &s.channels[0].directions[0];
+        let is_told = |error: &String| error.contains("they are not this log's");
+        direction.phase == Phase::Failed && direction.error.as_ref().is_some_and(is_told)
+    };
+    run.until("it is refused", told).await;
+    assert_eq!(run.memory.dump(Site::Second), arrived, "something was applied");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_in_use_is_refused() {
     let run = Running::start(Memory::new(), "both", "none").await;

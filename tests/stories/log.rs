@@ -174,7 +174,8 @@ fn a_log_that_was_made_anew_is_refused_until_all_begins_anew() -> Result<()> {
     dc.must(&["SET", "meanwhile", "y"])?;
     link.start()?;
     link.wait_until("refused", DRAIN, |s| {
-        let told = |error: &Option<String>| error.as_ref().is_some_and(|e| e.contains("the log ends before"));
+        let told =
+            |error: &Option<String>| error.as_ref().is_some_and(|e| e.contains("they are not this log's"));
         s.channels[0].directions.iter().any(|d| d.phase == Phase::Failed && told(&d.error))
     })?;
     link.stop_in_order()?;

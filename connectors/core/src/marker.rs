@@ -31,24 +31,28 @@ pub struct Marker {
     pub dropped: Vec<Seq>,
     /// Numbers of the redos that this transaction carries out: it evaluates their keys again (DESIGN.md §5).
     pub redone: Vec<u64>,
+    /// Which log the seqs are of: as its newest position said; 0: none did yet.
+    pub log: u64,
 }
 
 const FORMAT: &str = "1";
 
 /// `1 term applied settled hlc basis from done dropped`: numbers in decimal, lists as `a-b,c-d` and `a,b`
-/// with `-` for an empty one; then `redone`, only if there are any.
+/// with `-` for an empty one; then `redone` and `log`, only
+/// if there is anything to say.
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Marker { term, applied, done, settled, hlc, basis, from, dropped, redone } = self;
+        let Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log } = self;
         write!(f, "{FORMAT} {} {applied} {settled} {} {basis} {from} ", term.0, hlc.0)?;
         write_list(f, done.iter().map(|r| format!("{}-{}", r.start, r.end)))?;
         f.write_str(" ")?;
         write_list(f, dropped.iter().map(Seq::to_string))?;
-        if redone.is_empty() {
+        if redone.is_empty() && *log == 0 {
             return Ok(());
         }
         f.write_str(" ")?;
-        write_list(f, redone.iter().map(u64::to_string))
+        write_list(f, redone.iter().map(u64::to_string))?;
+        if *log == 0 { Ok(()) } else { write!(f, " {log}") }
     }
 }
 
@@ -88,9 +92,10 @@ fn parse(text: &str) -> Option<Marker> {
     })?;
     let dropped = list(words.next()?, |item| item.parse().ok().map(Seq))?;
     let redone = words.next().map_or(Some(Vec::new()), |word| list(word, |item| item.parse().ok()))?;
+    let log = words.next().map_or(Some(0), |word| word.parse().ok())?;
     match words.next() {
         Some(_) => None,
-        None => Some(Marker { term, applied, done, settled, hlc, basis, from, dropped, redone }),
+        None => Some(Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log }),
     }
 }
 
@@ -114,11 +119,15 @@ mod tests {
             from: Seq(600),
             dropped: vec![Seq(601), Seq(650)],
             redone: Vec::new(),
+            log: 0,
         };
         assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650");
         assert_eq!(marker.to_string().parse(), Ok(marker.clone()));
         let marker = Marker { redone: vec![7, 9], ..marker };
         assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650 7,9");
+        assert_eq!(marker.to_string().parse(), Ok(marker.clone()));
+        let marker = Marker { redone: Vec::new(), log: 17, ..marker };
+        assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650 - 17");
         assert_eq!(marker.to_string().parse(), Ok(marker));
         assert_eq!("1 0 0 0 0 0 0 - -".parse(), Ok(Marker::default()));
     }
@@ -132,6 +141,7 @@ mod tests {
             "1 0 0 0 0 0 x - -",
             "1 0 0 0 0 0 0 - - x",
             "1 0 0 0 0 0 0 - - - -",
+            "1 0 0 0 0 0 0 - - - 7 7",
             "1 0 0 0 0 0 0 1 -",
         ] {
             assert_eq!(text.parse::<Marker>(), Err(text.to_owned()));

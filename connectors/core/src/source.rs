@@ -74,14 +74,16 @@ pub enum Opened {
 /// by anybody: a reader that is stuck cannot tell it itself.
 pub type Behind = Arc<dyn Fn() -> Option<f64> + Send + Sync>;
 
-/// Keys, each with the last place of a stream where the log says what it held. See [`Source::told`].
+/// Keys, each with the last place of a stream where the log says what it held. See [`Source::open`].
 pub type Told = HashMap<Key, u64>;
 
 /// The change stream of one partition of a store, joined to a snapshot.
 #[async_trait]
 pub trait Source: Send {
     /// Connects and positions the stream: behind `from`, or anew if that is `None` or gone. `snapshot`
-    /// says whether a stream that begins anew has to bring what exists.
+    /// says whether a stream that begins anew has to bring what exists. `told` is what the log tells of the stretch
+    /// that comes again: what a write there left in a key that is told of at a place behind it is not read again, as
+    /// it would pass for newer than it is.
     ///
     /// The caller lets nothing be applied into this store while this runs, so that the snapshot holds
     /// exactly what was applied before. May be called again after any error.
@@ -89,7 +91,7 @@ pub trait Source: Send {
     /// # Errors
     ///
     /// `Retry` and `Setup`. A lost position is no error: see [`Opened::Anew`].
-    async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened>;
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool, told: Told) -> Result<Opened>;
 
     /// Says where the snapshot that broke had come to, by the restart point of then. The next
     /// [`open`](Source::open) that begins anew may begin its snapshot there, so that what was never read comes
@@ -124,13 +126,6 @@ pub trait Source: Send {
     /// more, nothing is applied into the store. `None`: the store keeps its stream whoever is slow.
     fn behind(&self) -> Option<Behind> {
         None
-    }
-
-    /// Said before each [`open`](Source::open): what the log tells of the stretch that comes again. What a
-    /// write there left in a key that is told of at a place behind it is not read again: it would pass for newer than
-    /// it is.
-    fn told(&mut self, told: Told) {
-        let _ = told;
     }
 
     /// Waits for at least one event and appends what is there to `events`, at most about `bytes_max` of

@@ -28,7 +28,6 @@ pub(crate) struct MemorySource {
     at: u64,
     /// Keys that have to be read again.
     opened: Open,
-    told: Told,
     /// The same as `at`, for others to see.
     read: Arc<AtomicU64>,
     /// What of the snapshot has not been handed over yet.
@@ -39,8 +38,8 @@ impl MemorySource {
     pub(crate) fn new(store: Arc<Store>, endpoint: String, part_bytes: usize) -> Self {
         let snapshot = VecDeque::new();
         let id = store.unique();
-        let (opened, told, read) = (Open::default(), Told::new(), Arc::default());
-        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, opened, told, read, snapshot }
+        let (opened, read) = (Open::default(), Arc::default());
+        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, opened, read, snapshot }
     }
 
     /// Takes what is there; `None` if nothing is.
@@ -123,10 +122,10 @@ pub(crate) fn pieces(
 
 #[async_trait]
 impl Source for MemorySource {
-    async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool, told: Told) -> Result<Opened> {
         // What was asked for before the break is not answered.
         self.id = self.store.unique();
-        self.opened = Open::new(std::mem::take(&mut self.told));
+        self.opened = Open::new(told);
         let mut state = self.store.lock();
         state.streams += 1;
         if state.down {
@@ -190,10 +189,6 @@ impl Source for MemorySource {
             let read = read.upgrade()?.load(Ordering::Relaxed);
             store.lock().behind(read)
         }))
-    }
-
-    fn told(&mut self, told: Told) {
-        self.told = told;
     }
 
     fn acknowledge(&mut self, durable: &Position) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use causeway_core::{
     Batch, Change, Connector, ErrorKind, Event, Marker, Opened, Outcome, Position, Seq, Site, Target, Term,
+    Told,
 };
 use causeway_memory::{Fault, Memory};
 
@@ -15,7 +16,7 @@ const HERE: Site = Site::First;
 async fn change(command: &str) -> Change {
     let memory = Memory::new();
     let mut source = memory.source(HERE);
-    source.open(None, false).await.unwrap();
+    source.open(None, false, Told::new()).await.unwrap();
     memory.write(HERE, &[command]).unwrap();
     let mut events = Vec::new();
     source.next(&mut events, usize::MAX).await.unwrap();
@@ -94,13 +95,13 @@ async fn a_store_that_comes_back_older_has_its_older_marker_and_another_history(
     memory.save(HERE);
     target.send(batch(2, &["SET k new"]).await).await.unwrap();
     let mut source = memory.source(HERE);
-    source.open(None, false).await.unwrap();
+    source.open(None, false, Told::new()).await.unwrap();
     memory.write(HERE, &["SET k local"]).unwrap();
     let position = position_of_next(&mut *source).await;
 
     memory.restart_older(HERE);
     assert_eq!(source.next(&mut Vec::new(), 1).await.unwrap_err().kind(), ErrorKind::Retry);
-    let opened = source.open(Some(&position), true).await.unwrap();
+    let opened = source.open(Some(&position), true, Told::new()).await.unwrap();
     assert!(matches!(opened, Opened::Anew { lost: Some(_) }));
     assert_eq!(taken(&memory).await.1.map(|m| m.applied), Some(Seq(1)));
     assert_eq!(memory.read(HERE, "k").unwrap().0, "string old");
@@ -111,14 +112,14 @@ async fn a_store_that_comes_back_older_has_its_older_marker_and_another_history(
 async fn an_overrun_backlog_is_a_lost_position() {
     let memory = Memory::new();
     let mut source = memory.source(HERE);
-    source.open(None, false).await.unwrap();
+    source.open(None, false, Told::new()).await.unwrap();
     memory.write(HERE, &["SET k 0"]).unwrap();
     let position = position_of_next(&mut *source).await;
     memory.limit_backlog(HERE, Some(5));
     for n in 0..10 {
         memory.write(HERE, &[&format!("SET k {n}")]).unwrap();
     }
-    let opened = source.open(Some(&position), false).await.unwrap();
+    let opened = source.open(Some(&position), false, Told::new()).await.unwrap();
     assert!(matches!(opened, Opened::Anew { lost: Some(_) }));
 }
 
@@ -126,10 +127,10 @@ async fn an_overrun_backlog_is_a_lost_position() {
 async fn a_stopped_store_lets_nobody_in_until_it_is_started() {
     let memory = Memory::new();
     memory.stop(HERE);
-    assert_eq!(memory.source(HERE).open(None, true).await.unwrap_err().kind(), ErrorKind::Retry);
+    assert_eq!(memory.source(HERE).open(None, true, Told::new()).await.unwrap_err().kind(), ErrorKind::Retry);
     assert_eq!(memory.target(HERE).take_over(Term(1)).await.unwrap_err().kind(), ErrorKind::Retry);
     memory.start(HERE);
-    assert!(memory.source(HERE).open(None, true).await.is_ok());
+    assert!(memory.source(HERE).open(None, true, Told::new()).await.is_ok());
 }
 
 /// FF23.
@@ -139,7 +140,7 @@ async fn a_flush_comes_as_ddl_and_says_that_the_marker_is_gone() {
     let (mut target, _) = taken(&memory).await;
     target.send(batch(1, &["SET k v"]).await).await.unwrap();
     let mut source = memory.source(HERE);
-    source.open(None, false).await.unwrap();
+    source.open(None, false, Told::new()).await.unwrap();
     memory.write(HERE, &["FLUSHALL"]).unwrap();
     let mut events = Vec::new();
     source.next(&mut events, usize::MAX).await.unwrap();

@@ -42,8 +42,6 @@ pub struct RedisSource {
     /// Changes are applied into this server, too.
     applied_into: Arc<AtomicBool>,
     live: Option<Mode>,
-    /// For the next open.
-    told: Told,
     /// Where a scan that broke had come to.
     scan_broke_at: Option<ScanPlace>,
     /// Of the link that is open, or broke last.
@@ -71,7 +69,6 @@ impl RedisSource {
             site,
             applied_into: Arc::default(),
             live: None,
-            told: Told::new(),
             scan_broke_at: None,
             progress: Arc::default(),
         }
@@ -119,7 +116,12 @@ impl RedisSource {
         })
     }
 
-    async fn open_link(&mut self, from: Option<&Position>, snapshot: bool) -> Result<(Mode, Opened)> {
+    async fn open_link(
+        &mut self,
+        from: Option<&Position>,
+        snapshot: bool,
+        told: Told,
+    ) -> Result<(Mode, Opened)> {
         let mut side = Conn::connect(self.endpoint()).await?;
         let label = side.endpoint_label().to_owned();
         let endpoint = self.endpoint().only(side.address());
@@ -190,7 +192,7 @@ impl RedisSource {
             let stream =
                 Stream::new(&label, self.config.filter.clone(), self.config.names.clone(), history, at, db);
             let anew = matches!(opened, Opened::Anew { .. });
-            let stream = stream.told(if anew { Told::new() } else { std::mem::take(&mut self.told) });
+            let stream = stream.told(if anew { Told::new() } else { told });
             let snapshot = anew.then(|| Snapshot::new(&self.config, &stream, &info, snapshot));
             let live = Live { keeps, ..Live::new(label, link, side, stream, snapshot) };
             return Ok((Mode::Stream(Box::new(live)), opened));
@@ -631,7 +633,7 @@ fn place(event: &Event) -> Option<u64> {
 
 #[async_trait]
 impl Source for RedisSource {
-    async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool, told: Told) -> Result<Opened> {
         match &self.live {
             Some(Mode::Scan(live)) => self.scan_broke_at = live.place(),
             Some(Mode::Stream(_)) => self.scan_broke_at = None,
@@ -639,7 +641,7 @@ impl Source for RedisSource {
         }
         self.live = None;
         self.set_progress(None);
-        let (live, opened) = self.open_link(from, snapshot).await?;
+        let (live, opened) = self.open_link(from, snapshot, told).await?;
         if let Mode::Stream(live) = &live {
             self.set_progress(Some(live.link.progress()));
         }
@@ -655,10 +657,6 @@ impl Source for RedisSource {
             Mode::Stream(live) => live.next(events, bytes_max).await,
             Mode::Scan(live) => live.next(events, bytes_max).await,
         }
-    }
-
-    fn told(&mut self, told: Told) {
-        self.told = told;
     }
 
     fn snapshot_broke_at(&mut self, restart_point: &Position) {

@@ -195,7 +195,7 @@ pub struct Stream {
     /// Places of the commands that opened keys: how many of each are open, and the database selected there.
     opened_at: BTreeMap<u64, (usize, u32)>,
     asked: Vec<Set>,
-    /// See [`Source::told`](causeway_core::Source::told).
+    /// See [`Source::open`](causeway_core::Source::open).
     told: Told,
     /// What was not opened for that: it was open, up to there, before the break.
     told_of: HashSet<(u32, Bytes)>,
@@ -243,7 +243,7 @@ impl Stream {
         }
     }
 
-    /// See [`Source::told`](causeway_core::Source::told).
+    /// See [`Source::open`](causeway_core::Source::open).
     #[must_use]
     pub fn told(self, told: Told) -> Stream {
         Stream { told, ..self }

@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
-use causeway_core::{Error, ErrorKind, Event, Opened, Result, Site, Source};
+use causeway_core::{Error, ErrorKind, Event, Opened, Result, Site, Source, Told};
 use causeway_redis::endpoint::{Address, Endpoint};
 use causeway_redis::link::{Item, Link, LinkOptions, Opening, Start};
 use causeway_redis::source::RedisSource;
@@ -216,7 +216,7 @@ async fn a_snapshot_keeps_to_its_rate() {
 
 async fn try_site(site: &str) -> Result<Opened> {
     let mut source = RedisSource::new(config(site, ""), Site::First);
-    let opened = source.open(None, true).await?;
+    let opened = source.open(None, true, Told::new()).await?;
     until(&mut source, |e| matches!(e, Event::SnapshotEnded { .. })).await;
     Ok(opened)
 }

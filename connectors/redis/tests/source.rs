@@ -6,7 +6,7 @@
 #[allow(dead_code)]
 mod source_support;
 
-use causeway_core::{Error, ErrorKind, Event, Marker, Op, Opened, Position, Seq, Site, Source};
+use causeway_core::{Error, ErrorKind, Event, Marker, Op, Opened, Position, Seq, Site, Source, Told};
 use causeway_redis::names::{Names, next_token, token_text};
 use causeway_redis::source::RedisSource;
 use causeway_testkit::resp::{Connection, cmd};
@@ -385,7 +385,7 @@ async fn a_failover_is_followed_to_the_new_master() {
     while source.next(&mut rest, 1 << 20).await.is_ok() {}
     run(&mut cb, &["SELECT 3", "INCR n"]);
     let opened = loop {
-        match source.open(Some(&from), true).await {
+        match source.open(Some(&from), true, Told::new()).await {
             Ok(opened) => break opened,
             Err(error) => assert_eq!(error.kind(), ErrorKind::Retry, "{error}"),
         }

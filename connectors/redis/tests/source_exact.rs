@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use causeway_core::{ErrorKind, Event, Opened, Site, Source};
+use causeway_core::{ErrorKind, Event, Opened, Site, Source, Told};
 use causeway_redis::source::RedisSource;
 use causeway_testkit::resp::{Command, cmd};
 use causeway_testkit::servers::RedisServer;
@@ -216,13 +216,13 @@ async fn without_replication_the_second_server_is_equal_all_the_same() {
     // What is applied into this site would come back: refused, and said.
     let flag = Arc::new(AtomicBool::new(true));
     let mut source = RedisSource::new(config(&url, ""), Site::First).applied_into(flag);
-    let error = source.open(None, true).await.expect_err("refused");
+    let error = source.open(None, true, Told::new()).await.expect_err("refused");
     assert!(error.kind() == ErrorKind::Setup && error.to_string().contains("+psync"), "{error}");
     // Without keyspace events either, and without the right to switch them on.
     c.must(&["CONFIG", "SET", "notify-keyspace-events", ""]).unwrap();
     c.must(&["ACL", "SETUSER", "scan", "-config|set"]).unwrap();
     let mut source = RedisSource::new(config(&url, ""), Site::First);
-    let error = source.open(None, true).await.expect_err("refused");
+    let error = source.open(None, true, Told::new()).await.expect_err("refused");
     assert!(
         error.kind() == ErrorKind::Setup && error.to_string().contains("notify-keyspace-events"),
         "{error}"

@@ -414,10 +414,18 @@ pub(crate) async fn transact(
     Ok(outcome)
 }
 
-/// FF47: fails where the log ends before `applied`: what it holds now has other numbers than the marker means.
-async fn reaches(task: &ApplyTask, applied: Seq) -> Result<(), EngineError> {
+/// FF47: fails where the log is not the one that `marker` speaks of, or ends before what it says is applied: what it
+/// holds now has other numbers than the marker means.
+async fn is_same_log(task: &ApplyTask, marker: &Marker) -> Result<(), EngineError> {
+    let applied = marker.applied;
     let Some(last) = applied.0.checked_sub(1) else { return Ok(()) };
     let Range { start, end } = task.log.bounds(&task.partition);
+    if marker.log != 0 {
+        let log = recover(task.log.as_ref(), &task.partition, end).await?.point.log;
+        if log != 0 && log != marker.log {
+            return Err(EngineError::OtherLog { partition: task.partition.clone(), applied });
+        }
+    }
     // No record has a seq above its place, and capture goes on above the end of what is damaged or gone.
     let lost = start.0 >= applied.0
         || end.0 >= applied.0 && is_damaged(task.log.as_ref(), &task.partition, start, end);
@@ -495,7 +503,7 @@ impl Reign {
         };
         marker.term = term;
         let (settled, applied) = (marker.settled, marker.applied);
-        reaches(task, applied).await?;
+        is_same_log(task, &marker).await?;
         let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
         let reader = reader.not_of(lock(&task.shared.history).clone());
         info!(partition = %task.partition, %applied, %settled, "apply begins");
@@ -787,6 +795,9 @@ impl Reign {
             bytes += change.cost();
             if change.op == Op::Position {
                 let point = restart_point(&change);
+                if let Some(log) = point.as_ref().map(|point| point.log).filter(|log| *log != 0) {
+                    self.marker.log = log;
+                }
                 if let (Some(reverse), Some(point)) = (&task.reverse, &point) {
                     reverse.settled_below.store(point.settled, Ordering::SeqCst);
                     task.stats.snapshot_told(point.snapshot.as_ref());

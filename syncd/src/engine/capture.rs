@@ -16,6 +16,7 @@ use futures_util::stream::FuturesOrdered;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::key_set::KeySet;
 use super::known::{Known, News};
@@ -283,7 +284,11 @@ impl Capture {
             }
         };
         let term = Term::from(place);
-        let found = recover(task.log.as_ref(), &task.partition, place).await?;
+        let mut found = recover(task.log.as_ref(), &task.partition, place).await?;
+        if found.resume_at.is_none() && !found.damaged {
+            let its_own = format!("{} {} {}", task.partition, place.0, (task.clock)());
+            found.point.log = xxh3_64(its_own.as_bytes()) | 1;
+        }
         let remembered_from = Seq(found.point.remembered_from);
         let mut written = Written::default();
         let mut damaged = found.damaged;
@@ -375,12 +380,11 @@ impl Capture {
             }
             _ => Told::new(),
         };
-        source.told(told);
         let known = task.shared.gate.hold(task.peer.is_some()).await;
         if let (true, Some(place)) = (broken, &self.resume_at) {
             source.snapshot_broke_at(place);
         }
-        let opened = source.open(from.as_ref(), wanted).await?;
+        let opened = source.open(from.as_ref(), wanted, told).await?;
         let marker = known.as_ref().and_then(Option::as_ref).cloned().unwrap_or_default();
         let applied = marker.applied;
         *lock(&task.stats.capture_error) = None;
@@ -921,7 +925,7 @@ impl Capture {
     }
 }
 
-/// What our log, from `first` on, says of keys behind `from`, from where the stream comes again: see [`Source::told`].
+/// What our log, from `first` on, says of keys behind `from`, from where the stream comes again: see [`Source::open`].
 async fn told(task: &CaptureTask, first: Seq, from: &Position) -> Result<Told, EngineError> {
     let mut told = Told::new();
     let start = task.log.locate(&task.partition, first).await?;

@@ -81,7 +81,7 @@ pub enum EngineError {
     },
     /// The log is not the one that the marker in the target speaks of.
     #[error(
-        "{partition}: the marker in the target says that {applied} changes are applied, and the log ends before: it \
+        "{partition}: the marker in the target says that {applied} changes are applied, and they are not this log's: it \
          was made anew, or has lost its end; begin anew: `syncd cleanup` removes the markers; then remove the whole \
          log, of both sites, since each speaks of the other's numbers"
     )]

@@ -20,6 +20,10 @@ pub(crate) struct RestartPoint {
     pub(crate) last: String,
     /// The snapshot that is being read or was read last.
     pub(crate) snapshot: Option<SnapshotPoint>,
+    /// Which log this is: a number of its own, made up with its first position and kept by each that follows; 0:
+    /// whoever wrote this did not know.
+    #[serde(default)]
+    pub(crate) log: u64,
     /// Of the peer's log, what our store holds for good: every `refresh` below is answered in our log.
     #[serde(default)]
     pub(crate) settled: u64,

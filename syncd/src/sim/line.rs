@@ -147,12 +147,12 @@ fn ends_reread(event: &Event) -> bool {
 
 #[async_trait]
 impl Source for SlowSource {
-    async fn open(&mut self, from: Option<&Position>, snapshot: bool) -> Result<Opened> {
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool, told: Told) -> Result<Opened> {
         (self.failed, self.fresh) = (None, Vec::new());
         self.on_the_way.clear();
         self.opened.clear();
         self.world.take_time(Step::Connect, self.site).await;
-        let opened = self.inner.open(from, snapshot).await;
+        let opened = self.inner.open(from, snapshot, told).await;
         self.world.note(|| {
             let from = from.map(ToString::to_string);
             format!("{} opens from {from:?}: {opened:?}", self.site.index())
@@ -201,10 +201,6 @@ impl Source for SlowSource {
                 },
             }
         }
-    }
-
-    fn told(&mut self, told: Told) {
-        self.inner.told(told);
     }
 
     fn keeps_what_it_streamed(&self) -> bool {

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use causeway_core::{Change, ChannelSpec, Event, Key, Op, Opened, Position, Site, Source, Space, Token};
+use causeway_core::{
+    Change, ChannelSpec, Event, Key, Op, Opened, Position, Site, Source, Space, Token, Told,
+};
 use causeway_redis::config::RedisConfig;
 use causeway_redis::source::RedisSource;
 use causeway_testkit::resp::{Connection, Reply, encode};
@@ -247,7 +249,10 @@ pub(crate) fn contents(connection: &mut Connection) -> BTreeMap<(u32, String), (
 }
 
 pub(crate) async fn open(source: &mut RedisSource, from: Option<&Position>, snapshot: bool) -> Opened {
-    tokio::time::timeout(PATIENCE, source.open(from, snapshot)).await.expect("in time").expect("opens")
+    tokio::time::timeout(PATIENCE, source.open(from, snapshot, Told::new()))
+        .await
+        .expect("in time")
+        .expect("opens")
 }
 
 pub(crate) fn has_token(events: &[Event], token: Token) -> bool {

@@ -1,7 +1,7 @@
 //! What a source and a target promise together.
 
 use anyhow::{Context, Result, ensure};
-use causeway_core::{Event, Op, Opened, Site};
+use causeway_core::{Event, Op, Opened, Site, Told};
 
 use super::drive::{Applier, Reader, captured, changes, equal, holds, in_ms, incr, name, push, set};
 use super::{Subject, TestWrite};
@@ -65,7 +65,7 @@ pub(super) async fn a_link_cut_on_both_sides_loses_and_doubles_nothing(subject: 
                 Err(error) if error.is::<causeway_core::Error>() => {
                     // What came before the break was not kept: read on from what was.
                     let from = reader.position.clone().context("a position")?;
-                    let opened = reader.source.open(Some(&from), true).await?;
+                    let opened = reader.source.open(Some(&from), true, Told::new()).await?;
                     ensure!(opened == Opened::Resumed, "it was not resumed: {opened:?}");
                 }
                 Err(error) => return Err(error),

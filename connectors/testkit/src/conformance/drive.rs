@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use causeway_core::{
-    Batch, Change, Event, Hlc, Key, Marker, Opened, Outcome, Position, Seq, Site, Source, Target, Term,
+    Batch, Change, Event, Hlc, Key, Marker, Opened, Outcome, Position, Seq, Site, Source, Target, Term, Told,
 };
 
 use super::{Subject, TestValue, TestWrite};
@@ -49,7 +49,7 @@ impl Reader {
     /// Opens a stream that begins anew.
     pub(super) async fn anew(subject: &dyn Subject, site: Site, snapshot: bool) -> Result<Reader> {
         let mut reader = Reader::new(subject, site);
-        let opened = reader.source.open(None, snapshot).await?;
+        let opened = reader.source.open(None, snapshot, Told::new()).await?;
         ensure!(opened == Opened::Anew { lost: None }, "a first open gave {opened:?}");
         Ok(reader)
     }
@@ -145,6 +145,7 @@ impl Applier {
             settled: from,
             hlc: Hlc(self.next << 9),
             from,
+            log: 17,
             ..Marker::default()
         };
         Batch { marker, changes, watched: false, keep_existing: false }

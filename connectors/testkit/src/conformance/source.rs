@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use causeway_core::{Class, Event, Op, Opened, Position, Site, Unit};
+use causeway_core::{Class, Event, Op, Opened, Position, Site, Told, Unit};
 
 use super::drive::{
     Applier, Reader, captured, changes, equal, holds, hset, in_ms, incr, name, names, push, set,
@@ -110,7 +110,7 @@ pub(super) async fn a_stream_resumes_with_exactly_what_was_missed(subject: &dyn 
     }
     // The same source again, and one that another process would have: both bring the same.
     for mut again in [reader, Reader::new(subject, FIRST)] {
-        let opened = again.source.open(Some(&from), true).await?;
+        let opened = again.source.open(Some(&from), true, Told::new()).await?;
         ensure!(opened == Opened::Resumed, "it was not resumed: {opened:?}");
         let is_third = |e: &Event| matches!(e, Event::Change(c) if c.key.name == name("end:2"));
         if subject.read(FIRST, "end:2").await?.is_none() {
@@ -134,7 +134,7 @@ pub(super) async fn a_lost_position_is_told(subject: &dyn Subject) -> Result<()>
     let history = "0123456789abcdef0123456789abcdef01234567";
     let gone = Position { history: name(history), ..real };
     let mut reader = Reader::new(subject, FIRST);
-    let opened = reader.source.open(Some(&gone), true).await?;
+    let opened = reader.source.open(Some(&gone), true, Told::new()).await?;
     ensure!(matches!(opened, Opened::Anew { lost: Some(_) }), "it said {opened:?}");
     let events = reader.until("the snapshot's end", is_snapshot_end).await?;
     ensure!(names(&changes(&events)).contains(&"k".to_owned()), "the snapshot lacks a key");
@@ -173,7 +173,7 @@ pub(super) async fn an_idle_stream_moves_its_position(subject: &dyn Subject) -> 
     ensure!(idle.history == written.history, "the history changed");
 
     let mut again = Reader::new(subject, FIRST);
-    let opened = again.source.open(Some(&idle), true).await?;
+    let opened = again.source.open(Some(&idle), true, Told::new()).await?;
     ensure!(opened == Opened::Resumed, "it was not resumed: {opened:?}");
     let events = again.up_to_now(subject, FIRST, "end:2").await?;
     ensure!(changes(&events).is_empty(), "something came twice: {:?}", names(&changes(&events)));
@@ -252,8 +252,7 @@ pub(super) async fn what_the_log_tells_of_is_not_read_again(subject: &dyn Subjec
     // What is told of at that place only, or not at all, may have been written since.
     for (at, again) in [(told.pos.at, false), (from.at, true)] {
         let mut reader = Reader::new(subject, FIRST);
-        reader.source.told([(told.key.clone(), at)].into());
-        let opened = reader.source.open(Some(&from), true).await?;
+        let opened = reader.source.open(Some(&from), true, [(told.key.clone(), at)].into()).await?;
         ensure!(opened == Opened::Resumed, "it was not resumed: {opened:?}");
         let is_end = |e: &Event| matches!(e, Event::Change(c) if c.key.name == name("end:2"));
         let mut events = reader.until("what came after it", is_end).await?;
