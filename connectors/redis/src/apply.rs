@@ -275,8 +275,8 @@ impl RedisTarget {
             }
         }
         resp::encode(&mut out, &[b"SELECT", b"0"]);
-        let token = names::next_token();
-        resp::encode(&mut out, &[b"SET", &token_key, names::token_text(token).as_bytes()]);
+        let token = Token::unique();
+        resp::encode(&mut out, &[b"SET", &token_key, token.text().as_bytes()]);
         link.writer.send(&out).await?;
         for _ in 0..replies {
             link.answered("watch keys").await?;

@@ -4,11 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+use causeway_core::settings::{At, Secret, percent};
 use causeway_core::{ChannelSpec, OpenError, Site};
-use toml::{Table, Value};
 use url::Url;
 
-use crate::endpoint::{Address, Endpoint, Secret, TlsFiles};
+use crate::endpoint::{Address, Endpoint, TlsFiles};
 use crate::filter::Filter;
 use crate::names::Names;
 use crate::rdb;
@@ -100,7 +100,7 @@ impl RedisConfig {
             None => None,
             Some(_) => Some(top.integers("dbs", DB_MAX)?.into_iter().map(|n| n as u32).collect()),
         };
-        let filter = Filter::new(&top.strings("keys")?, &top.strings("except")?, dbs);
+        let filter = Filter::new(&top.strings("keys", "push:*")?, &top.strings("except", "push:*")?, dbs);
         let evictions = match top.string("evictions")?.as_deref() {
             None | Some("refuse") => Evictions::Refuse,
             Some("carry") => Evictions::Carry,
@@ -151,7 +151,7 @@ fn site(spec: &ChannelSpec, index: usize) -> Result<Endpoint> {
     let (key, urls) = match (at.string("url")?, table.contains_key("urls")) {
         (Some(_), true) => return Err(at.error("urls", "`url` is given already: keep one of both")),
         (Some(url), false) => ("url", vec![url]),
-        (None, true) => ("urls", at.strings("urls")?),
+        (None, true) => ("urls", at.strings("urls", "redis://10.0.0.1:6379")?),
         (None, false) => {
             return Err(at.error("url", "is missing, allowed is such as `redis://127.0.0.1:6379`"));
         }
@@ -257,100 +257,6 @@ fn server(text: &str, directory: &Path) -> std::result::Result<Endpoint, String>
         endpoint.password = Some(Secret::Text(decoded(password)?));
     }
     Ok(endpoint)
-}
-
-/// `%41` as `A`; `None` where the result is not UTF-8 or a `%` has no two digits.
-fn percent(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let mut digit = || Some(char::from(bytes.next()?).to_digit(16)? as u8);
-        out.push(digit()? * 16 + digit()?);
-    }
-    String::from_utf8(out).ok()
-}
-
-/// A table and where it stands.
-struct At<'t> {
-    table: &'t Table,
-    path: Vec<String>,
-}
-
-impl<'t> At<'t> {
-    fn error(&self, key: &str, message: &str) -> OpenError {
-        let mut path = self.path.clone();
-        path.push(key.to_owned());
-        OpenError { path, message: message.to_owned() }
-    }
-
-    fn known(&self, allowed: &[&str]) -> Result<()> {
-        for key in self.table.keys() {
-            if !allowed.contains(&key.as_str()) {
-                let names: Vec<String> = allowed.iter().map(|k| format!("`{k}`")).collect();
-                let message = format!("unknown field, expected one of {}", names.join(", "));
-                return Err(self.error(key, &message));
-            }
-        }
-        Ok(())
-    }
-
-    fn inner(&self, key: &str) -> Result<At<'t>> {
-        static EMPTY: std::sync::LazyLock<Table> = std::sync::LazyLock::new(Table::new);
-        let mut path = self.path.clone();
-        path.push(key.to_owned());
-        match self.table.get(key) {
-            None => Ok(At { table: &EMPTY, path }),
-            Some(Value::Table(table)) => Ok(At { table, path }),
-            Some(_) => Err(self.error(key, "a table was expected, such as { … }")),
-        }
-    }
-
-    fn string(&self, key: &str) -> Result<Option<String>> {
-        match self.table.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text.clone())),
-            Some(_) => Err(self.error(key, "a text was expected")),
-        }
-    }
-
-    fn strings(&self, key: &str) -> Result<Vec<String>> {
-        let wrong = || self.error(key, "a list of texts was expected, such as [\"push:*\"]");
-        match self.table.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(items)) if !items.is_empty() => items
-                .iter()
-                .map(|item| item.as_str().filter(|s| !s.is_empty()).map(str::to_owned).ok_or_else(wrong))
-                .collect(),
-            Some(_) => Err(wrong()),
-        }
-    }
-
-    fn integers(&self, key: &str, max: i64) -> Result<Vec<i64>> {
-        let wrong = || self.error(key, &format!("a list of numbers from 0 to {max} was expected"));
-        match self.table.get(key) {
-            Some(Value::Array(items)) if !items.is_empty() => items
-                .iter()
-                .map(|item| item.as_integer().filter(|n| (0..=max).contains(n)).ok_or_else(wrong))
-                .collect(),
-            _ => Err(wrong()),
-        }
-    }
-
-    fn size(&self, key: &str, min: i64, max: i64) -> Result<Option<usize>> {
-        match self.table.get(key) {
-            None => Ok(None),
-            Some(Value::Integer(n)) if (min..=max).contains(n) => Ok(Some(*n as usize)),
-            Some(_) => Err(self.error(key, &format!("allowed is a number from {min} to {max}"))),
-        }
-    }
-
-    fn rate(&self, key: &str) -> Result<Option<u64>> {
-        Ok(self.size(key, 1, i64::MAX)?.map(|n| n as u64))
-    }
 }
 
 #[cfg(test)]

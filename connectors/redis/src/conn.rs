@@ -11,7 +11,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-pub use crate::endpoint::{Address, Endpoint, Secret, TlsFiles};
+pub use causeway_core::settings::Secret;
+
+pub use crate::endpoint::{Address, Endpoint, TlsFiles};
 use crate::resp::{self, Head, Reply, ReplyParser, RespError};
 
 /// How much is asked of the socket at once. A pipelined server fills it.

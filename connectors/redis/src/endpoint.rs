@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use causeway_core::settings::Secret;
 use causeway_core::{Error, Result};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -41,24 +42,6 @@ pub struct TlsFiles {
     pub ca: Option<PathBuf>,
     /// Our own certificate and its key.
     pub client: Option<(PathBuf, PathBuf)>,
-}
-
-/// A password, or the file that holds it. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Secret {
-    /// As the configuration gave it.
-    Text(String),
-    /// Read at each connect; one newline at the end is not part of it.
-    File(PathBuf),
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Secret::Text(_) => f.write_str("Secret"),
-            Secret::File(path) => write!(f, "Secret(in {})", path.display()),
-        }
-    }
 }
 
 /// A site's store: one server, or several of which the one that says it is master is meant.
@@ -103,21 +86,12 @@ impl Endpoint {
     }
 
     pub(crate) fn password_text(&self, label: &str) -> Result<Option<String>> {
-        match &self.password {
-            None => Ok(None),
-            Some(Secret::Text(text)) => Ok(Some(text.clone())),
-            Some(Secret::File(path)) => {
-                let text = std::fs::read_to_string(path).map_err(|e| {
-                    setup(
-                        label,
-                        format!("password_file {}: {e}", path.display()),
-                        "make it readable for syncd, with the password alone in it",
-                    )
-                })?;
-                let text = text.strip_suffix('\n').unwrap_or(&text);
-                Ok(Some(text.strip_suffix('\r').unwrap_or(text).to_owned()))
-            }
-        }
+        let Some(password) = &self.password else { return Ok(None) };
+        let text = password.read().map_err(|e| {
+            let reason = format!("password_file: {e}");
+            setup(label, reason, "make it readable for syncd, with the password alone in it")
+        })?;
+        Ok(Some(text))
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::conn::{Conn, Endpoint, server_error, unavailable};
 use crate::info::ServerInfo;
-use crate::names::{self, Names};
+use crate::names::Names;
 use crate::progress::Progress;
 use crate::rdb::{self, Cut, DumpCutter};
 use crate::resp::{self, Head, Reply};
@@ -350,7 +350,7 @@ impl Reader {
         }
         let room = self.room(self.room.clone(), whole, ROOM_BYTES).await?;
         let announced = batch.last().and_then(|job| job.token);
-        let token = announced.unwrap_or_else(names::next_token);
+        let token = announced.unwrap_or_else(Token::unique);
         // Before the token is written: whoever meets it in the stream finds this first.
         let _ = self.outbox.send(Answer::Sent(token));
         let found = self.transaction(token, batch).await?;
@@ -404,7 +404,7 @@ impl Reader {
         let mut slots = vec![Slot::Status, Slot::Status];
         resp::encode(&mut out, &[b"MULTI"]);
         resp::encode(&mut out, &[b"SELECT", b"0"]);
-        resp::encode(&mut out, &[b"SET", &self.token_key, names::token_text(token).as_bytes()]);
+        resp::encode(&mut out, &[b"SET", &self.token_key, token.text().as_bytes()]);
         if self.version.is_none() {
             resp::encode(&mut out, &[b"DUMP", &self.token_key]);
             slots.push(Slot::Version);

@@ -31,7 +31,6 @@ use crate::config::RedisConfig;
 use crate::conn::{Conn, ConnReader, ConnWriter, Endpoint, server_error, unavailable};
 use crate::filter::Filter;
 use crate::info::{ServerInfo, config_get};
-use crate::names;
 use crate::reread::{Answer, Read, Request, Side};
 use crate::resp::Reply;
 use crate::source::{cost, now_ms};
@@ -150,7 +149,7 @@ impl ScanLive {
         }
         let (names, cut) = (&config.names, config.limits.cut());
         let side = Side::start(conn, endpoint, names, info.has_expiretime(), Arc::default(), cut);
-        let history = Bytes::from(format!("scan:{}", names::token_text(names::next_token())));
+        let history = Bytes::from(format!("scan:{}", Token::unique().text()));
         tracing::warn!(
             endpoint = label,
             reason,
@@ -216,7 +215,7 @@ impl ScanLive {
 
     /// See [`Source::refresh`](causeway_core::Source::refresh).
     pub(crate) fn refresh(&mut self, keys: Vec<Name>) -> Result<Token> {
-        let token = names::next_token();
+        let token = Token::unique();
         // One more for the token itself.
         let asked = keys.len() as u64 + 1;
         self.side.ask(Request::Refresh(keys, token))?;

@@ -20,7 +20,6 @@ use crate::conn::{Conn, Endpoint, unavailable};
 use crate::filter::{EMPTY_NAME, Filter};
 use crate::info::{ServerInfo, config_get, replica_buffer_max};
 use crate::link::{Item, Link, LinkOptions, Opening, Start};
-use crate::names;
 use crate::progress::Progress;
 use crate::rdb::{self, Splitter, Value};
 use crate::reread::{Answer, Read, Request, Side};
@@ -718,7 +717,7 @@ impl Source for RedisSource {
         let keys = keys.collect();
         match self.live("read keys again")? {
             Mode::Stream(live) => {
-                let token = names::next_token();
+                let token = Token::unique();
                 let request = Request::Refresh(keys, token);
                 match live.snapshot {
                     Some(_) => live.later.push(request),

@@ -510,7 +510,7 @@ impl Stream {
             self.tx.marker = command.slice(2);
             self.tx.marker_lost = false;
         } else if *key == self.names.token && is_set {
-            let token = command.arg(2).and_then(names::parse_token);
+            let token = command.arg(2).and_then(Token::parse);
             self.tx.tokens.extend(token);
         }
         Ok(())

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use causeway_core::{
     Batch, Change, ChannelSpec, ErrorKind, Key, Marker, Op, Outcome, Part, Position, Seq, Site, Space,
-    Target, Term,
+    Target, Term, Token,
 };
 use causeway_redis::apply::RedisTarget;
 use causeway_redis::config::RedisConfig;
-use causeway_redis::{names, rdb, resp};
+use causeway_redis::{rdb, resp};
 use causeway_testkit::resp::{Connection, Reply};
 use causeway_testkit::servers::{Options, RedisServer, redis_server};
 
@@ -296,7 +296,7 @@ async fn a_watched_batch_commits_only_if_nothing_was_touched() {
     // Untouched.
     let token = target.watch(&[key(0, "a"), key(3, "b")]).await.unwrap();
     let written = text(&mut redis, &["GET", "causeway:{link.tags}:token"]).unwrap();
-    assert_eq!(names::parse_token(written.as_bytes()), Some(token));
+    assert_eq!(Token::parse(written.as_bytes()), Some(token));
     assert_eq!(apply(&mut target, watched(0)).await, (vec![], vec![]));
     // Touched, in another database than the first.
     target.watch(&[key(0, "a"), key(3, "b")]).await.unwrap();

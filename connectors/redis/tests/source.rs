@@ -6,8 +6,8 @@
 #[allow(dead_code)]
 mod source_support;
 
-use causeway_core::{Error, ErrorKind, Event, Marker, Op, Opened, Position, Seq, Site, Source, Told};
-use causeway_redis::names::{Names, next_token, token_text};
+use causeway_core::{Error, ErrorKind, Event, Marker, Op, Opened, Position, Seq, Site, Source, Token, Told};
+use causeway_redis::names::Names;
 use causeway_redis::source::RedisSource;
 use causeway_testkit::resp::{Connection, cmd};
 use source_support::*;
@@ -235,8 +235,8 @@ async fn what_our_own_applier_wrote_comes_as_its_marker_alone() {
     c.write(&out).unwrap();
     (0..9).for_each(|_| assert_eq!(c.read().unwrap().error(), None));
     // A token of ours, one of another process, and a user's transaction that happens to hold a key of ours.
-    let token = next_token();
-    c.must(&["SET", &token_key, &token_text(token)]).unwrap();
+    let token = Token::unique();
+    c.must(&["SET", &token_key, &token.text()]).unwrap();
     c.must(&["SET", &token_key, "0123456789abcdef:1"]).unwrap();
     run(&mut c, &["MULTI", "SET mine 1", "SET causeway:{other.one}:token x", "EXEC"]);
     let mut events = until(&mut source, |e| matches!(e, Event::Token(_))).await;

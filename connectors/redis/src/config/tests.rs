@@ -1,7 +1,7 @@
 use super::*;
 
 fn spec(channel: &str, first: &str, second: &str) -> ChannelSpec {
-    let table = |text: &str| text.parse::<Table>().unwrap();
+    let table = |text: &str| text.parse::<toml::Table>().unwrap();
     ChannelSpec {
         link: "dc-cloud".into(),
         channel: "tags".into(),

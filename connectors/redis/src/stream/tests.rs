@@ -57,7 +57,7 @@ fn close(stream: &mut Stream, sets: Vec<Set>) -> Vec<String> {
 }
 
 fn token() -> String {
-    format!("SET causeway:{{l.c}}:token {}", names::token_text(names::next_token()))
+    format!("SET causeway:{{l.c}}:token {}", Token::unique().text())
 }
 
 fn set_marker(applied: u64) -> Command {
