@@ -23,8 +23,8 @@ use crate::servers::{free_port, servers_required};
 const START_MAX: Duration = Duration::from_secs(180);
 /// How long an end in order may take; it takes half a second.
 const STOP_MAX: Duration = Duration::from_secs(30);
-/// The file in a broker's directory that holds its process id: `scripts/kafka/broker` writes it.
-const PID_FILE: &str = "server.pid";
+/// The file in a server's directory that holds its process id: `scripts/kafka/broker` writes that of a broker.
+pub(crate) const PID_FILE: &str = "server.pid";
 
 /// The folder of Kafka's jars: `CAUSEWAY_KAFKA_HOME`, else where `scripts/servers install kafka` has them, which
 /// fetches them the first time. Where that cannot be done, since Java, Maven or a network is missing, says so and
@@ -320,9 +320,9 @@ impl Drop for KafkaServer {
     }
 }
 
-/// A process that kills the broker of `dir` and removes `dir` when its input ends: that is when this process
-/// does, even killed. Statics are never dropped, and a killed test drops nothing.
-fn watch(dir: &Path) -> Result<Child> {
+/// A process that kills the process group that [`PID_FILE`] in `dir` names and removes `dir` when its input ends:
+/// that is when this process does, even killed. Statics are never dropped, and a killed test drops nothing.
+pub(crate) fn watch(dir: &Path) -> Result<Child> {
     let script = format!(
         r#"read -r _
         [ ! -s "$0/{PID_FILE}" ] || kill -s KILL -- "-$(cat "$0/{PID_FILE}")"
