@@ -11,7 +11,7 @@ pub struct Registry {
 impl Registry {
     /// Those of this release.
     pub fn built_in() -> Registry {
-        Registry::default().with("redis", causeway_redis::open)
+        Registry::default().with("redis", causeway_redis::open).with("mysql", causeway_mysql::open)
     }
 
     /// With one more; tests bring the store in memory.

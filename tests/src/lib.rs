@@ -139,6 +139,21 @@ impl Seat {
         Ok(Command::new(program("syncd")?).args(words).arg("--config").arg(self.config()).output()?)
     }
 
+    /// Waits until the status is as `wanted` says.
+    pub fn wait_until(
+        &self,
+        what: &str,
+        at_most: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        wait_for(what, at_most, || self.status(), wanted, || self.log_end())
+    }
+
+    /// Waits until every direction streams and nothing is outstanding, three times in a row.
+    pub fn wait_until_drained(&self, at_most: Duration) -> Result<Status> {
+        wait_until_drained(at_most, || self.status(), || self.log_end())
+    }
+
     /// Fails unless `verifier check` says that both sites are equal.
     pub fn verify(&self) -> Result<()> {
         let checked =
@@ -194,6 +209,50 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let _gone = self.kill();
     }
+}
+
+fn wait_for(
+    what: &str,
+    at_most: Duration,
+    status: impl Fn() -> Result<Status>,
+    wanted: impl Fn(&Status) -> bool,
+    log_end: impl Fn() -> String,
+) -> Result<Status> {
+    let end = Instant::now() + at_most;
+    loop {
+        let status = status();
+        match &status {
+            Ok(status) if wanted(status) => return Ok(status.clone()),
+            _ if Instant::now() > end => bail!("{what}: not within {at_most:?}: {status:#?}\n{}", log_end()),
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+fn wait_until_drained(
+    at_most: Duration,
+    status: impl Fn() -> Result<Status>,
+    log_end: impl Fn() -> String,
+) -> Result<Status> {
+    let drained = |status: &Status| {
+        !status.channels.is_empty()
+            && status
+                .channels
+                .iter()
+                .flat_map(|channel| &channel.directions)
+                .all(|direction| direction.phase == Phase::Streaming && direction.lag.changes == Some(0))
+    };
+    let end = Instant::now() + at_most;
+    let mut now = wait_for("drained", at_most, &status, drained, &log_end)?;
+    let mut in_a_row = 1;
+    while in_a_row < 3 {
+        std::thread::sleep(Duration::from_millis(700));
+        let left = end.saturating_duration_since(Instant::now());
+        now = wait_for("drained", left, &status, |_| true, &log_end)?;
+        in_a_row = if drained(&now) { in_a_row + 1 } else { 0 };
+        ensure!(Instant::now() < end, "not drained: {now:#?}\n{}", log_end());
+    }
+    Ok(now)
 }
 
 impl Link {
@@ -427,7 +486,7 @@ impl Link {
         at_most: Duration,
         wanted: impl Fn(&Status) -> bool,
     ) -> Result<Status> {
-        self.wait_for(what, at_most, || self.status(), wanted)
+        wait_for(what, at_most, || self.status(), wanted, || self.log_end())
     }
 
     /// Waits until the daemon of one site, where each has its own, says what is `wanted`.
@@ -439,27 +498,7 @@ impl Link {
         wanted: impl Fn(&Status) -> bool,
     ) -> Result<Status> {
         let seat = self.seats().nth(site).context("one serves both")?;
-        self.wait_for(what, at_most, || seat.status(), wanted)
-    }
-
-    fn wait_for(
-        &self,
-        what: &str,
-        at_most: Duration,
-        status: impl Fn() -> Result<Status>,
-        wanted: impl Fn(&Status) -> bool,
-    ) -> Result<Status> {
-        let end = Instant::now() + at_most;
-        loop {
-            let status = status();
-            match &status {
-                Ok(status) if wanted(status) => return Ok(status.clone()),
-                _ if Instant::now() > end => {
-                    bail!("{what}: not within {at_most:?}: {status:#?}\n{}", self.log_end())
-                }
-                _ => std::thread::sleep(Duration::from_millis(100)),
-            }
-        }
+        wait_for(what, at_most, || seat.status(), wanted, || self.log_end())
     }
 
     /// Answers what is held: `apply` or `drop`.
@@ -474,23 +513,7 @@ impl Link {
 
     /// Waits until every direction streams and nothing is outstanding, three times in a row.
     pub fn wait_until_drained(&self, at_most: Duration) -> Result<Status> {
-        let drained =
-            |status: &Status| {
-                !status.channels.is_empty()
-                    && status.channels.iter().flat_map(|channel| &channel.directions).all(|direction| {
-                        direction.phase == Phase::Streaming && direction.lag.changes == Some(0)
-                    })
-            };
-        let end = Instant::now() + at_most;
-        let mut status = self.wait_until("drained", at_most, drained)?;
-        let mut in_a_row = 1;
-        while in_a_row < 3 {
-            std::thread::sleep(Duration::from_millis(700));
-            status = self.wait_until("drained", end.saturating_duration_since(Instant::now()), |_| true)?;
-            in_a_row = if drained(&status) { in_a_row + 1 } else { 0 };
-            ensure!(Instant::now() < end, "not drained: {status:#?}\n{}", self.log_end());
-        }
-        Ok(status)
+        wait_until_drained(at_most, || self.status(), || self.log_end())
     }
 
     /// Fails unless `verifier check` says that both sites are equal.

@@ -17,6 +17,8 @@ pub struct Capability {
     pub expiry: bool,
     /// [`Target::watch`] is there.
     pub watch: bool,
+    /// Its changes are operations on elements of keys (INCR, HSET), not whole keys alone.
+    pub operations: bool,
 }
 
 /// How a change depends on what was there before (DESIGN.md §5).

@@ -1,7 +1,7 @@
 //! What connectors read their part of the configuration with.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
@@ -100,6 +100,21 @@ impl<'t> At<'t> {
                 .map(|item| item.as_integer().filter(|n| (0..=max).contains(n)).ok_or_else(wrong))
                 .collect(),
             _ => Err(wrong()),
+        }
+    }
+
+    /// The file `key`, seen from `directory`: it is there.
+    ///
+    /// # Errors
+    ///
+    /// It is not, or is a folder.
+    pub fn file(&self, key: &str, directory: &Path) -> Result<Option<PathBuf>> {
+        let Some(name) = self.string(key)? else { return Ok(None) };
+        let path = directory.join(name);
+        match std::fs::metadata(&path) {
+            Ok(found) if found.is_dir() => Err(self.error(key, &format!("{} is a folder", path.display()))),
+            Ok(_) => Ok(Some(path)),
+            Err(e) => Err(self.error(key, &format!("{}: {e}", path.display()))),
         }
     }
 

@@ -157,7 +157,7 @@ impl Connector for Memory {
     }
 
     fn capability(&self) -> Capability {
-        Capability { resumes: true, groups: true, expiry: true, watch: true }
+        Capability { resumes: true, groups: true, expiry: true, watch: true, operations: true }
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {

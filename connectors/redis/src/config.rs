@@ -2,7 +2,7 @@
 //!
 //! The daemon's own keys are gone from the tables that come in, and `${NAME}` is filled in.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use causeway_core::settings::{At, Secret, percent};
 use causeway_core::{ChannelSpec, OpenError, Site};
@@ -175,15 +175,7 @@ fn site(spec: &ChannelSpec, index: usize) -> Result<Endpoint> {
     if let Some(user) = at.string("user")? {
         endpoint.user = Some(user);
     }
-    let file = |key: &str| -> Result<Option<PathBuf>> {
-        let Some(name) = at.string(key)? else { return Ok(None) };
-        let path = spec.directory.join(name);
-        match std::fs::metadata(&path) {
-            Ok(found) if found.is_dir() => Err(at.error(key, &format!("{} is a folder", path.display()))),
-            Ok(_) => Ok(Some(path)),
-            Err(e) => Err(at.error(key, &format!("{}: {e}", path.display()))),
-        }
-    };
+    let file = |key: &str| at.file(key, &spec.directory);
     if let Some(path) = file("password_file")? {
         if endpoint.password.is_some() {
             return Err(at.error("password_file", "the URL holds a password already: keep one of both"));

@@ -54,7 +54,7 @@ impl Connector for Redis {
     }
 
     fn capability(&self) -> Capability {
-        Capability { resumes: true, groups: true, expiry: true, watch: true }
+        Capability { resumes: true, groups: true, expiry: true, watch: true, operations: true }
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {

@@ -29,6 +29,12 @@ struct StoreKeys {
     dbs: Option<Vec<u32>>,
     /// Redis: `refuse` to start unless both servers are noeviction, or `carry` evictions as deletes.
     evictions: Option<Evictions>,
+    /// MySQL: patterns of `schema.table` that are carried.
+    #[schemars(length(min = 1))]
+    tables: Option<Vec<String>>,
+    /// MySQL: of those, patterns of tables that are not carried.
+    #[schemars(length(min = 1))]
+    exclude: Option<Vec<String>>,
     /// How fast a snapshot is read and changes are applied.
     limits: Option<StoreLimits>,
 }
@@ -61,16 +67,17 @@ struct StoreLimits {
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "describes keys that connectors read")]
 struct StoreSite {
-    /// `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or `unix:///path`.
+    /// `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or `unix:///path`;
+    /// `mysql://[user[:password]@]host[:port]`.
     url: Option<String>,
     /// Several: the first that answers as a master is taken.
     #[schemars(length(min = 1))]
     urls: Option<Vec<String>>,
-    /// An ACL user; needs a password.
+    /// An ACL user, which needs a password; an account.
     user: Option<String>,
     /// A file whose first line is the password, relative to this file.
     password_file: Option<String>,
-    /// Certificates of the authority that the server's is checked with, PEM. Left out: the system's.
+    /// Certificates of the authority that the server's is checked with, PEM. Left out: the system's; MySQL: no TLS.
     ca_file: Option<String>,
     /// Our certificate, PEM; with `key_file`.
     cert_file: Option<String>,

@@ -67,6 +67,16 @@ pub trait Subject: Send + Sync {
     /// The store's.
     async fn read(&self, site: Site, key: &str) -> Result<Option<TestValue>>;
 
+    /// Makes `site`'s store hold `list x` under `key`, and refuse a string there.
+    ///
+    /// # Errors
+    ///
+    /// The store's.
+    async fn refuse_strings(&self, site: Site, key: &str) -> Result<()> {
+        // What adds to a number is refused by a list.
+        self.write(site, &[TestWrite::Push(key.to_owned(), "x".to_owned())]).await
+    }
+
     /// Breaks every connection that the connector has to `site`'s store.
     ///
     /// # Errors
@@ -108,7 +118,7 @@ fn behaviours() -> Vec<Behaviour> {
         source::an_idle_stream_moves_its_position,
         source::a_refreshed_state_stands_where_it_was_read,
         source::what_was_asked_for_is_told_from_what_was_written,
-        source::what_the_log_tells_of_is_not_read_again,
+        source::what_the_log_tells_of_is_not_read_again if operations,
         source::an_expired_key_comes_as_a_delete if expiry,
         source::units_say_what_a_change_touches,
         target::a_marker_is_read_back_when_taken_over,

@@ -1,0 +1,262 @@
+//! Looks at both servers before anything runs, and says what stands in the way.
+
+use causeway_core::{Error, Finding, Result, Site};
+use mysql_async::Conn;
+use mysql_async::prelude::Queryable;
+
+use crate::config::MysqlConfig;
+use crate::conn::{connect, in_time, run};
+use crate::names::{self, APPLIED, SCHEMA, WATERMARK};
+use crate::schema::{Table, carried};
+use crate::source::look;
+
+/// What was found about one server.
+struct Server {
+    site: String,
+    /// Its changes are carried.
+    is_source: bool,
+    is_target: bool,
+    history: Option<String>,
+    tables: Vec<Table>,
+    /// `auto_increment_increment` and `auto_increment_offset`.
+    auto_increment: (u64, u64),
+    has_auto_increment: bool,
+}
+
+/// Looks at the servers of `sites`; see [`Connector::check`](causeway_core::Connector::check).
+///
+/// # Errors
+///
+/// `Retry`: one cannot be reached. `Setup`: one doesn't let us in.
+pub(crate) async fn check(config: &MysqlConfig, sites: &[Site]) -> Result<Vec<Finding>> {
+    let (mut findings, mut servers) = (Vec::new(), Vec::new());
+    for site in sites {
+        servers.push(one(config, *site, &mut findings).await?);
+    }
+    if let [first, second] = &servers[..] {
+        between(first, second, &mut findings);
+    }
+    Ok(findings)
+}
+
+fn finding(fatal: bool, site: &str, what: String, advice: &str) -> Finding {
+    Finding { fatal, site: Some(site.to_owned()), what, advice: advice.to_owned() }
+}
+
+async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> Result<Server> {
+    let name = config.site(site).to_owned();
+    let (is_source, is_target) = (config.carries[site.index()], config.carries[site.peer().index()]);
+    let mut conn = connect(config.server(site)).await?;
+    let label = config.server(site).label();
+    let mut history = None;
+    if is_source {
+        match look(&mut conn, &label).await {
+            Ok(found) => history = Some(String::from_utf8_lossy(&found.history).into_owned()),
+            Err(Error::Setup { reason, advice, .. }) => findings.push(finding(true, &name, reason, &advice)),
+            Err(other) => return Err(other),
+        }
+        settings(&mut conn, &label, &name, findings).await?;
+    }
+    rights(&mut conn, &label, &name, is_source, findings).await?;
+    let tables = carried(&mut conn, &label, &config.tables).await?;
+    if tables.is_empty() {
+        let what = "no table is there that `tables` names".to_owned();
+        findings.push(finding(false, &name, what, "compare the patterns with `SHOW TABLES`"));
+    }
+    for table in &tables {
+        if let Some(reason) = table.not_carried() {
+            let what = format!("{} cannot be carried: {reason}", table.full_name());
+            findings.push(finding(true, &name, what, "name it in `exclude`"));
+        }
+    }
+    let ask = "look at the tables";
+    let cascades: Vec<(String, String)> = in_time(
+        ask,
+        &label,
+        conn.query(
+            "SELECT constraint_schema, table_name FROM information_schema.referential_constraints \
+             WHERE delete_rule NOT IN ('RESTRICT', 'NO ACTION') OR update_rule NOT IN ('RESTRICT', 'NO ACTION')",
+        ),
+    )
+    .await?;
+    for (schema, table) in cascades.into_iter().filter(|(schema, table)| config.tables.carries(schema, table))
+    {
+        let what = format!(
+            "{schema}.{table} has a foreign key that changes its rows by itself: those are not in the binlog"
+        );
+        findings.push(finding(true, &name, what, "make it RESTRICT, or name the table in `exclude`"));
+    }
+    if is_target {
+        let triggers: Vec<(String, String, String)> = in_time(
+            ask,
+            &label,
+            conn.query("SELECT event_object_schema, event_object_table, trigger_name FROM information_schema.triggers"),
+        )
+        .await?;
+        for (schema, table, trigger) in triggers.into_iter().filter(|(s, t, _)| config.tables.carries(s, t)) {
+            let what =
+                format!("the trigger {trigger} of {schema}.{table} runs again for each row that is applied");
+            findings.push(finding(
+                false,
+                &name,
+                what,
+                "drop it here, unless it changes nothing that is carried",
+            ));
+        }
+    }
+    let auto: Option<(u64, u64)> =
+        in_time(ask, &label, conn.query_first("SELECT @@auto_increment_increment, @@auto_increment_offset"))
+            .await?;
+    let with_auto: Vec<(String, String)> = in_time(
+        ask,
+        &label,
+        conn.query("SELECT table_schema, table_name FROM information_schema.columns WHERE extra LIKE '%auto_increment%'"),
+    )
+    .await?;
+    let has_auto_increment = with_auto.iter().any(|(schema, table)| config.tables.carries(schema, table));
+    let auto_increment = auto.unwrap_or((1, 1));
+    Ok(Server { site: name, is_source, is_target, history, tables, auto_increment, has_auto_increment })
+}
+
+async fn settings(conn: &mut Conn, label: &str, site: &str, findings: &mut Vec<Finding>) -> Result<()> {
+    let durable: Option<(u64, u64)> = in_time(
+        "ask for settings",
+        label,
+        conn.query_first("SELECT @@sync_binlog, @@innodb_flush_log_at_trx_commit"),
+    )
+    .await?;
+    if durable.is_some_and(|durable| durable != (1, 1)) {
+        let what = "sync_binlog or innodb_flush_log_at_trx_commit is not 1: a crash may lose what it had acknowledged";
+        findings.push(finding(
+            false,
+            site,
+            what.to_owned(),
+            "set both to 1, or know that a crash costs a snapshot",
+        ));
+    }
+    // Settings of MySQL alone, in its order: MariaDB has neither.
+    for (setting, good, advice) in [
+        ("binlog_row_value_options", "", "empty it: parts of JSON values cannot be carried"),
+        (
+            "binlog_order_commits",
+            "1",
+            "set it to ON: else a read may lack what stands before it in the binlog",
+        ),
+    ] {
+        let asked: std::result::Result<Option<String>, _> =
+            conn.query_first(format!("SELECT CONCAT(@@{setting})")).await;
+        if let Ok(Some(is)) = asked
+            && is != good
+        {
+            findings.push(finding(true, site, format!("{setting} is {is}"), advice));
+        }
+    }
+    Ok(())
+}
+
+async fn rights(
+    conn: &mut Conn,
+    label: &str,
+    site: &str,
+    is_source: bool,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let grants: Vec<String> = in_time("ask for rights", label, conn.query("SHOW GRANTS")).await?;
+    let grants = grants.join("\n").to_uppercase();
+    let all = grants.contains("GRANT ALL PRIVILEGES ON *.*");
+    if is_source && !all && !grants.contains("REPLICATION SLAVE") {
+        let what = "the account may not read the binlog".to_owned();
+        findings.push(finding(true, site, what, "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO it"));
+    }
+    for sql in names::create() {
+        match run(conn, label, "make our tables", sql).await {
+            Err(Error::Setup { reason, .. }) => {
+                let advice = format!("GRANT ALL ON {SCHEMA}.* TO it: markers and tokens are kept there");
+                findings.push(finding(true, site, reason, &advice));
+                break;
+            }
+            made => made?,
+        }
+    }
+    Ok(())
+}
+
+fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {
+    if first.history.is_some() && first.history == second.history {
+        let what = "both sites are the same server".to_owned();
+        let advice = "give one of them another URL".to_owned();
+        findings.push(Finding { fatal: true, site: None, what, advice });
+        return;
+    }
+    for (source, target) in [(first, second), (second, first)] {
+        if source.is_source && target.is_target {
+            source.tables.iter().for_each(|table| fits(table, target, findings));
+        }
+    }
+    let both = first.is_source && second.is_source;
+    let (increment, _) = first.auto_increment;
+    let apart = increment > 1
+        && increment == second.auto_increment.0
+        && first.auto_increment.1 != second.auto_increment.1;
+    if both && !apart && (first.has_auto_increment || second.has_auto_increment) {
+        findings.push(Finding {
+            fatal: false,
+            site: None,
+            what: "both sites give the same numbers to AUTO_INCREMENT columns: of two rows with one number the newer stays"
+                .to_owned(),
+            advice: "set auto_increment_increment to 2 at both, and auto_increment_offset to 1 and 2".to_owned(),
+        });
+    }
+}
+
+/// Whether what `table` holds fits into the target.
+fn fits(table: &Table, target: &Server, findings: &mut Vec<Finding>) {
+    let mut add = |what: String, advice: &str| findings.push(finding(true, &target.site, what, advice));
+    let there = target.tables.iter().find(|there| there.schema == table.schema && there.name == table.name);
+    let Some(there) = there else {
+        let advice =
+            "make it: `mysqldump --no-data --routines=0 SCHEMA TABLE` at the other site writes the statement";
+        return add(format!("the table {} is missing", table.full_name()), advice);
+    };
+    for column in table.columns.iter().filter(|column| !column.generated) {
+        if !there.columns.iter().any(|other| other.name == column.name) {
+            add(
+                format!("{} lacks the column {}", table.full_name(), column.name),
+                "add it, as the other site has it",
+            );
+        }
+    }
+    let names = |table: &Table| table.key_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
+    if names(table) != names(there) {
+        add(format!("{} has another primary key here", table.full_name()), "make it the same at both sites");
+    }
+}
+
+/// Takes what is ours out of the server; see [`Connector::cleanup`](causeway_core::Connector::cleanup).
+///
+/// # Errors
+///
+/// `Retry` and `Setup`.
+pub(crate) async fn cleanup(config: &MysqlConfig, site: Site) -> Result<u64> {
+    let (action, label) = ("clean up", config.server(site).label());
+    let mut conn = connect(config.server(site)).await?;
+    let name = names::row(&config.link, &config.channel);
+    let sql = format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{SCHEMA}'");
+    let ours: Option<u64> = in_time(action, &label, conn.query_first(sql)).await?;
+    if ours == Some(0) {
+        return Ok(0);
+    }
+    let (mut removed, mut left) = (0, 0);
+    for table in [APPLIED, WATERMARK] {
+        run(&mut conn, &label, action, format!("DELETE FROM {SCHEMA}.{table} WHERE name = '{name}'")).await?;
+        removed += conn.affected_rows();
+        let count: Option<u64> =
+            in_time(action, &label, conn.query_first(format!("SELECT COUNT(*) FROM {SCHEMA}.{table}")))
+                .await?;
+        left += count.unwrap_or(0);
+    }
+    if left == 0 {
+        run(&mut conn, &label, action, format!("DROP DATABASE {SCHEMA}")).await?;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,150 @@
+//! A connection to a server, as every part of this connector needs it, and whose fault an error is.
+
+use std::time::Duration;
+
+use causeway_core::{BoxError, Error, Result};
+use mysql_async::prelude::Queryable;
+use mysql_async::{ClientIdentity, Conn, OptsBuilder, SslOpts};
+use tokio::time::timeout;
+
+use crate::config::Server;
+
+/// How long a connect may take.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How long an answer may take: longer than any lock is waited for.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// The longest text of a server's error that is passed on.
+const ERROR_TEXT_MAX: usize = 300;
+
+/// Values come and go as they are stored: times in UTC, text in its column's charset, zero dates and zeros as they
+/// are, and what does not fit is refused. Foreign keys were checked where the rows were written first.
+const SESSION: &str = "SET time_zone = '+00:00', \
+    sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION', \
+    foreign_key_checks = 0, character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
+    transaction_isolation = 'REPEATABLE-READ'";
+/// As MariaDB before 11.1 has it.
+const SESSION_MARIADB: &str = "SET time_zone = '+00:00', \
+    sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION', \
+    foreign_key_checks = 0, character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
+    tx_isolation = 'REPEATABLE-READ'";
+
+/// Connects, and makes the session the same on any server.
+///
+/// # Errors
+///
+/// `Retry`: it cannot be reached. `Setup`: it does not let us in.
+pub(crate) async fn connect(server: &Server) -> Result<Conn> {
+    let label = server.label();
+    let mut options = OptsBuilder::default()
+        .ip_or_hostname(server.host.clone())
+        .tcp_port(server.port)
+        .user(Some(server.user.clone()))
+        .prefer_socket(Some(false))
+        .client_found_rows(true)
+        .tcp_keepalive(Some(Duration::from_secs(30)));
+    if let Some(secret) = &server.password {
+        let text = secret.read().map_err(|e| Error::Setup {
+            action: "connect".into(),
+            endpoint: label.clone(),
+            reason: format!("password_file: {e}"),
+            advice: "make it readable for syncd, with the password alone in it".into(),
+        })?;
+        options = options.pass(Some(text));
+    }
+    if let Some(tls) = &server.tls {
+        let client = tls.client.clone().map(|(cert, key)| ClientIdentity::new(cert.into(), key.into()));
+        let ssl = SslOpts::default()
+            .with_root_certs(vec![tls.ca.clone().into()])
+            .with_disable_built_in_roots(true)
+            .with_client_identity(client);
+        options = options.ssl_opts(ssl);
+    }
+    let connecting = timeout(CONNECT_MAX, Conn::new(options)).await;
+    let late = |_| unavailable("connect", &label, "no answer");
+    let mut conn = connecting.map_err(late)?.map_err(|e| failed("connect", &label, e))?;
+    if let Err(error) = conn.query_drop(SESSION).await {
+        match &error {
+            // Unknown system variable.
+            mysql_async::Error::Server(e) if e.code == 1193 => {
+                run(&mut conn, &label, "connect", SESSION_MARIADB).await?
+            }
+            _ => return Err(failed("connect", &label, error)),
+        }
+    }
+    Ok(conn)
+}
+
+/// Runs a statement that gives no rows.
+pub(crate) async fn run(conn: &mut Conn, label: &str, action: &str, sql: impl AsRef<str>) -> Result<()> {
+    in_time(action, label, conn.query_drop(sql.as_ref())).await
+}
+
+/// Waits for an answer, not for ever.
+pub(crate) async fn in_time<T>(
+    action: &str,
+    label: &str,
+    answer: impl Future<Output = mysql_async::Result<T>>,
+) -> Result<T> {
+    match timeout(ANSWER_MAX, answer).await {
+        Ok(answer) => answer.map_err(|e| failed(action, label, e)),
+        Err(_) => Err(unavailable(action, label, "no answer")),
+    }
+}
+
+/// Somebody has to change a right or an account before it can go on.
+fn is_setup(code: u16) -> bool {
+    // Access denied: to a database, to the server, to a table, to a column, for a global right; read-only; unknown
+    // account plugin.
+    matches!(code, 1044 | 1045 | 1142 | 1143 | 1227 | 1290 | 1836 | 1524)
+}
+
+/// What the server or the line said, without values.
+pub(crate) fn failed(action: &str, label: &str, error: mysql_async::Error) -> Error {
+    match error {
+        mysql_async::Error::Server(e) if is_setup(e.code) => Error::Setup {
+            action: action.into(),
+            endpoint: label.into(),
+            reason: text(e.code, &e.message),
+            advice: "grant what the connector's README lists, or mend the account".into(),
+        },
+        mysql_async::Error::Server(e) => unavailable(action, label, text(e.code, &e.message)),
+        other => unavailable(action, label, other),
+    }
+}
+
+/// A server's error as it is shown. What it quotes (a duplicate entry's value) is left out.
+pub(crate) fn text(code: u16, message: &str) -> String {
+    let mut shown = String::new();
+    for (n, part) in message.split('\'').enumerate() {
+        // Names are quoted, too: those of tables and columns are no secret, values of duplicate entries are.
+        let is_value = n == 1 && matches!(code, 1062 | 1366 | 1292 | 1586);
+        if n > 0 {
+            shown.push('\'');
+        }
+        shown.push_str(if is_value { "…" } else { part });
+    }
+    let end = shown.char_indices().nth(ERROR_TEXT_MAX).map_or(shown.len(), |(at, _)| at);
+    shown.truncate(end);
+    format!("{shown} (error {code})")
+}
+
+/// Whether an error's text says that another transaction was in the way: a deadlock, or a lock waited for too long.
+pub(crate) fn is_lock(text: &str) -> bool {
+    text.ends_with("(error 1213)") || text.ends_with("(error 1205)")
+}
+
+pub(crate) fn unavailable(action: &str, label: &str, source: impl Into<BoxError>) -> Error {
+    Error::Unavailable { action: action.into(), endpoint: label.into(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_tables_and_no_values() {
+        let shown = text(1062, "Duplicate entry 'hunter2' for key 'users.email'");
+        assert_eq!(shown, "Duplicate entry '…' for key 'users.email' (error 1062)");
+        assert_eq!(text(1146, "Table 'a.b' doesn't exist"), "Table 'a.b' doesn't exist (error 1146)");
+    }
+}

@@ -1,0 +1,202 @@
+//! Rows read by their keys, in the form in which the log has them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use causeway_core::{Key, Result};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Row};
+
+use crate::conn::{in_time, unavailable};
+use crate::row::{Cell, Charsets, from_select, key_cells, key_name, write_json, write_name, write_sql};
+use crate::schema::{Table, table, table_of};
+
+/// Keys of one SELECT.
+const KEYS_AT_ONCE: usize = 500;
+
+/// Whether rows that are read stay as they are until the transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    None,
+    /// Nobody may change them.
+    Share,
+    /// The same, and they will be changed here.
+    Update,
+}
+
+impl Lock {
+    fn sql(self) -> &'static str {
+        match self {
+            Lock::None => "",
+            // MariaDB has no `FOR SHARE`.
+            Lock::Share => " LOCK IN SHARE MODE",
+            Lock::Update => " FOR UPDATE",
+        }
+    }
+}
+
+/// The tables of a server, as they were when each was asked for first.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    tables: HashMap<String, Option<Table>>,
+    charsets: Option<Charsets>,
+}
+
+impl Known {
+    /// The table that `key` is of, if the server has it.
+    pub(crate) async fn table(&mut self, conn: &mut Conn, label: &str, key: &Key) -> Result<Option<&Table>> {
+        let Some((schema, name)) = table_of(key) else { return Ok(None) };
+        let full = format!("{schema}.{name}");
+        if !self.tables.contains_key(&full) {
+            let found = table(conn, label, schema, name).await?;
+            self.tables.insert(full.clone(), found);
+        }
+        Ok(self.tables.get(&full).and_then(Option::as_ref))
+    }
+
+    /// Asks again from now on.
+    pub(crate) fn forget(&mut self) {
+        self.tables.clear();
+    }
+
+    pub(crate) async fn charsets(&mut self, conn: &mut Conn, label: &str) -> Result<Charsets> {
+        match &self.charsets {
+            Some(found) => Ok(found.clone()),
+            None => Ok(self.charsets.insert(crate::schema::charsets(conn, label).await?).clone()),
+        }
+    }
+}
+
+/// The rows of `keys`, each as JSON; `None`: there is none. Keys of tables that the server lacks have none.
+pub(crate) async fn rows(
+    conn: &mut Conn,
+    label: &str,
+    known: &mut Known,
+    keys: &[Key],
+    lock: Lock,
+) -> Result<HashMap<Key, Option<Bytes>>> {
+    let charsets = known.charsets(conn, label).await?;
+    let mut found: HashMap<Key, Option<Bytes>> = keys.iter().map(|key| (key.clone(), None)).collect();
+    let mut by_table: BTreeMap<_, Vec<&Key>> = BTreeMap::new();
+    for key in keys.iter().filter(|key| !key.name.is_empty()) {
+        by_table.entry(&key.space).or_default().push(key);
+    }
+    for keys in by_table.into_values() {
+        let Some(first) = keys.first() else { continue };
+        let Some(table) = known.table(conn, label, first).await?.filter(|table| !table.key.is_empty()) else {
+            continue;
+        };
+        for keys in keys.chunks(KEYS_AT_ONCE) {
+            let mut others = 0;
+            for (name, json) in select(conn, label, table, &charsets, keys, lock).await? {
+                let key = Key { space: table.space(), name: name.into() };
+                match found.get_mut(&key) {
+                    Some(row) => *row = Some(json.into()),
+                    None => others += 1,
+                }
+            }
+            if others == 0 {
+                continue;
+            }
+            // The collation of a key may take two spellings for one.
+            for key in keys {
+                if found.get(*key).is_some_and(Option::is_none) {
+                    let row = select(conn, label, table, &charsets, &[key], lock).await?.pop();
+                    found.insert((*key).clone(), row.map(|(_, json)| json.into()));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn select(
+    conn: &mut Conn,
+    label: &str,
+    table: &Table,
+    charsets: &Charsets,
+    keys: &[&Key],
+    lock: Lock,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut sql = format!("SELECT {} FROM {} WHERE ", table.column_list(), table.sql_name());
+    let mut any = false;
+    for key in keys {
+        // A key that is none of this table's has no row.
+        let Ok(cells) = key_cells(&key.name, &table.key_kinds()) else { continue };
+        if std::mem::replace(&mut any, true) {
+            sql.push_str(" OR ");
+        }
+        write_key(&mut sql, table, &cells);
+    }
+    if !any {
+        return Ok(Vec::new());
+    }
+    sql.push_str(lock.sql());
+    let action = format!("read rows of {}", table.full_name());
+    let rows: Vec<Row> = in_time(&action, label, conn.exec(sql, ())).await?;
+    let read = rows.into_iter().map(|row| json_of(row, table, charsets));
+    read.collect::<std::result::Result<_, _>>().map_err(|reason| unavailable(&action, label, reason))
+}
+
+/// `(k1 = … AND k2 = …)`.
+pub(crate) fn write_key(sql: &mut String, table: &Table, cells: &[Cell]) {
+    sql.push('(');
+    for (n, (column, cell)) in table.key_columns().zip(cells).enumerate() {
+        if n > 0 {
+            sql.push_str(" AND ");
+        }
+        write_name(sql, &column.name);
+        sql.push_str(" = ");
+        write_sql(sql, cell);
+    }
+    sql.push(')');
+}
+
+/// A row of a SELECT of all columns of `table`: its key's name, and its JSON.
+pub(crate) fn json_of(
+    row: Row,
+    table: &Table,
+    charsets: &Charsets,
+) -> std::result::Result<(Vec<u8>, Vec<u8>), String> {
+    let (cells, _) = cells_of(row, table, charsets)?;
+    Ok(named(table, &cells))
+}
+
+/// Its cells, and about how many bytes they take.
+pub(crate) fn cells_of(
+    row: Row,
+    table: &Table,
+    charsets: &Charsets,
+) -> std::result::Result<(Vec<Cell>, usize), String> {
+    let columns = row.columns();
+    let mut cells = Vec::with_capacity(table.columns.len());
+    let mut bytes = 0;
+    for (value, column) in row.unwrap().into_iter().zip(columns.iter()) {
+        if let mysql_async::Value::Bytes(value) = &value {
+            bytes += value.len();
+        }
+        bytes += 8;
+        cells.push(from_select(value, column.column_type(), column.character_set(), charsets)?);
+    }
+    if cells.len() != table.columns.len() {
+        return Err(format!("{} columns came of {}", cells.len(), table.columns.len()));
+    }
+    Ok((cells, bytes))
+}
+
+/// The cells of a row of a SELECT of the key's columns.
+pub(crate) fn key_of(row: Row, charsets: &Charsets) -> std::result::Result<Vec<Cell>, String> {
+    let columns = row.columns();
+    let cells = row.unwrap().into_iter().zip(columns.iter());
+    cells
+        .map(|(value, column)| from_select(value, column.column_type(), column.character_set(), charsets))
+        .collect()
+}
+
+/// The key's name and the JSON of a row.
+pub(crate) fn named(table: &Table, cells: &[Cell]) -> (Vec<u8>, Vec<u8>) {
+    let key: Vec<&Cell> = table.key.iter().filter_map(|&index| cells.get(index)).collect();
+    let mut json = Vec::with_capacity(64 * cells.len());
+    write_json(&mut json, table.columns.iter().map(|column| column.name.as_str()).zip(cells));
+    (key_name(&key), json)
+}

@@ -1,0 +1,209 @@
+//! What a server says of its tables.
+
+use std::sync::Arc;
+
+use causeway_core::{Key, Result, Space};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Row};
+
+use crate::config::Tables;
+use crate::conn::{failed, in_time};
+use crate::row::{Charsets, KeyKind, write_name};
+
+/// A table of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) schema: String,
+    pub(crate) name: String,
+    pub(crate) columns: Vec<Column>,
+    /// Of the primary key, in its order: indices of columns. Empty: it has none.
+    pub(crate) key: Vec<usize>,
+    /// It has another unique index, so that a row can be in the way of one with another key.
+    pub(crate) other_unique: bool,
+    /// Rows, as the server guesses.
+    pub(crate) rows: u64,
+}
+
+/// A column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Column {
+    pub(crate) name: String,
+    /// As `information_schema` names it: `varchar`, `bigint`.
+    pub(crate) data_type: String,
+    /// Of text.
+    pub(crate) charset: Option<Arc<str>>,
+    /// Its value follows from others, and is not written.
+    pub(crate) generated: bool,
+}
+
+impl Table {
+    /// `schema.name`.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// The same as SQL.
+    pub(crate) fn sql_name(&self) -> String {
+        let mut out = String::new();
+        write_name(&mut out, &self.schema);
+        out.push('.');
+        write_name(&mut out, &self.name);
+        out
+    }
+
+    pub(crate) fn space(&self) -> Space {
+        Space::Table(self.full_name().into())
+    }
+
+    /// The columns of the primary key, in its order.
+    pub(crate) fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.key.iter().filter_map(|&index| self.columns.get(index))
+    }
+
+    pub(crate) fn key_kinds(&self) -> Vec<KeyKind> {
+        self.key_columns().map(Column::key_kind).collect()
+    }
+
+    /// All columns as a list in SQL.
+    pub(crate) fn column_list(&self) -> String {
+        let mut out = String::new();
+        for (n, column) in self.columns.iter().enumerate() {
+            if n > 0 {
+                out.push_str(", ");
+            }
+            write_name(&mut out, &column.name);
+        }
+        out
+    }
+
+    /// Why it cannot be carried, if it cannot.
+    pub(crate) fn not_carried(&self) -> Option<String> {
+        if self.key.is_empty() {
+            return Some("it has no primary key".to_owned());
+        }
+        if let Some(column) =
+            self.key_columns().find(|c| ["enum", "set", "float", "double"].contains(&c.type_name()))
+        {
+            return Some(format!("a {} in the primary key, {}", column.data_type, column.name));
+        }
+        let foreign = ["uuid", "inet4", "inet6", "vector"];
+        let column = self.columns.iter().find(|column| foreign.contains(&column.type_name()))?;
+        Some(format!("its column {} is of type {}", column.name, column.data_type))
+    }
+}
+
+impl Column {
+    fn type_name(&self) -> &str {
+        &self.data_type
+    }
+
+    fn key_kind(&self) -> KeyKind {
+        match self.type_name() {
+            "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "year" | "bit" => KeyKind::Number,
+            "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => KeyKind::Bytes,
+            _ => self.charset.clone().map_or(KeyKind::Other, KeyKind::Text),
+        }
+    }
+}
+
+/// The table that a key is of: `schema` and `name`.
+pub(crate) fn table_of(key: &Key) -> Option<(&str, &str)> {
+    match &key.space {
+        Space::Table(name) => std::str::from_utf8(name).ok()?.split_once('.'),
+        _ => None,
+    }
+}
+
+/// The charsets of the server's collations.
+pub(crate) async fn charsets(conn: &mut Conn, label: &str) -> Result<Charsets> {
+    // MariaDB lists a collation that goes with several charsets under each.
+    let mariadb =
+        "SELECT id, character_set_name FROM information_schema.collation_character_set_applicability";
+    let both = "SELECT id, character_set_name FROM information_schema.collations WHERE id IS NOT NULL AND \
+                character_set_name IS NOT NULL";
+    let action = "list the collations";
+    let found = match conn.query::<(u64, String), _>(mariadb).await {
+        Ok(found) => found,
+        Err(mysql_async::Error::Server(_)) => in_time(action, label, conn.query(both)).await?,
+        Err(other) => return Err(failed(action, label, other)),
+    };
+    Ok(Charsets::new(found.into_iter().filter_map(|(id, name)| Some((u16::try_from(id).ok()?, name)))))
+}
+
+/// All tables that the channel carries, by name.
+pub(crate) async fn carried(conn: &mut Conn, label: &str, tables: &Tables) -> Result<Vec<Table>> {
+    let names: Vec<(String, String)> = in_time(
+        "list the tables",
+        label,
+        conn.query(
+            "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE' \
+             ORDER BY 1, 2",
+        ),
+    )
+    .await?;
+    let mut found = Vec::new();
+    for (schema, name) in names.into_iter().filter(|(schema, name)| tables.carries(schema, name)) {
+        found.extend(table(conn, label, &schema, &name).await?);
+    }
+    Ok(found)
+}
+
+/// One table, if it is there.
+pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str) -> Result<Option<Table>> {
+    let action = format!("look at the table {schema}.{name}");
+    let columns: Vec<Row> = in_time(
+        &action,
+        label,
+        conn.exec(
+            "SELECT column_name, data_type, character_set_name, extra FROM information_schema.columns \
+             WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position",
+            (schema, name),
+        ),
+    )
+    .await?;
+    let column = |mut row: Row| -> Option<Column> {
+        let charset: Option<String> = row.take::<Option<String>, _>(2)?;
+        let extra: String = row.take(3)?;
+        Some(Column {
+            name: row.take(0)?,
+            data_type: row.take::<String, _>(1)?.to_lowercase(),
+            charset: charset.map(Arc::from),
+            // `DEFAULT_GENERATED` is MySQL's word for a default that is an expression.
+            generated: extra.to_uppercase().split(' ').any(|word| word == "GENERATED"),
+        })
+    };
+    let columns: Vec<Column> = columns.into_iter().filter_map(column).collect();
+    if columns.is_empty() {
+        return Ok(None);
+    }
+    let indices: Vec<(String, u64, String)> = in_time(
+        &action,
+        label,
+        conn.exec(
+            "SELECT index_name, seq_in_index, column_name FROM information_schema.statistics \
+             WHERE table_schema = ? AND table_name = ? AND non_unique = 0 AND column_name IS NOT NULL \
+             ORDER BY index_name, seq_in_index",
+            (schema, name),
+        ),
+    )
+    .await?;
+    let rows: Option<Option<u64>> = in_time(
+        &action,
+        label,
+        conn.exec_first(
+            "SELECT table_rows FROM information_schema.tables WHERE table_schema = ? AND table_name = ?",
+            (schema, name),
+        ),
+    )
+    .await?;
+    let place = |wanted: &str| columns.iter().position(|column| column.name == wanted);
+    let primary = indices.iter().filter(|(index, ..)| index == "PRIMARY");
+    Ok(Some(Table {
+        schema: schema.to_owned(),
+        name: name.to_owned(),
+        key: primary.filter_map(|(_, _, column)| place(column)).collect(),
+        other_unique: indices.iter().any(|(index, ..)| index != "PRIMARY"),
+        rows: rows.flatten().unwrap_or(0),
+        columns,
+    }))
+}

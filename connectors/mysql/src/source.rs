@@ -1,0 +1,545 @@
+//! A server's changes: its binlog, joined to a snapshot.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use causeway_core::{Change, Error, Event, Key, Op, Opened, Position, Result, Site, Source, Token, Told};
+use futures_util::StreamExt;
+use mysql_async::prelude::Queryable;
+use mysql_async::{BinlogStream, BinlogStreamRequest, Conn};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
+use tracing::info;
+
+use crate::config::{MysqlConfig, Server};
+use crate::conn::{connect, failed, in_time, is_lock, run, unavailable};
+use crate::names;
+use crate::read::{Known, Lock, rows};
+use crate::schema::{Table, carried};
+use crate::snapshot::{Reader, Said};
+use crate::stream::{Decoder, Stop, place_of, position};
+use crate::tokens::write_token;
+
+/// An idle server says so this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// One that says nothing for so long is gone (FF17c).
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A read that met another transaction's locks is done again so often.
+const DEADLOCKS_MAX: usize = 5;
+/// Tables left out that are named.
+const LEFT_OUT_NAMED: usize = 1000;
+
+/// One site's server as a source.
+pub struct MysqlSource {
+    config: Arc<MysqlConfig>,
+    site: Site,
+    live: Option<Live>,
+    /// Why the place where the stream broke is of no use.
+    lost: Option<String>,
+}
+
+struct Live {
+    label: String,
+    /// What names the channel in our tables.
+    name: String,
+    stream: BinlogStream,
+    decoder: Decoder,
+    side: Conn,
+    known: Known,
+    /// It keeps what it streamed, whatever crashes.
+    durable: bool,
+    /// States that were asked for, until their token passes.
+    asked: HashMap<Token, Vec<(Key, Option<Bytes>)>>,
+    /// They may be of a write that nobody made just then.
+    uncertain: bool,
+    snapshot: Option<Snapshot>,
+    ready: VecDeque<Event>,
+}
+
+/// A snapshot that is being read.
+struct Snapshot {
+    said: mpsc::Receiver<Said>,
+    /// First token to second one, of chunks whose first has not passed.
+    begun: HashMap<Token, Token>,
+    /// By their second token.
+    chunks: HashMap<Token, (Vec<(Key, Bytes)>, OwnedSemaphorePermit)>,
+    /// Chunks that have not passed.
+    open: usize,
+    ended: bool,
+    left_out: LeftOut,
+}
+
+/// How many rows, at least, and of which tables, with the reason.
+type LeftOut = (u64, Vec<(Key, String)>);
+
+/// Who the server is, and where its binlog ends.
+pub(crate) struct Found {
+    pub(crate) history: Bytes,
+    is_mariadb: bool,
+    end: Position,
+    durable: bool,
+}
+
+impl MysqlSource {
+    /// `site`'s server; connects to nothing yet.
+    pub fn new(config: Arc<MysqlConfig>, site: Site) -> MysqlSource {
+        MysqlSource { config, site, live: None, lost: None }
+    }
+
+    fn server(&self) -> &Server {
+        self.config.server(self.site)
+    }
+
+    fn live(&mut self, action: &str) -> Result<&mut Live> {
+        let missing = unavailable(action, &self.server().label(), "not connected");
+        self.live.as_mut().ok_or(missing)
+    }
+
+    /// Opens the binlog at `from`. `Err` within: why that is gone.
+    async fn stream(
+        &self,
+        from: &Position,
+        found: &Found,
+    ) -> Result<std::result::Result<BinlogStream, String>> {
+        let label = self.server().label();
+        let Some((file, at, _)) = place_of(from) else {
+            return Ok(Err("it is of another kind of store".into()));
+        };
+        let mut conn = connect(self.server()).await?;
+        let nanos = HEARTBEAT.as_nanos();
+        let mut settings =
+            format!("SET @master_heartbeat_period = {nanos}, @source_heartbeat_period = {nanos}");
+        if found.is_mariadb {
+            // Or it sends no GTIDs.
+            settings.push_str(", @mariadb_slave_capability = 4");
+        }
+        run(&mut conn, &label, "read the binlog", settings).await?;
+        let request = BinlogStreamRequest::new(replica_id()).with_filename(file.as_bytes()).with_pos(at);
+        let stream = in_time("read the binlog", &label, conn.get_binlog_stream(request)).await?;
+        Ok(Ok(stream))
+    }
+
+    /// Whether the server still has `from`, and is the one that it is of: `Err` says why not.
+    async fn may_resume(
+        &self,
+        conn: &mut Conn,
+        from: &Position,
+        found: &Found,
+    ) -> Result<std::result::Result<(), String>> {
+        let label = self.server().label();
+        if from.history != found.history {
+            return Ok(Err("it is another server's".to_owned()));
+        }
+        let Some((file, at, gtid)) = place_of(from) else {
+            return Ok(Err("it is of another kind of store".into()));
+        };
+        let logs: Vec<mysql_async::Row> =
+            in_time("list the binlogs", &label, conn.query("SHOW BINARY LOGS")).await?;
+        let size = logs.iter().find_map(|row| {
+            let name: String = row.get_opt(0)?.ok()?;
+            (name == file).then(|| row.get_opt::<u64, _>(1)?.ok())?
+        });
+        match size {
+            None => return Ok(Err(format!("{file} is purged"))),
+            Some(size) if size < at => {
+                return Ok(Err(format!("{file} ends before it: the server lost its end")));
+            }
+            Some(_) => {}
+        }
+        if gtid.is_empty() {
+            return Ok(Ok(()));
+        }
+        let held: Option<Option<bool>> = if found.is_mariadb {
+            let there: Option<Option<String>> = in_time(
+                "look for a GTID",
+                &label,
+                conn.exec_first("SELECT BINLOG_GTID_POS(?, ?)", (&file, at)),
+            )
+            .await?;
+            Some(there.flatten().map(|there| there.split(',').any(|one| one == gtid)))
+        } else {
+            let sql = "SELECT GTID_SUBSET(?, @@GLOBAL.gtid_executed)";
+            in_time("look for a GTID", &label, conn.exec_first(sql, (&gtid,))).await?
+        };
+        match held.flatten() {
+            Some(true) => Ok(Ok(())),
+            _ => Ok(Err(format!("the server does not know {gtid} there: its binlog was reset"))),
+        }
+    }
+}
+
+/// What we call ourselves as a replica: a server ends what an earlier one of the same number reads.
+fn replica_id() -> u32 {
+    xxhash_rust::xxh3::xxh3_64(Token::unique().text().as_bytes()) as u32 | 1 << 31
+}
+
+/// Who the server is; and refuses one whose binlog would not tell all.
+pub(crate) async fn look(conn: &mut Conn, label: &str) -> Result<Found> {
+    let ask = "ask for settings";
+    let version: Option<String> = in_time(ask, label, conn.query_first("SELECT VERSION()")).await?;
+    let is_mariadb = version.unwrap_or_default().contains("MariaDB");
+    let identity = if is_mariadb { "@@server_uid" } else { "@@server_uuid" };
+    let sql = format!(
+        "SELECT {identity}, @@log_bin, @@binlog_format, @@binlog_row_image, @@binlog_row_metadata, @@sync_binlog, \
+         @@innodb_flush_log_at_trx_commit"
+    );
+    let row: Option<(String, u64, String, String, String, u64, u64)> =
+        in_time(ask, label, conn.query_first(sql)).await?;
+    let (history, log_bin, format, image, metadata, sync, flush) =
+        row.ok_or_else(|| unavailable(ask, label, "no answer"))?;
+    let wrong = [
+        ("log_bin", if log_bin == 1 { "ON" } else { "OFF" }, "ON"),
+        ("binlog_format", &format, "ROW"),
+        ("binlog_row_image", &image, "FULL"),
+        ("binlog_row_metadata", &metadata, "FULL"),
+    ]
+    .into_iter()
+    .find(|(_, is, wanted)| !is.eq_ignore_ascii_case(wanted));
+    if let Some((setting, is, wanted)) = wrong {
+        return Err(Error::Setup {
+            action: "read the binlog".into(),
+            endpoint: label.into(),
+            reason: format!("{setting} is {is}"),
+            advice: format!("set it to {wanted}, in the server's configuration too"),
+        });
+    }
+    // The word of MySQL since 8.2, and that of all others.
+    let status = match conn.query_first::<mysql_async::Row, _>("SHOW BINARY LOG STATUS").await {
+        Ok(row) => row,
+        Err(mysql_async::Error::Server(e)) if e.code == 1064 => {
+            in_time("find the binlog's end", label, conn.query_first("SHOW MASTER STATUS")).await?
+        }
+        Err(other) => return Err(failed("find the binlog's end", label, other)),
+    };
+    let place =
+        status.and_then(|row| Some((row.get_opt::<String, _>(0)?.ok()?, row.get_opt::<u64, _>(1)?.ok()?)));
+    let (file, at) =
+        place.ok_or_else(|| unavailable("find the binlog's end", label, "the server has none"))?;
+    let history = Bytes::from(history);
+    let end = position(&history, &file, at, "")
+        .ok_or_else(|| unavailable("find the binlog's end", label, format!("{file} has no number")))?;
+    Ok(Found { history, is_mariadb, end, durable: sync == 1 && flush == 1 })
+}
+
+#[async_trait]
+impl Source for MysqlSource {
+    async fn open(&mut self, from: Option<&Position>, snapshot: bool, _: Told) -> Result<Opened> {
+        self.live = None;
+        let label = self.server().label();
+        let mut side = connect(self.server()).await?;
+        for sql in names::create() {
+            run(&mut side, &label, "make our tables", sql).await?;
+        }
+        let found = look(&mut side, &label).await?;
+        let mut lost = None;
+        let mut resumed = None;
+        if let Some(from) = from {
+            let may = match self.lost.take() {
+                Some(reason) => Err(reason),
+                None => self.may_resume(&mut side, from, &found).await?,
+            };
+            match may {
+                Ok(()) => match self.stream(from, &found).await? {
+                    Ok(stream) => resumed = Some((from.clone(), stream)),
+                    Err(reason) => lost = Some(reason),
+                },
+                Err(reason) => lost = Some(reason),
+            }
+        }
+        self.lost = None;
+        let opened = if resumed.is_some() { Opened::Resumed } else { Opened::Anew { lost } };
+        let (at, stream) = match resumed {
+            Some(resumed) => resumed,
+            None => match self.stream(&found.end, &found).await? {
+                Ok(stream) => (found.end.clone(), stream),
+                Err(reason) => return Err(unavailable("read the binlog", &label, reason)),
+            },
+        };
+        let mut known = Known::default();
+        let charsets = known.charsets(&mut side, &label).await?;
+        let name = names::row(&self.config.link, &self.config.channel);
+        let decoder = Decoder::new(self.config.tables.clone(), charsets.clone(), name.clone(), &at)
+            .ok_or_else(|| unavailable("read the binlog", &label, "the binlog's files have no numbers"))?;
+        let mut ready = VecDeque::new();
+        let begins_snapshot = snapshot && opened != Opened::Resumed;
+        let snapshot = match begins_snapshot {
+            true => {
+                let tables = carried(&mut side, &label, &self.config.tables).await?;
+                let (left_out, tables) = split(tables);
+                let total = tables.iter().map(|table| table.rows).sum();
+                ready.push_back(Event::SnapshotStarted { total: Some(total), pos: at });
+                let reader = Reader {
+                    server: self.server().clone(),
+                    name: name.clone(),
+                    tables,
+                    charsets,
+                    bytes_per_second: self.config.snapshot_bytes_per_second,
+                };
+                let said = reader.start();
+                let (begun, chunks) = (HashMap::new(), HashMap::new());
+                Some(Snapshot { said, begun, chunks, open: 0, ended: false, left_out })
+            }
+            false => {
+                ready.push_back(Event::Idle { pos: at });
+                None
+            }
+        };
+        info!(site = self.config.site(self.site), endpoint = label, ?opened, "the binlog is read");
+        let uncertain = self.config.carries[self.site.peer().index()];
+        let (durable, asked) = (found.durable, HashMap::new());
+        let live =
+            Live { label, name, stream, decoder, side, known, durable, asked, uncertain, snapshot, ready };
+        self.live = Some(live);
+        Ok(opened)
+    }
+
+    fn keeps_what_it_streamed(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.durable)
+    }
+
+    async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
+        let live = self.live("read the binlog")?;
+        let came = live.next(events, bytes_max).await;
+        if let Err(error) = &came {
+            if let Error::PositionLost { reason, .. } = error {
+                self.lost = Some(reason.clone());
+            }
+            self.live = None;
+        }
+        came
+    }
+
+    fn acknowledge(&mut self, _: &Position) {}
+
+    fn restart_point(&self, durable: &Position) -> Position {
+        durable.clone()
+    }
+
+    async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {
+        let tables = self.config.tables.clone();
+        let live = self.live("read rows again")?;
+        let carried = |key: &Key| {
+            crate::schema::table_of(key).is_some_and(|(schema, name)| tables.carries(schema, name))
+        };
+        let keys: Vec<Key> = keys.into_iter().filter(carried).collect();
+        let mut tries = 0;
+        loop {
+            match live.refresh(&keys).await {
+                Err(Error::Unavailable { source, .. })
+                    if tries < DEADLOCKS_MAX && is_lock(&source.to_string()) =>
+                {
+                    tries += 1;
+                }
+                done => {
+                    if done.is_err() {
+                        self.live = None;
+                    }
+                    return done;
+                }
+            }
+        }
+    }
+}
+
+/// Those that are not carried, with the reason, and those that are.
+fn split(tables: Vec<Table>) -> (LeftOut, Vec<Table>) {
+    let (mut left_out, mut carried) = ((0, Vec::new()), Vec::new());
+    for table in tables {
+        let Some(reason) = table.not_carried() else {
+            carried.push(table);
+            continue;
+        };
+        left_out.0 += table.rows.max(1);
+        if left_out.1.len() < LEFT_OUT_NAMED {
+            let key = Key { space: table.space(), name: Bytes::new() };
+            left_out.1.push((key, format!("rows of a table that is not carried: {reason}")));
+        }
+    }
+    (left_out, carried)
+}
+
+impl Live {
+    async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
+        let before = events.len();
+        loop {
+            let mut bytes = 0;
+            while let Some(event) = self.ready.pop_front() {
+                let whole = match &event {
+                    Event::Change(change) => {
+                        bytes += change.cost();
+                        change.group.is_none_or(|group| group.last)
+                    }
+                    _ => true,
+                };
+                events.push(event);
+                if whole && bytes >= bytes_max {
+                    return Ok(());
+                }
+            }
+            if events.len() > before {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                said = hear(&mut self.snapshot) => self.heard(said)?,
+                event = timeout(SILENCE_MAX, self.stream.next()) => {
+                    let silent = |_| unavailable("read the binlog", &self.label, "the server says nothing");
+                    match event.map_err(silent)? {
+                        Some(Ok(event)) => self.take(&event)?,
+                        Some(Err(error)) => return Err(self.broke(error)),
+                        None => return Err(unavailable("read the binlog", &self.label, "the server ended it")),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the server says of a binlog that it cannot send makes a gap.
+    fn broke(&self, error: mysql_async::Error) -> Error {
+        match &error {
+            // ER_MASTER_FATAL_ERROR_READING_BINLOG: purged, or damaged.
+            mysql_async::Error::Server(e) if e.code == 1236 => Error::PositionLost {
+                position: self.decoder.position().to_string(),
+                reason: e.message.clone(),
+            },
+            _ => failed("read the binlog", &self.label, error),
+        }
+    }
+
+    fn take(&mut self, event: &mysql_async::binlog::events::Event) -> Result<()> {
+        let mut events = Vec::new();
+        let stream = &self.stream;
+        let taken = self.decoder.take(event, |id| stream.get_tme(id), &mut events);
+        taken.map_err(|stop| match stop {
+            Stop::Lost(reason) => {
+                Error::PositionLost { position: self.decoder.position().to_string(), reason }
+            }
+            Stop::Garbled(reason) => Error::Garbled {
+                endpoint: self.label.clone(),
+                what: "binlog",
+                at: u64::from(event.header().log_pos()),
+                reason,
+            },
+        })?;
+        for event in events {
+            match (event, self.ready.back()) {
+                (Event::Token(token), _) => self.passed(token)?,
+                (Event::Idle { pos }, Some(Event::Change(change))) if change.pos == pos => {}
+                (Event::Idle { pos }, Some(Event::Marker { pos: told, .. })) if *told == pos => {}
+                (idle @ Event::Idle { .. }, Some(Event::Idle { .. })) => {
+                    // The newest says it all.
+                    self.ready.pop_back();
+                    self.ready.push_back(idle);
+                }
+                (event, _) => {
+                    if matches!(event, Event::LeftOut { .. }) {
+                        self.known.forget();
+                    }
+                    self.ready.push_back(event);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A token stands here in the binlog.
+    fn passed(&mut self, token: Token) -> Result<()> {
+        let pos = self.decoder.position();
+        // Whatever is said of a token was said before it was written.
+        while let Some(said) = self.snapshot.as_mut().and_then(|snapshot| snapshot.said.try_recv().ok()) {
+            self.heard(said)?;
+        }
+        if let Some(snapshot) = &mut self.snapshot {
+            if let Some(high) = snapshot.begun.remove(&token) {
+                self.decoder.open_window(high);
+                return Ok(());
+            }
+            if let Some((rows, place)) = snapshot.chunks.remove(&token) {
+                snapshot.open -= 1;
+                let changed = self.decoder.close_window(token);
+                let time = now();
+                for (key, json) in rows.into_iter().filter(|(key, _)| !changed.contains(key)) {
+                    let read = Change::captured(Op::Read, key, Some(json), pos.clone(), time);
+                    self.ready.push_back(Event::Change(read));
+                }
+                drop(place);
+                self.end_snapshot(&pos);
+                return Ok(());
+            }
+        }
+        if let Some(states) = self.asked.remove(&token) {
+            for (key, json) in states {
+                let state = Change::captured(Op::State, key, json, pos.clone(), now());
+                self.ready.push_back(Event::Change(Change { uncertain: self.uncertain, ..state }));
+            }
+        }
+        self.ready.push_back(Event::Token(token));
+        Ok(())
+    }
+
+    fn heard(&mut self, said: Said) -> Result<()> {
+        let Some(snapshot) = &mut self.snapshot else { return Ok(()) };
+        match said {
+            Said::Begins { low, high } => {
+                snapshot.begun.insert(low, high);
+                snapshot.open += 1;
+            }
+            Said::Rows { high, rows, place } => {
+                snapshot.chunks.insert(high, (rows, place));
+            }
+            Said::Ended => {
+                snapshot.ended = true;
+                let pos = self.decoder.position();
+                self.end_snapshot(&pos);
+            }
+            Said::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn end_snapshot(&mut self, pos: &Position) {
+        let Some(snapshot) = self.snapshot.take_if(|snapshot| snapshot.ended && snapshot.open == 0) else {
+            return;
+        };
+        self.ready.push_back(Event::SnapshotEnded { pos: pos.clone(), left_out: snapshot.left_out });
+    }
+
+    /// Reads rows and writes a token in one transaction, in which nobody else can change them.
+    async fn refresh(&mut self, keys: &[Key]) -> Result<Token> {
+        let token = Token::unique();
+        let action = "read rows again";
+        run(&mut self.side, &self.label, action, "BEGIN").await?;
+        let done = async {
+            let found = rows(&mut self.side, &self.label, &mut self.known, keys, Lock::Share).await?;
+            write_token(&mut self.side, &self.label, &self.name, token).await?;
+            run(&mut self.side, &self.label, action, "COMMIT").await?;
+            Ok(found)
+        };
+        match done.await {
+            Ok(found) => {
+                self.asked.insert(token, found.into_iter().collect());
+                Ok(token)
+            }
+            Err(error) => {
+                run(&mut self.side, &self.label, action, "ROLLBACK").await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+async fn hear(snapshot: &mut Option<Snapshot>) -> Said {
+    if let Some(snapshot) = snapshot
+        && let Some(said) = snapshot.said.recv().await
+    {
+        return said;
+    }
+    std::future::pending().await
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}

@@ -1,0 +1,301 @@
+//! Changes as statements. No I/O.
+
+use std::fmt::Write as _;
+
+use causeway_core::Change;
+
+use crate::read::write_key;
+use crate::row::{Cell, columns_of, key_cells, write_name, write_sql};
+use crate::schema::Table;
+
+/// One statement, and what has to come of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Statement {
+    pub(crate) sql: String,
+    pub(crate) expected: Expected,
+}
+
+/// What the server has to answer; else the transaction is rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Nothing,
+    /// The row that says who may apply is still ours.
+    Fence,
+    /// It matches so many rows.
+    Rows(u64),
+}
+
+/// What a change makes of its row, in a table as it is here.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Row {
+    table: String,
+    /// `(k1 = … AND k2 = …)`.
+    key: String,
+    /// Another row can be in its way.
+    other_unique: bool,
+    /// It was there before, as its origin saw it.
+    was_there: bool,
+    /// Names and values of the columns that are written; `None`: it is gone.
+    columns: Option<Vec<(String, String)>>,
+}
+
+/// Why a change has no form here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    /// The table lacks this column.
+    Column(String),
+    /// The record is none of this table's.
+    Form(String),
+}
+
+impl Row {
+    pub(crate) fn of(change: &Change, table: &Table) -> Result<Row, Wrong> {
+        let cells = key_cells(&change.key.name, &table.key_kinds()).map_err(Wrong::Form)?;
+        let mut key = String::new();
+        write_key(&mut key, table, &cells);
+        let columns = match &change.value {
+            None => None,
+            Some(json) => {
+                let mut columns = Vec::with_capacity(table.columns.len());
+                for (name, cell) in columns_of(json).map_err(Wrong::Form)? {
+                    let column = table.columns.iter().find(|column| column.name == name);
+                    let column = column.ok_or(Wrong::Column(name.clone()))?;
+                    if !column.generated {
+                        columns.push((name, value(&cell)));
+                    }
+                }
+                Some(columns)
+            }
+        };
+        Ok(Row {
+            table: table.sql_name(),
+            key,
+            other_unique: table.other_unique,
+            was_there: change.before.is_some(),
+            columns,
+        })
+    }
+
+    pub(crate) fn is_delete(&self) -> bool {
+        self.columns.is_none()
+    }
+
+    /// Whether it is there, with a lock on it or on its place.
+    pub(crate) fn exists(&self) -> String {
+        format!("SELECT 1 FROM {} WHERE {} FOR UPDATE", self.table, self.key)
+    }
+
+    pub(crate) fn delete(&self) -> Statement {
+        Statement {
+            sql: format!("DELETE FROM {} WHERE {}", self.table, self.key),
+            expected: Expected::Nothing,
+        }
+    }
+
+    /// It is there.
+    pub(crate) fn update(&self) -> Statement {
+        let mut sql = format!("UPDATE {} SET ", self.table);
+        for (n, (name, value)) in self.columns().iter().enumerate() {
+            if n > 0 {
+                sql.push_str(", ");
+            }
+            write_name(&mut sql, name);
+            sql.push_str(" = ");
+            sql.push_str(value);
+        }
+        let _ = write!(sql, " WHERE {}", self.key);
+        Statement { sql, expected: Expected::Rows(1) }
+    }
+
+    /// It is not.
+    pub(crate) fn insert(&self) -> Statement {
+        Statement { sql: self.insert_head() + &self.values(), expected: Expected::Nothing }
+    }
+
+    fn columns(&self) -> &[(String, String)] {
+        self.columns.as_deref().unwrap_or_default()
+    }
+
+    fn insert_head(&self) -> String {
+        let mut sql = format!("INSERT INTO {} (", self.table);
+        for (n, (name, _)) in self.columns().iter().enumerate() {
+            if n > 0 {
+                sql.push_str(", ");
+            }
+            write_name(&mut sql, name);
+        }
+        sql.push_str(") VALUES ");
+        sql
+    }
+
+    fn values(&self) -> String {
+        let values: Vec<&str> = self.columns().iter().map(|(_, value)| value.as_str()).collect();
+        format!("({})", values.join(", "))
+    }
+
+    /// What an INSERT that finds the row does.
+    fn on_duplicate(&self) -> String {
+        let mut sql = " ON DUPLICATE KEY UPDATE ".to_owned();
+        for (n, (name, _)) in self.columns().iter().enumerate() {
+            if n > 0 {
+                sql.push_str(", ");
+            }
+            write_name(&mut sql, name);
+            sql.push_str(" = VALUES(");
+            write_name(&mut sql, name);
+            sql.push(')');
+        }
+        sql
+    }
+
+    /// In which kind of statement it goes in the fast way. Those of one kind that follow each other are one statement.
+    fn kind(&self, keep_existing: bool) -> Kind {
+        match (&self.columns, self.was_there, self.other_unique) {
+            (None, ..) => Kind::Delete,
+            _ if keep_existing => Kind::Insert,
+            (_, _, false) => Kind::Upsert,
+            (_, true, true) => Kind::Update,
+            (_, false, true) => Kind::Insert,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Delete,
+    /// It must not be there.
+    Insert,
+    /// It must be there.
+    Update,
+    /// Whether it is there or not. Only where no other row can be in the way: that one would be taken for it.
+    Upsert,
+}
+
+fn value(cell: &Cell) -> String {
+    let mut out = String::new();
+    write_sql(&mut out, cell);
+    out
+}
+
+/// Rows in their order, each with whether a row that exists is kept, as few statements.
+pub(crate) fn fast(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
+    let mut rest = rows;
+    while let Some((first, keep)) = rest.first() {
+        let kind = first.kind(*keep);
+        let names = |row: &Row| row.columns().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let same = |(row, keep): &(Row, bool)| {
+            kind != Kind::Update
+                && row.kind(*keep) == kind
+                && row.table == first.table
+                && names(row) == names(first)
+        };
+        let count = rest.iter().position(|row| !same(row)).unwrap_or(rest.len()).max(1);
+        let (run, behind) = rest.split_at(count);
+        rest = behind;
+        statements.push(match kind {
+            Kind::Update => first.update(),
+            Kind::Delete => {
+                let keys: Vec<&str> = run.iter().map(|(row, _)| row.key.as_str()).collect();
+                let sql = format!("DELETE FROM {} WHERE {}", first.table, keys.join(" OR "));
+                Statement { sql, expected: Expected::Nothing }
+            }
+            Kind::Insert | Kind::Upsert => {
+                let values: Vec<String> = run.iter().map(|(row, _)| row.values()).collect();
+                let mut sql = first.insert_head() + &values.join(", ");
+                if kind == Kind::Upsert {
+                    sql += &first.on_duplicate();
+                }
+                Statement { sql, expected: Expected::Nothing }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_core::{Key, Op, Position};
+
+    use super::*;
+    use crate::schema::Column;
+
+    fn table(other_unique: bool) -> Table {
+        let column = |name: &str, data_type: &str, generated| Column {
+            name: name.into(),
+            data_type: data_type.into(),
+            charset: (data_type == "varchar").then(|| "utf8mb4".into()),
+            generated,
+        };
+        Table {
+            schema: "shop".into(),
+            name: "t".into(),
+            columns: vec![
+                column("id", "int", false),
+                column("v", "varchar", false),
+                column("g", "int", true),
+            ],
+            key: vec![0],
+            other_unique,
+            rows: 0,
+        }
+    }
+
+    fn row(id: u32, value: Option<&str>, before: bool, other_unique: bool) -> (Row, bool) {
+        let table = table(other_unique);
+        let key = Key { space: table.space(), name: id.to_string().into() };
+        let json = value.map(|v| format!("{{\"id\":{id},\"v\":\"{v}\",\"g\":7}}").into());
+        let mut change = Change::captured(Op::Put, key, json, Position::default(), 0);
+        change.before = before.then(|| "{}".into());
+        (Row::of(&change, &table).unwrap(), false)
+    }
+
+    fn sql(rows: &[(Row, bool)]) -> Vec<String> {
+        let mut statements = Vec::new();
+        fast(rows, &mut statements);
+        statements.into_iter().map(|statement| statement.sql).collect()
+    }
+
+    #[test]
+    fn rows_of_one_kind_are_one_statement() {
+        let all = [
+            row(1, Some("a"), false, false),
+            row(2, Some("b"), true, false),
+            row(1, None, false, false),
+            row(2, None, false, false),
+            row(3, Some("it's"), false, false),
+        ];
+        let upsert = " ON DUPLICATE KEY UPDATE `id` = VALUES(`id`), `v` = VALUES(`v`)";
+        assert_eq!(
+            sql(&all),
+            [
+                format!("INSERT INTO `shop`.`t` (`id`, `v`) VALUES (1, 'a'), (2, 'b'){upsert}"),
+                "DELETE FROM `shop`.`t` WHERE (`id` = 1) OR (`id` = 2)".to_owned(),
+                format!("INSERT INTO `shop`.`t` (`id`, `v`) VALUES (3, 'it''s'){upsert}"),
+            ]
+        );
+    }
+
+    /// FF12: where another row can be in the way, no row is taken for another one.
+    #[test]
+    fn with_another_unique_index_rows_are_found_by_their_key_alone() {
+        let all = [row(1, Some("a"), false, true), row(2, Some("b"), true, true)];
+        assert_eq!(
+            sql(&all),
+            [
+                "INSERT INTO `shop`.`t` (`id`, `v`) VALUES (1, 'a')",
+                "UPDATE `shop`.`t` SET `id` = 2, `v` = 'b' WHERE (`id` = 2)"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_the_table_is_told() {
+        let key = |name: &'static str| Key { space: table(false).space(), name: name.into() };
+        let change = |name, json: &'static str| {
+            Change::captured(Op::Put, key(name), Some(json.into()), Position::default(), 0)
+        };
+        let of = |change: &Change| Row::of(change, &table(false));
+        assert_eq!(of(&change("1", "{\"x\":1}")), Err(Wrong::Column("x".into())));
+        assert!(matches!(of(&change("a", "{}")), Err(Wrong::Form(_))));
+        assert!(matches!(of(&change("1", "[]")), Err(Wrong::Form(_))));
+    }
+}

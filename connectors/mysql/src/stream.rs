@@ -1,0 +1,655 @@
+//! What the binlog says, as events in its order: transactions, our own ones told from the application's by the row of
+//! `causeway_applied` in them, tokens, and what cannot be carried. No I/O.
+//!
+//! The binlog's own metadata (`binlog_row_metadata=FULL`) names and types each table's columns as they were when the
+//! rows were written, so that a reader that lags behind a change of the table reads them right (FF05).
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
+use mysql_async::binlog::events::{
+    Event as BinlogEvent, EventData, OptionalMetaExtractor, OptionalMetadataField, RowsEventData,
+    TableMapEvent,
+};
+use mysql_async::binlog::row::BinlogRow;
+use mysql_async::consts::ColumnType;
+
+use crate::config::Tables;
+use crate::names;
+use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
+
+/// Why the stream cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// What stands there cannot be carried: what lies between has to be compared.
+    Lost(String),
+    /// The bytes make no sense.
+    Garbled(String),
+}
+
+/// A table as the binlog describes it.
+#[derive(Debug)]
+struct StreamTable {
+    space: Space,
+    ours: Option<Ours>,
+    /// Why its rows are left out, if they are.
+    left_out: Option<String>,
+    columns: Vec<(String, Kind)>,
+    key: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ours {
+    Applied,
+    Watermark,
+}
+
+#[derive(Debug, Default)]
+struct Transaction {
+    marker: Option<Marker>,
+    changes: Vec<Change>,
+    tokens: Vec<Token>,
+    left_out: Vec<(Key, String)>,
+}
+
+/// Reads one server's binlog from a place on.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    tables: Tables,
+    charsets: Charsets,
+    /// Of our rows, those of this channel.
+    name: String,
+    history: Bytes,
+    file: String,
+    at: u64,
+    /// The newest transaction's, where it has one.
+    gtid: String,
+    /// The events that say how the file is written have come.
+    described: bool,
+    /// The end of what came compressed as one event.
+    payload_end: u64,
+    by_id: HashMap<u64, Option<StreamTable>>,
+    open: Option<Transaction>,
+    groups: u64,
+    told: HashSet<Space>,
+    /// Keys that changed since each of these began, whoever changed them.
+    windows: HashMap<Token, HashSet<Key>>,
+}
+
+/// Bits of [`Position::at`] that are the place in a file; the file's number stands above.
+const PLACE_BITS: u32 = 40;
+
+/// Where a file's place stands in the order of all: `None` if its name has no number.
+fn place(file: &str, at: u64) -> Option<u64> {
+    let number: u64 = file.rsplit_once('.')?.1.parse().ok()?;
+    (number < 1 << (64 - PLACE_BITS) && at < 1 << PLACE_BITS).then_some(number << PLACE_BITS | at)
+}
+
+/// A position in a server's binlog. The context is `FILE` or `FILE:GTID`.
+pub(crate) fn position(history: &Bytes, file: &str, at: u64, gtid: &str) -> Option<Position> {
+    let context = if gtid.is_empty() { file.to_owned() } else { format!("{file}:{gtid}") };
+    Some(Position { history: history.clone(), at: place(file, at)?, context: context.into() })
+}
+
+/// The file, the place in it, and the GTID of a position.
+pub(crate) fn place_of(position: &Position) -> Option<(String, u64, String)> {
+    let context = std::str::from_utf8(&position.context).ok()?;
+    let (file, gtid) = context.split_once(':').unwrap_or((context, ""));
+    let at = position.at & ((1 << PLACE_BITS) - 1);
+    (place(file, at) == Some(position.at)).then(|| (file.to_owned(), at, gtid.to_owned()))
+}
+
+/// Binlog events of MariaDB that the driver has no form for, and that say nothing of rows: comments, checkpoints, lists
+/// of GTIDs, the beginning of encryption.
+const MARIADB_QUIET: [u8; 4] = [160, 161, 163, 164];
+const MARIADB_GTID: u8 = 162;
+/// Of that event's flags: it is followed by one statement and no commit.
+const MARIADB_STANDALONE: u8 = 1;
+
+impl Decoder {
+    pub(crate) fn new(tables: Tables, charsets: Charsets, name: String, from: &Position) -> Option<Decoder> {
+        let (file, at, gtid) = place_of(from)?;
+        Some(Decoder {
+            tables,
+            charsets,
+            name,
+            history: from.history.clone(),
+            file,
+            at,
+            gtid,
+            described: false,
+            payload_end: 0,
+            by_id: HashMap::new(),
+            open: None,
+            groups: 0,
+            told: HashSet::new(),
+            windows: HashMap::new(),
+        })
+    }
+
+    /// Behind the last whole transaction.
+    pub(crate) fn position(&self) -> Position {
+        position(&self.history, &self.file, self.at, &self.gtid).unwrap_or_default()
+    }
+
+    /// From here on notes the keys that change.
+    pub(crate) fn open_window(&mut self, token: Token) {
+        self.windows.insert(token, HashSet::new());
+    }
+
+    /// The keys that changed since.
+    pub(crate) fn close_window(&mut self, token: Token) -> HashSet<Key> {
+        self.windows.remove(&token).unwrap_or_default()
+    }
+
+    /// Takes one event of the binlog; `table` tells the table map of its rows. What it ends is appended to `events`.
+    ///
+    /// # Errors
+    ///
+    /// What follows cannot be read, or not be carried.
+    pub(crate) fn take<'t>(
+        &mut self,
+        event: &BinlogEvent,
+        table: impl Fn(u64) -> Option<&'t TableMapEvent<'static>>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Stop> {
+        let header = event.header();
+        let kind = header.event_type_raw();
+        let data = event.read_data().map_err(|e| Stop::Garbled(e.to_string()))?;
+        let Some(data) = data else { return self.take_raw(kind, header.server_id(), event.data()) };
+        let end = match u64::from(header.log_pos()) {
+            0 => self.payload_end,
+            end => end,
+        };
+        match data {
+            EventData::FormatDescriptionEvent(_) => {
+                self.described = true;
+                // Numbers of tables begin anew with a server's start.
+                self.by_id.clear();
+            }
+            // The first one repeats what was asked for; MariaDB's has a checksum in the name.
+            EventData::RotateEvent(_) if !self.described => {}
+            EventData::RotateEvent(rotate) => {
+                self.file = rotate.name().trim_end_matches('\0').to_owned();
+                self.at = rotate.position();
+                events.push(Event::Idle { pos: self.position() });
+            }
+            EventData::GtidEvent(gtid) => {
+                self.begin();
+                let sid: String = gtid.sid().iter().map(|byte| format!("{byte:02x}")).collect();
+                let part = |range: std::ops::Range<usize>| sid.get(range).unwrap_or_default().to_owned();
+                let uuid = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-");
+                self.gtid =
+                    if gtid.tag().is_some() { String::new() } else { format!("{uuid}:{}", gtid.gno()) };
+            }
+            EventData::AnonymousGtidEvent(_) => {
+                self.begin();
+                self.gtid.clear();
+            }
+            EventData::TransactionPayloadEvent(_) => self.payload_end = end,
+            EventData::TableMapEvent(map) if !self.by_id.contains_key(&map.table_id()) => {
+                let described = self.describe(&map)?;
+                self.by_id.insert(map.table_id(), described);
+            }
+            EventData::RowsEvent(rows) => {
+                let map = table(rows.table_id())
+                    .ok_or_else(|| Stop::Garbled("rows of a table that was not described".to_owned()))?;
+                self.rows(&rows, map, header.timestamp())?;
+            }
+            EventData::XidEvent(_) => self.end(end, events),
+            EventData::QueryEvent(query) => self.query(&query.query(), &query.schema(), end, events)?,
+            EventData::XaPrepareLogEvent(_) => {
+                return Err(Stop::Lost("an XA transaction, which is not carried".into()));
+            }
+            EventData::IncidentEvent(_) => {
+                return Err(Stop::Lost(
+                    "the server says that its binlog lacks something (an incident)".into(),
+                ));
+            }
+            EventData::ExecuteLoadQueryEvent(_) | EventData::BeginLoadQueryEvent(_) => {
+                return Err(Stop::Lost(
+                    "LOAD DATA as a statement: binlog_format has to be ROW in every session".into(),
+                ));
+            }
+            EventData::HeartbeatEvent if self.open.is_none() => {
+                events.push(Event::Idle { pos: self.position() })
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// An event that the driver has no form for.
+    fn take_raw(&mut self, kind: u8, server_id: u32, data: &[u8]) -> Result<(), Stop> {
+        match kind {
+            MARIADB_GTID => {
+                let bytes = |from: usize, to: usize| data.get(from..to).unwrap_or_default();
+                let number =
+                    |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
+                let (seq, domain) = (number(bytes(0, 8)), number(bytes(8, 12)));
+                let flags =
+                    *data.get(12).ok_or_else(|| Stop::Garbled("a GTID that is too short".to_owned()))?;
+                self.gtid = format!("{domain}-{server_id}-{seq}");
+                if flags & MARIADB_STANDALONE == 0 {
+                    self.begin();
+                }
+                Ok(())
+            }
+            kind if MARIADB_QUIET.contains(&kind) => Ok(()),
+            165..=171 => {
+                Err(Stop::Lost("compressed events of MariaDB: log_bin_compress has to be OFF".to_owned()))
+            }
+            kind => Err(Stop::Lost(format!("an event of an unknown kind, {kind}"))),
+        }
+    }
+
+    fn begin(&mut self) {
+        self.open = Some(Transaction::default());
+    }
+
+    /// A transaction is whole.
+    fn end(&mut self, end: u64, events: &mut Vec<Event>) {
+        self.at = end;
+        let pos = self.position();
+        let done = self.open.take().unwrap_or_default();
+        match done.marker {
+            Some(marker) => events.push(Event::Marker { marker, pos: pos.clone() }),
+            None => {
+                let count = done.changes.len();
+                self.groups += u64::from(count > 1);
+                for (n, mut change) in done.changes.into_iter().enumerate() {
+                    change.pos = pos.clone();
+                    let group = Group { id: self.groups, n: n as u32, last: n + 1 == count };
+                    change.group = (count > 1).then_some(group);
+                    events.push(Event::Change(change));
+                }
+            }
+        }
+        let left_out = |(key, reason)| Event::LeftOut { key, reason, pos: pos.clone() };
+        events.extend(done.left_out.into_iter().map(left_out));
+        events.extend(done.tokens.into_iter().map(Event::Token));
+        events.push(Event::Idle { pos });
+    }
+
+    fn query(&mut self, text: &str, schema: &str, end: u64, events: &mut Vec<Event>) -> Result<(), Stop> {
+        let mut words = Words(text);
+        match words.next().as_str() {
+            "BEGIN" => self.begin(),
+            "COMMIT" => self.end(end, events),
+            "ROLLBACK" if words.next().is_empty() => {
+                // Of tables that cannot roll back.
+                self.end(end, events);
+            }
+            "SAVEPOINT" | "ROLLBACK" | "RELEASE" => {}
+            "XA" => return Err(Stop::Lost("an XA transaction, which is not carried".to_owned())),
+            word @ ("INSERT" | "UPDATE" | "DELETE" | "REPLACE" | "LOAD" | "WITH") => {
+                return Err(Stop::Lost(format!(
+                    "{word} as a statement: binlog_format has to be ROW in every session"
+                )));
+            }
+            _ => {
+                if let Some((what, table)) = changed_table(text, schema)
+                    && self.tables.carries(&table.0, &table.1)
+                {
+                    let name = format!("{}.{}", table.0, table.1);
+                    let reason = format!("{what} is not carried: do the same at the other site");
+                    let key = Key { space: Space::Table(name.into()), name: Bytes::new() };
+                    self.open.get_or_insert_default().left_out.push((key, reason));
+                }
+                self.end(end, events);
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&self, map: &TableMapEvent<'_>) -> Result<Option<StreamTable>, Stop> {
+        let garbled = |e: std::io::Error| Stop::Garbled(format!("a table's description: {e}"));
+        let (schema, name) = (map.database_name(), map.table_name());
+        let ours = match (schema.as_ref(), name.as_ref()) {
+            (names::SCHEMA, names::APPLIED) => Some(Ours::Applied),
+            (names::SCHEMA, names::WATERMARK) => Some(Ours::Watermark),
+            _ if self.tables.carries(&schema, &name) => None,
+            _ => return Ok(None),
+        };
+        let full = format!("{schema}.{name}");
+        let meta = OptionalMetaExtractor::new(map.iter_optional_meta()).map_err(garbled)?;
+        let (mut charsets, mut label_charsets) = (meta.iter_charset(), meta.iter_enum_and_set_charset());
+        let (mut names, mut signs) = (meta.iter_column_name(), meta.iter_signedness());
+        let (mut enums, mut sets) = (Vec::new(), Vec::new());
+        // In the order of the key; a part of a column's text in it still is that column.
+        let mut key = Vec::new();
+        for field in map.iter_optional_meta() {
+            match field.map_err(garbled)? {
+                OptionalMetadataField::EnumStrValue(all) => {
+                    for one in all.iter_values() {
+                        let one = one.map_err(garbled)?;
+                        enums.push(one.values().iter().map(|label| label.value_raw().to_vec()).collect());
+                    }
+                }
+                OptionalMetadataField::SetStrValue(all) => {
+                    for one in all.iter_values() {
+                        let one = one.map_err(garbled)?;
+                        sets.push(one.values().iter().map(|label| label.value_raw().to_vec()).collect());
+                    }
+                }
+                OptionalMetadataField::SimplePrimaryKey(all) => {
+                    for index in all.iter_indexes() {
+                        key.push(index.map_err(garbled)? as usize);
+                    }
+                }
+                OptionalMetadataField::PrimaryKeyWithPrefix(all) => {
+                    for part in all.iter_keys() {
+                        key.push(part.map_err(garbled)?.column_index() as usize);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let (mut enums, mut sets) = (enums.into_iter(), sets.into_iter());
+        let mut columns = Vec::new();
+        for index in 0..map.columns_count() as usize {
+            let kind = match map.get_column_type(index) {
+                Ok(Some(kind)) => kind,
+                _ => return Err(Stop::Lost(format!("column {} of {full} is of an unknown type", index + 1))),
+            };
+            let Some(name) = names.next() else {
+                return Err(Stop::Lost(format!(
+                    "the binlog does not name the columns of {full}: binlog_row_metadata has to be FULL"
+                )));
+            };
+            let (collation, labels): (u16, Vec<Vec<u8>>) = match kind {
+                ColumnType::MYSQL_TYPE_ENUM => {
+                    (charset(label_charsets.next())?, enums.next().unwrap_or_default())
+                }
+                ColumnType::MYSQL_TYPE_SET => {
+                    (charset(label_charsets.next())?, sets.next().unwrap_or_default())
+                }
+                kind if kind.is_character_type() => (charset(charsets.next())?, Vec::new()),
+                _ => (0, Vec::new()),
+            };
+            let meta = map.get_column_metadata(index).unwrap_or_default();
+            let unsigned = kind.is_numeric_type() && signs.next().unwrap_or_default();
+            let kind = kind_of(kind, meta, unsigned, collation, labels, &self.charsets)
+                .map_err(|reason| Stop::Lost(format!("{full}: {reason}")))?;
+            columns.push((name.map_err(garbled)?.name().into_owned(), kind));
+        }
+        let left_out = (key.is_empty() && ours.is_none()).then(|| "it has no primary key".to_owned());
+        Ok(Some(StreamTable { space: Space::Table(full.into()), ours, left_out, columns, key }))
+    }
+
+    fn rows(&mut self, event: &RowsEventData<'_>, map: &TableMapEvent<'_>, seconds: u32) -> Result<(), Stop> {
+        let Some(Some(table)) = self.by_id.get(&event.table_id()) else { return Ok(()) };
+        let open = self.open.get_or_insert_default();
+        for row in event.rows(map) {
+            let (before, after) = row.map_err(|e| Stop::Garbled(format!("a row: {e}")))?;
+            let before = before.map(|row| table.cells(row)).transpose()?;
+            let after = after.map(|row| table.cells(row)).transpose()?;
+            match table.ours {
+                Some(Ours::Applied) => {
+                    let found = table.applied(&self.name, before.as_deref(), after.as_deref())?;
+                    open.marker = found.or(open.marker.take());
+                    continue;
+                }
+                Some(Ours::Watermark) => {
+                    open.tokens.extend(table.token(&self.name, after.as_deref()));
+                    continue;
+                }
+                None => {}
+            }
+            if let Some(reason) = &table.left_out {
+                if self.told.insert(table.space.clone()) {
+                    let key = Key { space: table.space.clone(), name: Bytes::new() };
+                    open.left_out.push((key, format!("rows of a table that is not carried: {reason}")));
+                }
+                continue;
+            }
+            let [old, new] = [&before, &after].map(|row| row.as_ref().map(|row| table.key(row)));
+            for key in [&old, &new].into_iter().flatten() {
+                self.windows.values_mut().for_each(|changed| {
+                    changed.insert(key.clone());
+                });
+            }
+            if open.marker.is_some() {
+                continue;
+            }
+            let time = u64::from(seconds) * 1000;
+            let change = |op, key: Key, value| Change::captured(op, key, value, Position::default(), time);
+            let mut before = before.map(|row| table.json(&row));
+            // What got another key is another row.
+            if let Some(old) = old.filter(|old| new.as_ref() != Some(old)) {
+                open.changes.push(Change { before: before.take(), ..change(Op::Delete, old, None) });
+            }
+            if let (Some(new), Some(after)) = (new, after) {
+                open.changes.push(Change { before, ..change(Op::Put, new, Some(table.json(&after))) });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn charset(next: Option<std::io::Result<u16>>) -> Result<u16, Stop> {
+    match next {
+        Some(collation) => collation.map_err(|e| Stop::Garbled(format!("a column's charset: {e}"))),
+        None => Err(Stop::Lost(
+            "the binlog does not tell charsets: binlog_row_metadata has to be FULL".to_owned(),
+        )),
+    }
+}
+
+impl StreamTable {
+    fn name(&self) -> String {
+        match &self.space {
+            Space::Table(name) => String::from_utf8_lossy(name).into_owned(),
+            _ => String::new(),
+        }
+    }
+
+    fn cells(&self, mut row: BinlogRow) -> Result<Vec<Cell>, Stop> {
+        if row.len() != self.columns.len() {
+            return Err(Stop::Lost(format!(
+                "{} of {} columns of a row of {} are in the binlog: binlog_row_image has to be FULL in every session",
+                row.len(),
+                self.columns.len(),
+                self.name()
+            )));
+        }
+        let mut cells = Vec::with_capacity(self.columns.len());
+        for (index, (name, kind)) in self.columns.iter().enumerate() {
+            let value = row.take(index).ok_or_else(|| Stop::Garbled("a value is missing".to_owned()))?;
+            let cell = from_binlog(value.into_owned(), kind);
+            cells.push(
+                cell.map_err(|reason| Stop::Lost(format!("{}, column {name}: {reason}", self.name())))?,
+            );
+        }
+        Ok(cells)
+    }
+
+    fn key(&self, cells: &[Cell]) -> Key {
+        let key: Vec<&Cell> = self.key.iter().filter_map(|&index| cells.get(index)).collect();
+        Key { space: self.space.clone(), name: key_name(&key).into() }
+    }
+
+    fn json(&self, cells: &[Cell]) -> Bytes {
+        let mut out = Vec::with_capacity(64 * cells.len());
+        write_json(&mut out, self.columns.iter().map(|(name, _)| name.as_str()).zip(cells));
+        out.into()
+    }
+
+    fn column<'c>(&self, cells: &'c [Cell], wanted: &str) -> Option<&'c Cell> {
+        cells.get(self.columns.iter().position(|(name, _)| name == wanted)?)
+    }
+
+    fn text<'c>(&self, cells: &'c [Cell], wanted: &str) -> Option<&'c str> {
+        match self.column(cells, wanted)? {
+            Cell::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The marker that a row of `causeway_applied` says was written here, if it is of the channel `name`.
+    fn applied(
+        &self,
+        name: &str,
+        before: Option<&[Cell]>,
+        after: Option<&[Cell]>,
+    ) -> Result<Option<Marker>, Stop> {
+        let Some(after) = after.filter(|after| self.text(after, "name") == Some(name)) else {
+            return Ok(None);
+        };
+        let batch = |row: &[Cell]| self.column(row, "batch").cloned();
+        // A take-over leaves it as it is.
+        if before.map_or(Some(Cell::UInt(0)), batch) == batch(after) {
+            return Ok(None);
+        }
+        let text = self.text(after, "marker").unwrap_or_default();
+        text.parse().map(Some).map_err(|text| Stop::Garbled(format!("`{text}` is no marker")))
+    }
+
+    fn token(&self, name: &str, after: Option<&[Cell]>) -> Option<Token> {
+        let after = after.filter(|after| self.text(after, "name") == Some(name))?;
+        Token::parse(self.text(after, "token")?.as_bytes())
+    }
+}
+
+/// The words of a statement, in upper case but for quoted ones; comments count as blanks.
+struct Words<'t>(&'t str);
+
+impl Words<'_> {
+    /// The next word, as it was written.
+    fn raw(&mut self) -> String {
+        loop {
+            self.0 = self.0.trim_start();
+            let comment = if self.0.starts_with("/*") {
+                self.0.find("*/").map(|end| end + 2)
+            } else if self.0.starts_with('#') || self.0.starts_with("-- ") {
+                self.0.find('\n')
+            } else {
+                break;
+            };
+            self.0 = self.0.get(comment.unwrap_or(self.0.len())..).unwrap_or_default();
+        }
+        let mut word = String::new();
+        let mut rest = self.0.chars();
+        match rest.next() {
+            None => {}
+            Some(quote @ ('`' | '"' | '\'')) => {
+                word.push(quote);
+                for c in rest.by_ref() {
+                    if c == quote {
+                        break;
+                    }
+                    word.push(c);
+                }
+                self.0 = rest.as_str();
+            }
+            Some(first) if is_word(first) => {
+                let end = self.0.find(|c| !is_word(c)).unwrap_or(self.0.len());
+                let (found, rest) = self.0.split_at(end);
+                word.push_str(found);
+                self.0 = rest;
+            }
+            Some(other) => {
+                word.push(other);
+                self.0 = rest.as_str();
+            }
+        }
+        word
+    }
+
+    fn next(&mut self) -> String {
+        self.raw().to_uppercase()
+    }
+
+    /// A table's name: `name`, or `schema.name`.
+    fn table(&mut self, schema: &str) -> Option<(String, String)> {
+        let name = |word: String| word.strip_prefix(['`', '"']).map(str::to_owned).unwrap_or(word);
+        let first = name(self.raw());
+        if let Some(rest) = self.0.trim_start().strip_prefix('.') {
+            self.0 = rest;
+            return Some((first, name(self.raw())));
+        }
+        (!first.is_empty()).then(|| (schema.to_owned(), first))
+    }
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == '$'
+}
+
+/// The statement and the table that it changes the definition or the whole content of, if it is one that does.
+fn changed_table(text: &str, schema: &str) -> Option<(String, (String, String))> {
+    let mut words = Words(text);
+    let mut what = words.next();
+    let skipped =
+        ["OR", "REPLACE", "UNIQUE", "FULLTEXT", "SPATIAL", "ONLINE", "OFFLINE", "IGNORE", "TEMPORARY"];
+    let mut word = words.next();
+    while skipped.contains(&word.as_str()) {
+        if word == "TEMPORARY" {
+            return None;
+        }
+        word = words.next();
+    }
+    match (what.as_str(), word.as_str()) {
+        ("TRUNCATE", "TABLE") | ("CREATE" | "ALTER" | "DROP" | "RENAME", "TABLE" | "TABLES") => {
+            what = format!("{what} TABLE");
+        }
+        ("TRUNCATE", _) => {
+            // `TABLE` may be left out.
+            words = Words(text);
+            words.next();
+        }
+        ("CREATE" | "DROP", "INDEX") => {
+            what = format!("{what} INDEX");
+            while !matches!(words.next().as_str(), "ON" | "") {}
+        }
+        _ => return None,
+    }
+    let mut ahead = Words(words.0);
+    if ahead.next() == "IF" {
+        while !matches!(ahead.next().as_str(), "EXISTS" | "") {}
+        words = ahead;
+    }
+    words.table(schema).map(|table| (what, table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_reads_back() {
+        let found = position(&Bytes::from_static(b"uuid"), "binlog.000012", 4711, "1-2-3").unwrap();
+        assert_eq!(place_of(&found), Some(("binlog.000012".into(), 4711, "1-2-3".into())));
+        let later = position(&Bytes::from_static(b"uuid"), "binlog.000013", 4, "").unwrap();
+        assert!(later.at > found.at);
+        assert_eq!(place_of(&later), Some(("binlog.000013".into(), 4, String::new())));
+        assert_eq!(place_of(&Position { at: 5, ..found }), None);
+        assert_eq!(position(&Bytes::new(), "binlog", 4, ""), None);
+    }
+
+    #[test]
+    fn statements_that_change_a_table_name_it() {
+        for (text, expected) in [
+            ("ALTER TABLE orders ADD COLUMN x INT", Some("ALTER TABLE shop.orders")),
+            ("/* tool */ alter table `crm`.`a b` drop column x", Some("ALTER TABLE crm.a b")),
+            ("TRUNCATE orders", Some("TRUNCATE shop.orders")),
+            ("truncate table crm.people", Some("TRUNCATE TABLE crm.people")),
+            ("DROP TABLE IF EXISTS `orders` /* generated by server */", Some("DROP TABLE shop.orders")),
+            ("CREATE TABLE IF NOT EXISTS t (id int)", Some("CREATE TABLE shop.t")),
+            ("CREATE UNIQUE INDEX i ON shop2.t (a)", Some("CREATE INDEX shop2.t")),
+            ("RENAME TABLE a TO b", Some("RENAME TABLE shop.a")),
+            ("CREATE TEMPORARY TABLE t (id int)", None),
+            ("GRANT ALL ON *.* TO x", None),
+            ("CREATE DATABASE d", None),
+            ("", None),
+            ("ALTER TABLE", None),
+            ("/* never closed", None),
+            ("DROP INDEX i", None),
+        ] {
+            let found =
+                changed_table(text, "shop").map(|(what, (schema, table))| format!("{what} {schema}.{table}"));
+            assert_eq!(found.as_deref(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! A server as the target of its peer's changes: one transaction a batch, with the marker first in it.
+//!
+//! The first statement of each transaction writes the marker where the term is still ours, and so holds that row until
+//! the end: whoever takes over waits for it, and what an older applier sends later changes no row and is rolled back.
+//! That row in the binlog also tells the site's own capture that the transaction is ours, on any server.
+//!
+//! A batch goes in the fast way, as few statements that say what must hold ([`sql`](crate::sql)); where something else
+//! holds, it is rolled back and goes in change by change, each behind a savepoint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use causeway_core::{
+    Batch, Change, Error, Key, Keys, Marker, Outcome, Refused, Result, Seq, Site, Target, Term, Token,
+};
+use mysql_async::Conn;
+use mysql_async::prelude::Queryable;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::config::{MysqlConfig, Server};
+use crate::conn::{ANSWER_MAX, connect, failed, in_time, run, text, unavailable};
+use crate::names::{self, APPLIED, SCHEMA};
+use crate::read::{Known, Lock, rows};
+use crate::schema::{Table, carried, table_of};
+use crate::sql::{self, Expected, Row, Statement};
+use crate::tokens::write_token;
+
+/// A batch that met another transaction's locks is tried again so often at once.
+const DEADLOCKS_MAX: usize = 10;
+/// Keys of one page of [`Target::keys`].
+const KEYS_AT_ONCE: usize = 1000;
+/// Batches that wait for the connection: the daemon has fewer under way.
+const QUEUE: usize = 64;
+
+/// One site's server, as the target of its peer's changes.
+pub struct MysqlTarget {
+    config: Arc<MysqlConfig>,
+    site: Site,
+    link: Option<Link>,
+    settled: Seq,
+}
+
+/// The way to the task that has the connection.
+struct Link {
+    jobs: mpsc::Sender<Job>,
+    outcomes: mpsc::Receiver<(Result<Outcome>, Seq)>,
+}
+
+enum Job {
+    Batch(Batch),
+    Watch(Vec<Key>, oneshot::Sender<Result<Token>>),
+    Holds(Vec<Change>, oneshot::Sender<Result<Vec<bool>>>),
+    Keys(u64, oneshot::Sender<Result<Keys>>),
+}
+
+/// What has the connection.
+struct Worker {
+    config: Arc<MysqlConfig>,
+    label: String,
+    name: String,
+    term: Term,
+    conn: Conn,
+    known: Known,
+    /// What watched keys held.
+    watched: HashMap<Key, Option<Bytes>>,
+    /// Where the listing of keys is: which page comes next, the tables, and behind which key.
+    listing: (u64, Vec<Table>, Option<Vec<crate::row::Cell>>),
+}
+
+impl MysqlTarget {
+    /// `site`'s server; connects to nothing yet.
+    pub fn new(config: Arc<MysqlConfig>, site: Site) -> MysqlTarget {
+        MysqlTarget { config, site, link: None, settled: Seq(0) }
+    }
+
+    fn server(&self) -> &Server {
+        self.config.server(self.site)
+    }
+
+    fn gone(&self, action: &str) -> Error {
+        unavailable(action, &self.server().label(), "not connected")
+    }
+
+    async fn ask<T>(
+        &mut self,
+        action: &str,
+        job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job,
+    ) -> Result<T> {
+        let gone = self.gone(action);
+        let Some(link) = &self.link else { return Err(gone) };
+        let (answer, answered) = oneshot::channel();
+        let answered = match link.jobs.send(job(answer)).await {
+            Ok(()) => answered.await.ok(),
+            Err(_) => None,
+        };
+        let answer = answered.unwrap_or(Err(gone));
+        if answer.is_err() {
+            self.link = None;
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl Target for MysqlTarget {
+    async fn take_over(&mut self, term: Term) -> Result<Option<Marker>> {
+        self.link = None;
+        let label = self.server().label();
+        let mut conn = connect(self.server()).await?;
+        for sql in names::create() {
+            run(&mut conn, &label, "make our tables", sql).await?;
+        }
+        let name = names::row(&self.config.link, &self.config.channel);
+        let marker = take_over(&mut conn, &label, &name, term).await?;
+        self.settled = marker.as_ref().map_or(Seq(0), |marker| marker.settled);
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let (say, outcomes) = mpsc::channel(QUEUE);
+        let worker = Worker {
+            config: Arc::clone(&self.config),
+            label,
+            name,
+            term,
+            conn,
+            known: Known::default(),
+            watched: HashMap::new(),
+            listing: (0, Vec::new(), None),
+        };
+        tokio::spawn(worker.run(queue, say));
+        self.link = Some(Link { jobs, outcomes });
+        Ok(marker)
+    }
+
+    async fn send(&mut self, batch: Batch) -> Result<()> {
+        let gone = self.gone("apply");
+        let Some(link) = &self.link else { return Err(gone) };
+        if link.jobs.send(Job::Batch(batch)).await.is_ok() {
+            return Ok(());
+        }
+        Err(self.outcome().await.err().unwrap_or(gone))
+    }
+
+    async fn outcome(&mut self) -> Result<Outcome> {
+        let gone = self.gone("apply");
+        let Some(link) = &mut self.link else { return Err(gone) };
+        match link.outcomes.recv().await {
+            Some((Ok(outcome), applied)) => {
+                self.settled = self.settled.max(applied);
+                Ok(outcome)
+            }
+            Some((Err(error), _)) => {
+                self.link = None;
+                Err(error)
+            }
+            None => {
+                self.link = None;
+                Err(gone)
+            }
+        }
+    }
+
+    async fn watch(&mut self, keys: &[Key]) -> Result<Token> {
+        let keys = keys.to_vec();
+        self.ask("watch rows", |answer| Job::Watch(keys, answer)).await
+    }
+
+    async fn holds(&mut self, changes: &[Change]) -> Result<Vec<bool>> {
+        let changes = changes.to_vec();
+        self.ask("compare rows", |answer| Job::Holds(changes, answer)).await
+    }
+
+    async fn keys(&mut self, cursor: u64) -> Result<Keys> {
+        self.ask("list keys", |answer| Job::Keys(cursor, answer)).await
+    }
+
+    fn settled(&self) -> Seq {
+        self.settled
+    }
+}
+
+/// Raises the term, and reads the marker that stands there then. Waits for a transaction of an older applier.
+async fn take_over(conn: &mut Conn, label: &str, name: &str, term: Term) -> Result<Option<Marker>> {
+    let action = "take over";
+    let raise = format!(
+        "INSERT INTO {SCHEMA}.{APPLIED} (name, term, batch, marker) VALUES ('{name}', {term}, 0, '') ON DUPLICATE KEY \
+         UPDATE term = GREATEST(term, {term})",
+        term = term.0
+    );
+    run(conn, label, action, raise).await?;
+    let read = format!("SELECT term, marker FROM {SCHEMA}.{APPLIED} WHERE name = '{name}'");
+    let found: Option<(u64, String)> = in_time(action, label, conn.query_first(read)).await?;
+    let (held, marker) = found.ok_or_else(|| unavailable(action, label, "our row is gone"))?;
+    if held > term.0 {
+        return Err(fenced(label, Some(held), term));
+    }
+    if marker.is_empty() {
+        return Ok(None);
+    }
+    let parsed = marker.parse().map(Some);
+    parsed.map_err(|text| unavailable(action, label, format!("`{text}` in {SCHEMA}.{APPLIED} is no marker")))
+}
+
+fn fenced(label: &str, held: Option<u64>, term: Term) -> Error {
+    let held = held.map_or_else(String::new, |held| format!("its marker is of term {held}, "));
+    let reason = format!("{held}ours is {}; if the log was made anew, run `syncd cleanup` first", term.0);
+    Error::Fenced { endpoint: label.to_owned(), reason }
+}
+
+/// Why a transaction did not come to its end.
+enum Broken {
+    /// Another way is needed: something else is there than was expected.
+    Unexpected,
+    /// Another transaction was in the way.
+    Locked,
+    /// The server refuses `statement`, or all.
+    Refused {
+        code: u16,
+        message: String,
+    },
+    Failed(Error),
+}
+
+impl Worker {
+    async fn run(mut self, mut queue: mpsc::Receiver<Job>, say: mpsc::Sender<(Result<Outcome>, Seq)>) {
+        while let Some(job) = queue.recv().await {
+            let goes_on = match job {
+                Job::Batch(batch) => {
+                    let applied = batch.marker.applied;
+                    let outcome = self.batch(batch).await;
+                    let failed = outcome.is_err();
+                    say.send((outcome, applied)).await.is_ok() && !failed
+                }
+                Job::Watch(keys, answer) => tell(answer, self.watch(&keys).await),
+                Job::Holds(changes, answer) => tell(answer, self.holds(&changes).await),
+                Job::Keys(cursor, answer) => tell(answer, self.keys(cursor).await),
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    async fn batch(&mut self, batch: Batch) -> Result<Outcome> {
+        let watched = std::mem::take(&mut self.watched);
+        for _ in 0..DEADLOCKS_MAX {
+            let tried = match self.fast(&batch, &watched).await {
+                Err(Broken::Unexpected | Broken::Refused { .. }) => {
+                    self.undo().await?;
+                    self.known.forget();
+                    self.slow(&batch, &watched).await
+                }
+                tried => tried,
+            };
+            match tried {
+                Ok(outcome) => return Ok(outcome),
+                Err(Broken::Locked | Broken::Unexpected) => self.undo().await?,
+                Err(Broken::Refused { code, message }) => {
+                    self.undo().await?;
+                    let reason = text(code, &message);
+                    return Ok(Outcome::Rejected { transient: is_transient(code), reason });
+                }
+                Err(Broken::Failed(error)) => return Err(error),
+            }
+        }
+        Err(unavailable("apply", &self.label, "other transactions hold these rows"))
+    }
+
+    async fn undo(&mut self) -> Result<()> {
+        run(&mut self.conn, &self.label, "apply", "ROLLBACK").await
+    }
+
+    /// Begins the transaction: the marker, where the term is ours.
+    fn begin(&self, batch: &Batch) -> Statement {
+        let sql = format!(
+            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, marker = '{}' WHERE name = '{}' AND term = {}",
+            batch.marker, self.name, self.term.0
+        );
+        Statement { sql, expected: Expected::Fence }
+    }
+
+    /// Whether watched keys hold what they held; locks them.
+    async fn untouched(
+        &mut self,
+        watched: &HashMap<Key, Option<Bytes>>,
+    ) -> std::result::Result<bool, Broken> {
+        let keys: Vec<Key> = watched.keys().cloned().collect();
+        let found = rows(&mut self.conn, &self.label, &mut self.known, &keys, Lock::Update).await;
+        Ok(found.map_err(of_lock)? == *watched)
+    }
+
+    async fn fast(
+        &mut self,
+        batch: &Batch,
+        watched: &HashMap<Key, Option<Bytes>>,
+    ) -> std::result::Result<Outcome, Broken> {
+        let mut statements =
+            vec![Statement { sql: "BEGIN".into(), expected: Expected::Nothing }, self.begin(batch)];
+        if batch.watched {
+            self.execute(&statements).await?;
+            statements.clear();
+            if !self.untouched(watched).await? {
+                self.undo().await.map_err(Broken::Failed)?;
+                return Ok(Outcome::Touched);
+            }
+        }
+        let mut rows = Vec::with_capacity(batch.changes.len());
+        for change in batch.changes.iter().filter(|change| change.op.is_data()) {
+            let Some(row) = self.row(change).await? else { return Err(Broken::Unexpected) };
+            rows.push((row, batch.keep_existing && change.op == causeway_core::Op::Read));
+        }
+        sql::fast(&rows, &mut statements);
+        self.execute(&statements).await?;
+        self.commit().await?;
+        Ok(Outcome::Committed { refused: Vec::new(), existing: Vec::new() })
+    }
+
+    /// What a change makes of its row; `None`: that cannot be told, see [`Worker::slow`].
+    async fn row(&mut self, change: &Change) -> std::result::Result<Option<Row>, Broken> {
+        let table =
+            self.known.table(&mut self.conn, &self.label, &change.key).await.map_err(Broken::Failed)?;
+        Ok(table.and_then(|table| Row::of(change, table).ok()))
+    }
+
+    /// Change by change.
+    async fn slow(
+        &mut self,
+        batch: &Batch,
+        watched: &HashMap<Key, Option<Bytes>>,
+    ) -> std::result::Result<Outcome, Broken> {
+        let begin = [Statement { sql: "BEGIN".into(), expected: Expected::Nothing }, self.begin(batch)];
+        self.execute(&begin).await?;
+        if batch.watched && !self.untouched(watched).await? {
+            self.undo().await.map_err(Broken::Failed)?;
+            return Ok(Outcome::Touched);
+        }
+        let (mut refused, mut existing) = (Vec::new(), Vec::new());
+        let mut from = 0;
+        while from < batch.changes.len() {
+            let is_last = |change: &Change| change.group.is_none_or(|group| group.last);
+            let rest = batch.changes.get(from..).unwrap_or_default();
+            let count = rest.iter().position(is_last).map_or(rest.len(), |last| last + 1);
+            let group = rest.get(..count).unwrap_or_default();
+            self.savepoint("SAVEPOINT causeway").await?;
+            match self.group(group, from, batch.keep_existing, &mut existing).await {
+                Ok(()) => {}
+                Err(Broken::Refused { code, message }) if !is_transient(code) => {
+                    self.savepoint("ROLLBACK TO SAVEPOINT causeway").await?;
+                    existing.retain(|index| *index < from);
+                    let reason = if code == 0 { message } else { text(code, &message) };
+                    refused
+                        .extend((from..from + count).map(|index| Refused { index, reason: reason.clone() }));
+                }
+                Err(other) => return Err(other),
+            }
+            from += count;
+        }
+        self.commit().await?;
+        Ok(Outcome::Committed { refused, existing })
+    }
+
+    async fn savepoint(&mut self, sql: &str) -> std::result::Result<(), Broken> {
+        run(&mut self.conn, &self.label, "apply", sql).await.map_err(Broken::Failed)
+    }
+
+    async fn group(
+        &mut self,
+        group: &[Change],
+        from: usize,
+        keep_existing: bool,
+        existing: &mut Vec<usize>,
+    ) -> std::result::Result<(), Broken> {
+        for (n, change) in group.iter().enumerate().filter(|(_, change)| change.op.is_data()) {
+            let table =
+                self.known.table(&mut self.conn, &self.label, &change.key).await.map_err(Broken::Failed)?;
+            let Some(table) = table else {
+                let name = table_of(&change.key)
+                    .map_or_else(String::new, |(schema, name)| format!("{schema}.{name}"));
+                return Err(Broken::Refused {
+                    code: NO_TABLE,
+                    message: format!("the table {name} is missing: make it"),
+                });
+            };
+            let row = Row::of(change, table).map_err(|wrong| match wrong {
+                sql::Wrong::Column(name) => Broken::Refused {
+                    code: NO_COLUMN,
+                    message: format!("the column {name} of {} is missing: add it", table.full_name()),
+                },
+                sql::Wrong::Form(message) => Broken::Refused { code: 0, message },
+            })?;
+            let keep = keep_existing && change.op == causeway_core::Op::Read;
+            if row.is_delete() {
+                self.execute(&[row.delete()]).await?;
+                continue;
+            }
+            let there: Option<u8> = match timeout(ANSWER_MAX, self.conn.query_first(row.exists())).await {
+                Ok(there) => there.map_err(|error| self.broken(error))?,
+                Err(_) => return Err(Broken::Failed(unavailable("apply", &self.label, "no answer"))),
+            };
+            match there {
+                Some(_) if keep => existing.push(from + n),
+                Some(_) => self.execute(&[row.update()]).await?,
+                None => self.execute(&[row.insert()]).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> std::result::Result<(), Broken> {
+        // Whether it is committed is unknown after any error, also of the server's.
+        run(&mut self.conn, &self.label, "commit", "COMMIT").await.map_err(Broken::Failed)
+    }
+
+    fn broken(&self, error: mysql_async::Error) -> Broken {
+        match error {
+            // Deadlock; lock wait timeout.
+            mysql_async::Error::Server(e) if matches!(e.code, 1205 | 1213) => Broken::Locked,
+            mysql_async::Error::Server(e) => Broken::Refused { code: e.code, message: e.message },
+            other => Broken::Failed(failed("apply", &self.label, other)),
+        }
+    }
+
+    /// Sends statements together; each is answered before the next one runs, and the first that fails is the last.
+    async fn execute(&mut self, statements: &[Statement]) -> std::result::Result<(), Broken> {
+        if statements.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<&str> = statements.iter().map(|statement| statement.sql.as_str()).collect();
+        let ran = timeout(ANSWER_MAX, answers(&mut self.conn, all.join(";"), statements.len())).await;
+        let late = |_| Broken::Failed(unavailable("apply", &self.label, "no answer"));
+        let matched = ran.map_err(late)?.map_err(|error| self.broken(error))?;
+        for (statement, matched) in statements.iter().zip(matched) {
+            match statement.expected {
+                Expected::Fence if matched != 1 => {
+                    return Err(Broken::Failed(fenced(&self.label, None, self.term)));
+                }
+                Expected::Rows(count) if matched != count => return Err(Broken::Unexpected),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn watch(&mut self, keys: &[Key]) -> Result<Token> {
+        self.watched = rows(&mut self.conn, &self.label, &mut self.known, keys, Lock::None).await?;
+        let token = Token::unique();
+        write_token(&mut self.conn, &self.label, &self.name, token).await?;
+        Ok(token)
+    }
+
+    async fn holds(&mut self, changes: &[Change]) -> Result<Vec<bool>> {
+        let keys: Vec<Key> = changes.iter().map(|change| change.key.clone()).collect();
+        let found = rows(&mut self.conn, &self.label, &mut self.known, &keys, Lock::None).await?;
+        Ok(changes
+            .iter()
+            .map(|change| found.get(&change.key).is_some_and(|row| *row == change.value))
+            .collect())
+    }
+
+    async fn keys(&mut self, cursor: u64) -> Result<Keys> {
+        if cursor == 0 || cursor != self.listing.0 {
+            let mut tables = carried(&mut self.conn, &self.label, &self.config.tables).await?;
+            tables.retain(|table| table.not_carried().is_none());
+            tables.reverse();
+            self.listing = (0, tables, None);
+        }
+        let charsets = self.known.charsets(&mut self.conn, &self.label).await?;
+        let (page, tables, after) = &mut self.listing;
+        let mut keys = Vec::new();
+        while let Some(table) = tables.last() {
+            let sql = crate::snapshot::select_keys(table, after.as_deref(), KEYS_AT_ONCE);
+            let action = format!("list the keys of {}", table.full_name());
+            let rows: Vec<mysql_async::Row> = in_time(&action, &self.label, self.conn.exec(sql, ())).await?;
+            let whole = rows.len() < KEYS_AT_ONCE;
+            for row in rows {
+                let cells = crate::read::key_of(row, &charsets)
+                    .map_err(|reason| unavailable(&action, &self.label, reason))?;
+                let name = crate::row::key_name(&cells.iter().collect::<Vec<_>>());
+                keys.push(Key { space: table.space(), name: name.into() });
+                *after = Some(cells);
+            }
+            if whole {
+                tables.pop();
+                *after = None;
+            }
+            if keys.len() >= KEYS_AT_ONCE {
+                break;
+            }
+        }
+        *page += 1;
+        let next = (!tables.is_empty()).then_some(*page);
+        Ok((keys, next))
+    }
+}
+
+/// Our own code for a table that the server lacks, and for a column: as the server's own.
+const NO_TABLE: u16 = 1146;
+const NO_COLUMN: u16 = 1054;
+
+/// Whether a refusal lies in the server, or in its tables, and not in the row: it waits until that is mended.
+fn is_transient(code: u16) -> bool {
+    matches!(
+        code,
+        // Out of memory, disk full, table full; too many connections; read-only in three ways; rights; a table or a
+        // column that is missing; shutting down.
+        1021 | 1037
+            | 1038
+            | 1040
+            | 1041
+            | 1114
+            | 1290
+            | 1792
+            | 1836
+            | 1044
+            | 1045
+            | 1142
+            | 1143
+            | 1227
+            | 1053
+            | NO_TABLE
+            | NO_COLUMN
+    )
+}
+
+fn of_lock(error: Error) -> Broken {
+    match &error {
+        Error::Unavailable { source, .. } if crate::conn::is_lock(&source.to_string()) => Broken::Locked,
+        _ => Broken::Failed(error),
+    }
+}
+
+/// Runs `sql`, of so many statements, and counts the rows that each matched.
+async fn answers(conn: &mut Conn, sql: String, count: usize) -> mysql_async::Result<Vec<u64>> {
+    let mut result = conn.query_iter(sql).await?;
+    let mut matched = Vec::with_capacity(count);
+    loop {
+        matched.push(result.affected_rows());
+        if matched.len() == count {
+            break;
+        }
+        // Goes on to the next statement's answer.
+        result.next().await?;
+    }
+    result.drop_result().await?;
+    Ok(matched)
+}
+
+fn tell<T>(answer: oneshot::Sender<Result<T>>, told: Result<T>) -> bool {
+    let goes_on = told.is_ok();
+    answer.send(told).is_ok() && goes_on
+}

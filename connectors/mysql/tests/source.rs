@@ -1,0 +1,203 @@
+//! What a server's binlog can do to its reader: be purged, reset, of another server, lack what is needed, fall silent.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+mod support;
+
+use causeway_core::{Error, ErrorKind, Event, Op, Opened, Site, Told};
+use support::{changes, events_until, pair, until, up_to_now, values};
+
+const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100)); \
+                     CREATE TABLE suite.keyless (v INT); CREATE DATABASE other; CREATE TABLE other.t (id INT PRIMARY KEY)";
+
+fn is_snapshot_end(event: &Event) -> bool {
+    matches!(event, Event::SnapshotEnded { .. })
+}
+
+/// FF03.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purged_binlog_is_a_gap() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    let mut source = pair.stream().await;
+    server.sql("INSERT INTO suite.t VALUES (1, 'a')").unwrap();
+    let (_, at) = up_to_now(source.as_mut(), server).await;
+    drop(source);
+    server.sql("FLUSH BINARY LOGS; INSERT INTO suite.t VALUES (2, 'b'); FLUSH BINARY LOGS").unwrap();
+    let last = server.sql("SHOW MASTER STATUS").unwrap();
+    let last = last.split('\t').next().unwrap();
+    // What is still read by somebody stays.
+    while server.sql("SHOW BINARY LOGS").unwrap().contains("binlog.000001") {
+        server.sql(&format!("PURGE BINARY LOGS TO '{last}'")).unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let mut source = pair.connector.source(Site::First);
+    match source.open(Some(&at), true, Told::new()).await.unwrap() {
+        Opened::Anew { lost: Some(reason) } => assert!(reason.contains("is purged"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let read = until(source.as_mut(), is_snapshot_end).await;
+    assert!(read.iter().any(|change| change.key.name == "2"), "{read:?}");
+}
+
+/// FF17b: the same file and place, and another history.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_binlog_and_another_server_are_gaps() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    let mut source = pair.stream().await;
+    server.sql("INSERT INTO suite.t VALUES (1, 'a')").unwrap();
+    let (_, at) = up_to_now(source.as_mut(), server).await;
+    drop(source);
+    server.sql("RESET MASTER").unwrap();
+    for n in 10..60 {
+        server.sql(&format!("INSERT INTO suite.t VALUES ({n}, REPEAT('x', 90))")).unwrap();
+    }
+    let mut source = pair.connector.source(Site::First);
+    match source.open(Some(&at), true, Told::new()).await.unwrap() {
+        Opened::Anew { lost: Some(reason) } => assert!(reason.contains("its binlog was reset"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let mut other = pair.connector.source(Site::Second);
+    match other.open(Some(&at), true, Told::new()).await.unwrap() {
+        Opened::Anew { lost: Some(reason) } => assert!(reason.contains("another server"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// FF06: a session may leave out what we need. It is a gap, at once, and the rows come by a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_are_not_whole_and_statements_are_gaps() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    for (setting, wanted) in [
+        ("SET SESSION binlog_row_image = MINIMAL", "binlog_row_image has to be FULL"),
+        ("SET SESSION binlog_format = STATEMENT", "binlog_format has to be ROW"),
+    ] {
+        server.sql("REPLACE INTO suite.t VALUES (1, 'a')").unwrap();
+        let mut source = pair.stream().await;
+        let (_, at) = up_to_now(source.as_mut(), server).await;
+        server.sql(&format!("{setting}; UPDATE suite.t SET v = '{}' WHERE id = 1", wanted.len())).unwrap();
+        let error = events_until(source.as_mut(), |_| false).await.unwrap_err();
+        assert!(matches!(&error, Error::PositionLost { reason, .. } if reason.contains(wanted)), "{error}");
+        match source.open(Some(&at), true, Told::new()).await.unwrap() {
+            Opened::Anew { lost: Some(reason) } => assert!(reason.contains(wanted), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        let read = until(source.as_mut(), is_snapshot_end).await;
+        assert!(values(&read)["1"].contains(&format!("\"v\":\"{}\"", wanted.len())), "{read:?}");
+    }
+}
+
+/// FF05: a reader that lags reads rows as the table was when they were written. What changed it is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_read_by_the_definition_of_their_time() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    let mut source = pair.stream().await;
+    server
+        .sql(
+            "INSERT INTO suite.t VALUES (1, '17'); ALTER TABLE suite.t MODIFY v INT, ADD COLUMN w INT FIRST; \
+             INSERT INTO suite.t VALUES (8, 2, 18); ALTER TABLE suite.t DROP COLUMN v, RENAME COLUMN w TO v; \
+             INSERT INTO suite.t VALUES (9, 3); TRUNCATE suite.t",
+        )
+        .unwrap();
+    let is_last = |e: &Event| matches!(e, Event::LeftOut { reason, .. } if reason.starts_with("TRUNCATE"));
+    let events = events_until(source.as_mut(), is_last).await.unwrap();
+    let told = events.iter().filter(|e| matches!(e, Event::LeftOut { .. })).count();
+    assert_eq!(told, 3, "{events:?}");
+    let rows = values(&changes(events));
+    assert_eq!(rows["1"], "{\"id\":1,\"v\":\"17\"}");
+    assert_eq!(rows["2"], "{\"w\":8,\"id\":2,\"v\":18}");
+    assert_eq!(rows["3"], "{\"v\":9,\"id\":3}");
+}
+
+/// FF04: transactions of other tables move the position, and nothing comes twice or is missing after a resume there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_carried_moves_the_position() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    let mut source = pair.stream().await;
+    server
+        .sql("INSERT INTO suite.t VALUES (1, 'a'); INSERT INTO other.t VALUES (1); FLUSH BINARY LOGS")
+        .unwrap();
+    server.sql("INSERT INTO other.t VALUES (2), (3); INSERT INTO suite.keyless VALUES (5)").unwrap();
+    let is_left_out =
+        |e: &Event| matches!(e, Event::LeftOut { reason, .. } if reason.contains("no primary key"));
+    let mut events = events_until(source.as_mut(), is_left_out).await.unwrap();
+    let file = |event: &Event| match event {
+        Event::Idle { pos } => Some(String::from_utf8_lossy(&pos.context).into_owned()),
+        _ => None,
+    };
+    let idle = |e: &Event| file(e).is_some_and(|file| file.starts_with("binlog.000002"));
+    events.extend(events_until(source.as_mut(), idle).await.unwrap());
+    let at =
+        events.iter().rev().find_map(|e| if let Event::Idle { pos } = e { Some(pos.clone()) } else { None });
+    drop(source);
+    server.sql("INSERT INTO suite.t VALUES (2, 'b')").unwrap();
+    let mut source = pair.connector.source(Site::First);
+    assert_eq!(source.open(at.as_ref(), true, Told::new()).await.unwrap(), Opened::Resumed);
+    let (came, _) = up_to_now(source.as_mut(), server).await;
+    assert_eq!(values(&came).keys().collect::<Vec<_>>(), ["2"]);
+}
+
+/// FF17c: heartbeats tell an idle server from one that is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_server_is_given_up() {
+    let Some(pair) = pair(TABLE) else { return };
+    let mut source = pair.stream().await;
+    up_to_now(source.as_mut(), &pair.servers[0]).await;
+    pair.servers[0].pause();
+    let error = events_until(source.as_mut(), |_| false).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Retry);
+    assert!(error.to_string().contains("says nothing"), "{error}");
+    pair.servers[0].resume();
+}
+
+/// A row whose primary key changes is another row; a rollback leaves nothing; a savepoint that is rolled back neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_change_and_what_is_undone() {
+    let Some(pair) = pair(TABLE) else { return };
+    let came = pair
+        .captured(
+            "INSERT INTO suite.t VALUES (1, 'a'); UPDATE suite.t SET id = 2; \
+             BEGIN; INSERT INTO suite.t VALUES (7, 'x'); ROLLBACK; \
+             BEGIN; INSERT INTO suite.t VALUES (8, 'y'); SAVEPOINT s; INSERT INTO suite.t VALUES (9, 'z'); \
+             ROLLBACK TO SAVEPOINT s; UPDATE suite.t SET v = 'b' WHERE id = 2; COMMIT",
+        )
+        .await;
+    let told: Vec<_> =
+        came.iter().map(|c| (c.op, c.key.name.clone(), c.group.map(|g| (g.n, g.last)))).collect();
+    let pair_of = |n, last| Some((n, last));
+    assert_eq!(
+        told,
+        [
+            (Op::Put, "1".into(), None),
+            (Op::Delete, "1".into(), pair_of(0, false)),
+            (Op::Put, "2".into(), pair_of(1, true)),
+            (Op::Put, "8".into(), pair_of(0, false)),
+            (Op::Put, "2".into(), pair_of(1, true)),
+        ]
+    );
+    assert_eq!(came[4].before.as_deref(), Some(&b"{\"id\":2,\"v\":\"a\"}"[..]));
+}
+
+/// The settings without which the binlog would not tell all are refused by name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_is_needed_is_named() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    for (setting, bad, good) in [
+        ("binlog_row_metadata", "MINIMAL", "FULL"),
+        ("binlog_row_image", "MINIMAL", "FULL"),
+        ("binlog_format", "MIXED", "ROW"),
+    ] {
+        server.sql(&format!("SET GLOBAL {setting} = {bad}")).unwrap();
+        let error = pair.connector.source(Site::First).open(None, true, Told::new()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Setup);
+        assert!(error.to_string().contains(&format!("{setting} is {bad}; set it to {good}")), "{error}");
+        let findings = pair.connector.check(&[Site::First]).await.unwrap();
+        assert!(findings.iter().any(|f| f.fatal && f.what.contains(setting)), "{findings:?}");
+        server.sql(&format!("SET GLOBAL {setting} = {good}")).unwrap();
+    }
+}

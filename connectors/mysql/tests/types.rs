@@ -1,0 +1,130 @@
+//! Values of every type come out of a snapshot, out of the binlog and out of a read by key in one form, and stand at the
+//! target bit by bit as they stood at the source (FF09, FF11, FF17).
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+mod support;
+
+use causeway_core::{Change, Event, Op, Site, Term, Token, Told};
+use causeway_testkit::mysql::MysqlServer;
+use support::{Pair, batch, committed, pair, send, until, values};
+
+const TABLE: &str = "CREATE TABLE suite.types (
+    id INT PRIMARY KEY,
+    ti TINYINT, tu TINYINT UNSIGNED, si SMALLINT, su SMALLINT UNSIGNED, mi MEDIUMINT, mu MEDIUMINT UNSIGNED,
+    i INT, iu INT UNSIGNED, bi BIGINT, bu BIGINT UNSIGNED, zf INT(8) UNSIGNED ZEROFILL,
+    de DECIMAL(65,30), ds DECIMAL(5,0), f FLOAT, d DOUBLE, b1 BIT(1), b64 BIT(64),
+    dt DATE, dtm DATETIME, dtm6 DATETIME(6), ts TIMESTAMP NULL, ts3 TIMESTAMP(3) NULL, t TIME, t6 TIME(6), y YEAR,
+    c CHAR(10) CHARACTER SET utf8mb4, vc VARCHAR(300) CHARACTER SET utf8mb4, l1 VARCHAR(50) CHARACTER SET latin1,
+    g TEXT CHARACTER SET gbk, u16 VARCHAR(20) CHARACTER SET utf16, u3 VARCHAR(20) CHARACTER SET utf8mb3,
+    bin BINARY(8), vb VARBINARY(300), bl MEDIUMBLOB, tt TINYTEXT, lt LONGTEXT CHARACTER SET latin1,
+    en ENUM('a','b''c','\u{e9}') CHARACTER SET utf8mb4, el ENUM('x','\u{e9}') CHARACTER SET latin1,
+    st SET('x','y','z'), js JSON, ge GEOMETRY, pt POINT,
+    gv BIGINT AS (id * 2) VIRTUAL, gs INT AS (id + 1) STORED, inv INT INVISIBLE DEFAULT 5,
+    `odd name \"'` INT)";
+
+/// One row a line: its columns' values.
+const ROWS: &[&str] = &[
+    "id = 1",
+    "id = -2147483648, ti = -128, tu = 0, si = -32768, su = 0, mi = -8388608, mu = 0, i = -2147483648, iu = 0, \
+     bi = -9223372036854775808, bu = 0, zf = 7",
+    "id = 2, ti = 127, tu = 255, si = 32767, su = 65535, mi = 8388607, mu = 16777215, i = 2147483647, iu = 4294967295, \
+     bi = 9223372036854775807, bu = 18446744073709551615, zf = 99999999",
+    "id = 3, de = 12345678901234567890123456789012345.123456789012345678901234567890, ds = -99999",
+    "id = 4, de = -0.000000000000000000000000000001, ds = 0",
+    "id = 5, f = 0.1, d = 0.1",
+    "id = 6, f = 3.4028234e38, d = 1.7976931348623157e308",
+    "id = 7, f = 1.17549435e-38, d = 2.2250738585072014e-308",
+    "id = 8, f = -0e0, d = -0e0",
+    "id = 9, f = 16777217, d = 9007199254740993",
+    "id = 10, b1 = b'1', b64 = b'1000000000000000000000000000000000000000000000000000000000000001'",
+    "id = 11, b1 = b'0', b64 = 0",
+    "id = 12, dt = '1000-01-01', dtm = '1000-01-01 00:00:00', dtm6 = '9999-12-31 23:59:59.999999'",
+    "id = 13, dt = '0000-00-00', dtm = '0000-00-00 00:00:00', ts = '0000-00-00 00:00:00', y = 0",
+    "id = 14, dt = '2024-02-30', dtm = '2024-00-10 00:00:00'",
+    "id = 15, ts = '1970-01-01 00:00:01', ts3 = '2038-01-19 03:14:07.999', y = 1901",
+    "id = 16, ts = '2024-10-27 00:30:00', ts3 = '2024-10-27 01:30:00.5', y = 2155",
+    "id = 17, t = '-838:59:59', t6 = '838:59:58.999999'",
+    "id = 18, t = '00:00:00', t6 = '-00:00:00.000001'",
+    "id = 19, c = '', vc = '', l1 = '', g = '', u16 = '', bin = '', vb = '', bl = '', tt = ''",
+    "id = 20, c = 'trail  ', vc = 'trail  ', bin = x'0102', vb = x'010200', bl = x'00ff00'",
+    "id = 21, c = '\u{1f600}', vc = 'it''s \\\\ \\0 \\n \" ` \u{1f600}', tt = 'x', u3 = '\u{20ac}'",
+    "id = 22, l1 = 'caf\u{e9}', g = '\u{4f60}\u{597d}', u16 = 'a\u{1f600}', lt = '\u{fc}'",
+    "id = 23, bin = x'ffffffffffffffff', vb = x'27275c00', bl = repeat(x'00', 70000)",
+    "id = 24, en = 'a', st = 'x,z', el = '\u{e9}'",
+    "id = 25, en = 'b''c', st = ''",
+    "id = 26, en = '\u{e9}', st = 'x,y,z'",
+    "id = 27, js = '{\"a\": [1, 2.50, \"x\", null, 18446744073709551615], \"b\": -0.0}'",
+    "id = 28, ge = ST_GeomFromText('POLYGON((0 0,1 0,1 1,0 0))', 4326), pt = ST_GeomFromText('POINT(1.5 -2)')",
+    "id = 29, inv = 9, `odd name \"'` = 1",
+    "id = 30, vc = repeat('\u{1f600}', 300), g = repeat('\u{4f60}', 500)",
+];
+
+fn same(one: &[Change], other: &[Change], what: &str) {
+    let (one, other) = (values(one), values(other));
+    assert_eq!(one.len(), other.len(), "{what}");
+    for ((key, one), (_, other)) in one.iter().zip(&other) {
+        assert_eq!(one, other, "{what}, row {key}");
+    }
+}
+
+fn insert(server: &MysqlServer) {
+    let mut sql =
+        "SET NAMES utf8mb4; SET time_zone = '+00:00'; SET sql_mode = 'ALLOW_INVALID_DATES';".to_owned();
+    for row in ROWS {
+        sql += &format!("INSERT INTO suite.types SET {row};\n");
+    }
+    server.sql(&sql).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_value_has_one_form_and_arrives_as_it_was() {
+    let Some(Pair { servers, connector }) = pair(TABLE) else { return };
+    // Times are stored in UTC, whatever the server's zone is (FF08).
+    servers[0].sql("SET GLOBAL time_zone = '+05:30'").unwrap();
+    servers[1].sql("SET GLOBAL time_zone = '-08:00'").unwrap();
+    let mut stream = connector.source(Site::First);
+    stream.open(None, false, Told::new()).await.unwrap();
+    insert(&servers[0]);
+    let last = |e: &Event| matches!(e, Event::Change(c) if c.key.name == "30");
+    let streamed = until(stream.as_mut(), last).await;
+    assert_eq!(streamed.len(), ROWS.len());
+    assert!(streamed.iter().all(|change| change.op == Op::Put));
+
+    let mut snapshot = connector.source(Site::First);
+    snapshot.open(None, true, Told::new()).await.unwrap();
+    let read = until(snapshot.as_mut(), |e| matches!(e, Event::SnapshotEnded { .. })).await;
+    same(&read, &streamed, "a SELECT and the binlog");
+
+    let keys = streamed.iter().map(|change| change.key.clone()).collect();
+    let token: Token = stream.refresh(keys).await.unwrap();
+    let states = until(stream.as_mut(), |e| *e == Event::Token(token)).await;
+    same(&states, &streamed, "a read by key and the binlog");
+
+    for (changes, term) in [(&streamed, 1), (&read, 2)] {
+        servers[1].sql("DELETE FROM suite.types").unwrap();
+        let mut target = connector.target(Site::Second);
+        target.take_over(Term(term)).await.unwrap();
+        let batch = batch(term, changes.len() as u64 * term, changes.clone());
+        assert_eq!(send(target.as_mut(), batch).await.unwrap(), committed());
+        let [first, second] = servers.each_ref().map(everything);
+        for (first, second) in first.lines().zip(second.lines()) {
+            assert_eq!(first, second);
+        }
+        assert_eq!(first.lines().count(), second.lines().count());
+    }
+}
+
+/// The table as the server stores it: each column in hexadecimal.
+fn everything(server: &MysqlServer) -> String {
+    let list = "SELECT GROUP_CONCAT(IF(data_type IN ('float', 'double'), CONCAT('`', column_name, '` + 0e0'), \
+                CONCAT('HEX(`', column_name, '`)')) ORDER BY ordinal_position) FROM information_schema.columns \
+                WHERE table_name = 'types'";
+    let columns = server.sql(&format!("SET group_concat_max_len = 100000; {list}")).unwrap();
+    let columns = columns.trim();
+    server
+        .sql(&format!(
+            "SET NAMES utf8mb4; SET time_zone = '+00:00'; SELECT id, {columns} FROM suite.types ORDER BY id"
+        ))
+        .unwrap()
+}

@@ -1,0 +1,355 @@
+//! Stories of two MySQL or MariaDB servers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use causeway_stories::{Seat, log_in_kafka, seed, story_seconds};
+use causeway_testkit::kafka::{KafkaServer, kafka_home};
+use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server};
+use mysql_async::Conn;
+use mysql_async::prelude::Queryable;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use syncd::status::Phase;
+
+const DRAIN: Duration = Duration::from_secs(90);
+
+/// Two servers and a daemon for both, with one channel `orders` between them.
+struct Pair {
+    servers: [MysqlServer; 2],
+    seat: Seat,
+}
+
+impl Pair {
+    fn new(snapshot: &str, tables: &str) -> Result<Option<Pair>> {
+        let options =
+            |server_id| MysqlOptions { durable: true, server_id: Some(server_id), ..MysqlOptions::default() };
+        let (Some(dc), Some(cloud)) = (mysql_server(&options(1)), mysql_server(&options(2))) else {
+            return Ok(None);
+        };
+        let text = format!(
+            "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n{tables}\n[[channel]]\nname = \"orders\"\n\
+             store = \"mysql\"\ndirection = \"both\"\nsnapshot = \"{snapshot}\"\ntables = [\"shop.*\"]\n\
+             dc = {{ url = \"{}\" }}\ncloud = {{ url = \"{}\" }}\n",
+            dc.url(),
+            cloud.url()
+        );
+        Ok(Some(Pair { seat: Seat::with(&text)?, servers: [dc, cloud] }))
+    }
+
+    fn sql_at_both(&self, sql: &str) -> Result<()> {
+        self.servers.iter().try_for_each(|server| server.sql(sql).map(drop))
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.seat.start(None)
+    }
+
+    /// Fails unless both sites hold the same rows.
+    fn equal(&self, tables: &[&str]) -> Result<()> {
+        for table in tables {
+            let sql = format!("SELECT * FROM {table} ORDER BY 1");
+            let [first, second] = self.servers.each_ref().map(|server| server.sql(&sql));
+            let (first, second) = (first?, second?);
+            let differ: Vec<_> = first.lines().zip(second.lines()).filter(|(a, b)| a != b).take(5).collect();
+            ensure!(
+                first == second,
+                "{table}: {} rows and {}, such as {differ:?}\n{}",
+                first.lines().count(),
+                second.lines().count(),
+                self.seat.log_end()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A new user's first minutes: what exists is copied, what follows is carried both ways, and all can be taken out again.
+#[test]
+fn what_exists_and_what_follows_arrive_at_the_other_site() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.orders (id INT PRIMARY KEY, what VARCHAR(40), price DECIMAL(8,2)); \
+         CREATE TABLE shop.lines (order_id INT, n SMALLINT, text TEXT, UNIQUE KEY (text(50)), PRIMARY KEY (order_id, n))",
+    )?;
+    let [dc, cloud] = &pair.servers;
+    dc.sql(
+        "USE shop; INSERT INTO shop.orders SELECT seq, CONCAT('thing ', seq), seq / 7 FROM seq_1_to_5000; \
+         INSERT INTO shop.lines SELECT seq, 1, CONCAT('line ', seq) FROM seq_1_to_5000",
+    )?;
+    let checked = pair.seat.syncd(&["check"])?;
+    ensure!(checked.status.success(), "check: {}", String::from_utf8_lossy(&checked.stdout));
+    pair.seat.start(None)?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    pair.equal(&["shop.orders", "shop.lines"])?;
+    dc.sql("UPDATE shop.orders SET price = price + 1 WHERE id % 10 = 0; DELETE FROM shop.lines WHERE order_id > 4900")?;
+    cloud.sql(
+        "INSERT INTO shop.orders VALUES (9001, 'of cloud', 1.5); UPDATE shop.lines SET n = 2 WHERE order_id = 7; \
+         BEGIN; UPDATE shop.lines SET text = 'spare' WHERE order_id = 1; UPDATE shop.lines SET text = 'line 1' WHERE \
+         order_id = 2; UPDATE shop.lines SET text = 'line 2' WHERE order_id = 1; COMMIT",
+    )?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    pair.equal(&["shop.orders", "shop.lines"])?;
+    let held = dc.sql("SELECT what FROM shop.orders WHERE id = 9001")?;
+    ensure!(held.trim() == "of cloud", "{held}");
+    ensure!(pair.seat.terminate()? == Some(0), "{}", pair.seat.log_end());
+    let cleaned = pair.seat.syncd(&["cleanup"])?;
+    ensure!(cleaned.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleaned.stderr));
+    let ours = pair.servers[0].sql("SHOW DATABASES LIKE 'causeway'")?;
+    ensure!(ours.trim().is_empty(), "{ours} is left");
+    Ok(())
+}
+
+const TABLES: [&str; 4] = ["shop.accounts", "shop.savings", "shop.loans", "shop.journal"];
+/// Of each site in each table.
+const ROWS: u64 = 40;
+const EACH: i64 = 1000;
+
+/// Moves money between rows of three tables, all of `site`'s own, and writes each move down; until `stop`. A server that
+/// is gone is waited for.
+async fn move_money(url: String, site: u64, seed: u64, stop: Arc<AtomicBool>, moves: Arc<AtomicU64>) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut conn: Option<Conn> = None;
+    let mut n = 0_u64;
+    while !stop.load(Ordering::SeqCst) {
+        let Some(open) = &mut conn else {
+            conn = Conn::from_url(&url).await.ok();
+            if conn.is_none() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            continue;
+        };
+        n += 1;
+        let mut row = || site * ROWS + random.random_range(0..ROWS);
+        let (a, b, c) = (row(), row(), row());
+        let (x, y) = (random.random_range(1..50), random.random_range(1..50));
+        let undone = random.random_bool(0.1);
+        let end = if undone { "ROLLBACK" } else { "COMMIT" };
+        let sql = format!(
+            "BEGIN; UPDATE shop.accounts SET balance = balance - {x} - {y} WHERE id = {a}; UPDATE shop.savings SET \
+             balance = balance + {x} WHERE id = {b}; UPDATE shop.loans SET balance = balance + {y} WHERE id = {c}; \
+             INSERT INTO shop.journal VALUES ({id}, 'from {a} to {b} and {c}'); {end}",
+            id = (n * 2 + site) * 1000 + seed % 1000,
+        );
+        match open.query_drop(sql).await {
+            Ok(()) => drop(moves.fetch_add(1, Ordering::SeqCst)),
+            Err(_) => conn = None,
+        }
+    }
+}
+
+/// What all rows hold together, at one moment.
+async fn sum(conn: &mut Conn) -> Result<i64, mysql_async::Error> {
+    conn.query_drop("START TRANSACTION WITH CONSISTENT SNAPSHOT").await?;
+    let mut sum = 0;
+    for table in &TABLES[..3] {
+        let sql = format!("SELECT CAST(COALESCE(SUM(balance), 0) AS SIGNED) FROM {table}");
+        sum += conn.query_first::<i64, _>(sql).await?.unwrap_or(0);
+    }
+    conn.query_drop("COMMIT").await?;
+    Ok(sum)
+}
+
+/// Fails if a site ever shows a part of a transaction.
+async fn watch_sum(url: String, stop: Arc<AtomicBool>, looks: Arc<AtomicU64>) -> Result<()> {
+    while !stop.load(Ordering::SeqCst) {
+        let Ok(mut conn) = Conn::from_url(&url).await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        while !stop.load(Ordering::SeqCst) {
+            let Ok(found) = sum(&mut conn).await else { break };
+            let expected = 3 * 2 * ROWS as i64 * EACH;
+            ensure!(found == expected, "{url}: the sum is {found}, not {expected}");
+            looks.fetch_add(1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    Ok(())
+}
+
+/// FF01, FF12: transactions over three tables whose sum must stay, at both sites at once, while the daemon and both
+/// servers are killed (and the brokers, where the log is in Kafka).
+fn the_sum_stays(mut brokers: Vec<KafkaServer>, tables: &str) -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", tables)? else { return Ok(()) };
+    let mut create =
+        "CREATE DATABASE shop; CREATE TABLE shop.journal (id BIGINT PRIMARY KEY, text VARCHAR(80));"
+            .to_owned();
+    for table in &TABLES[..3] {
+        create += &format!("CREATE TABLE {table} (id INT PRIMARY KEY, balance BIGINT NOT NULL);");
+    }
+    pair.sql_at_both(&create)?;
+    for table in &TABLES[..3] {
+        let last = 2 * ROWS - 1;
+        pair.servers[0]
+            .sql(&format!("USE shop; INSERT INTO {table} SELECT seq, {EACH} FROM seq_0_to_{last}"))?;
+    }
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    let seed = seed();
+
+    let mut random = SmallRng::seed_from_u64(seed);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (stop, moves, looks) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let mut writers = Vec::new();
+    let mut watchers = Vec::new();
+    for (site, server) in pair.servers.iter().enumerate() {
+        for writer in 0..2 {
+            let seed = seed.wrapping_mul(1000).wrapping_add(writer + 2 * site as u64);
+            writers.push(runtime.spawn(move_money(
+                server.url(),
+                site as u64,
+                seed,
+                Arc::clone(&stop),
+                Arc::clone(&moves),
+            )));
+        }
+        watchers.push(runtime.spawn(watch_sum(server.url(), Arc::clone(&stop), Arc::clone(&looks))));
+    }
+    let end = Instant::now() + story_seconds(12);
+    let mut killed = [0; 3];
+    while Instant::now() < end && watchers.iter().all(|watcher| !watcher.is_finished()) {
+        std::thread::sleep(Duration::from_millis(random.random_range(400..2000)));
+        match random.random_range(0..4) {
+            0 | 1 => {
+                pair.seat.kill()?;
+                killed[0] += 1;
+                std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+                pair.start()?;
+            }
+            2 if !brokers.is_empty() => {
+                let at = random.random_range(0..brokers.len());
+                brokers[at].kill();
+                killed[2] += 1;
+                std::thread::sleep(Duration::from_millis(random.random_range(0..1000)));
+                brokers[at].restart()?;
+            }
+            _ => {
+                let at = random.random_range(0..2);
+                pair.servers[at].kill();
+                killed[1] += 1;
+                std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+                pair.servers[at].restart()?;
+            }
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    runtime.block_on(async {
+        for writer in writers {
+            writer.await?;
+        }
+        anyhow::Ok(())
+    })?;
+    let ended = pair.seat.wait_until_drained(DRAIN);
+    for watcher in watchers {
+        runtime.block_on(watcher)?.with_context(|| pair.seat.log_end())?;
+    }
+    ended?;
+    let (moves, looks) = (moves.load(Ordering::SeqCst), looks.load(Ordering::SeqCst));
+    println!("{moves} moves, {looks} looks, killed: {killed:?} (daemon, servers, brokers)");
+    ensure!(moves > 100 && looks > 50, "{moves} moves, {looks} looks");
+    pair.equal(&TABLES)?;
+    let status = pair.seat.status()?;
+    for direction in &status.channels[0].directions {
+        ensure!(direction.phase == Phase::Streaming && direction.dead_letters == 0, "{direction:#?}");
+    }
+    Ok(())
+}
+
+/// Writes, changes and deletes any of a few rows, alone and in transactions of several, until `stop`.
+async fn write_anything(url: String, site: usize, seed: u64, stop: Arc<AtomicBool>, writes: Arc<AtomicU64>) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut conn: Option<Conn> = None;
+    let mut n = 0_u64;
+    while !stop.load(Ordering::SeqCst) {
+        let Some(open) = &mut conn else {
+            conn = Conn::from_url(&url).await.ok();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        n += 1;
+        let mut one = || {
+            let (id, other) = (random.random_range(0..60), random.random_range(0..60));
+            let value = format!("{site}-{seed}-{n}");
+            match random.random_range(0..10) {
+                0 | 1 => format!("DELETE FROM shop.hot WHERE id = {id}"),
+                2..=5 => format!("REPLACE INTO shop.hot VALUES ({id}, '{value}', {n})"),
+                6..=8 => format!("UPDATE shop.hot SET v = '{value}', n = n + 1 WHERE id = {id}"),
+                _ => format!("UPDATE IGNORE shop.hot SET id = {other} WHERE id = {id}"),
+            }
+        };
+        let sql = match n % 3 {
+            0 => format!("BEGIN; {}; {}; {}; COMMIT", one(), one(), one()),
+            _ => one(),
+        };
+        match open.query_drop(sql).await {
+            Ok(()) => drop(writes.fetch_add(1, Ordering::SeqCst)),
+            Err(mysql_async::Error::Server(_)) => drop(open.query_drop("ROLLBACK").await),
+            Err(_) => conn = None,
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Both sites write the same rows at once, and end equal.
+#[test]
+fn rows_that_both_sites_write_end_equal() -> Result<()> {
+    let Some(mut pair) = Pair::new("both", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.hot (id INT PRIMARY KEY, v VARCHAR(40), n BIGINT)",
+    )?;
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut writers = Vec::new();
+    for (site, server) in pair.servers.iter().enumerate() {
+        for writer in 0..2 {
+            let seed = seed.wrapping_mul(1000).wrapping_add(writer + 2 * site as u64);
+            let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
+            writers.push(runtime.spawn(write_anything(server.url(), site, seed, stop, writes)));
+        }
+    }
+    let end = Instant::now() + story_seconds(8);
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(random.random_range(500..2500)));
+        match random.random_range(0..3) {
+            0 => {
+                let at = random.random_range(0..2);
+                pair.servers[at].kill();
+                pair.servers[at].restart()?;
+            }
+            _ => {
+                pair.seat.kill()?;
+                std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+                pair.start()?;
+            }
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    writers.into_iter().try_for_each(|writer| runtime.block_on(writer))?;
+    let status = pair.seat.wait_until_drained(DRAIN)?;
+    let conflicts: u64 = status.channels[0].directions.iter().map(|direction| direction.conflicts).sum();
+    println!("{} writes, {conflicts} conflicts since the last start", writes.load(Ordering::SeqCst));
+    pair.equal(&["shop.hot"])
+}
+
+#[test]
+fn the_sum_of_three_tables_stays_whatever_is_killed() -> Result<()> {
+    the_sum_stays(Vec::new(), "")
+}
+
+#[test]
+fn the_sum_of_three_tables_stays_whatever_is_killed_with_the_log_in_kafka() -> Result<()> {
+    if kafka_home().is_none() {
+        return Ok(());
+    }
+    let [dc, cloud] = KafkaServer::start_both(Default::default())?;
+    let tables = log_in_kafka(&dc, &cloud);
+    the_sum_stays(vec![dc, cloud], &tables)
+}
