@@ -312,10 +312,14 @@ impl Source for MysqlSource {
         came
     }
 
-    fn acknowledge(&mut self, _: &Position) {}
+    fn acknowledge(&mut self, durable: &Position) {
+        if let Some(live) = &mut self.live {
+            live.decoder.acknowledge(durable);
+        }
+    }
 
     fn restart_point(&self, durable: &Position) -> Position {
-        durable.clone()
+        self.live.as_ref().map_or_else(|| durable.clone(), |live| live.decoder.restart_point(durable))
     }
 
     async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {

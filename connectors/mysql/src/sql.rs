@@ -112,6 +112,11 @@ impl Row {
         Statement { sql: self.insert_head() + &self.values(), expected: Expected::Nothing }
     }
 
+    /// About how long it is in a statement.
+    fn bytes(&self) -> usize {
+        self.key.len() + self.columns().iter().map(|(_, value)| value.len() + 2).sum::<usize>()
+    }
+
     fn columns(&self) -> &[(String, String)] {
         self.columns.as_deref().unwrap_or_default()
     }
@@ -177,6 +182,9 @@ fn value(cell: &Cell) -> String {
     out
 }
 
+/// A statement of several rows is about this long at most.
+const STATEMENT_BYTES: usize = 256 << 10;
+
 /// Rows in their order, each with whether a row that exists is kept, as few statements.
 pub(crate) fn fast(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
     let mut rest = rows;
@@ -189,7 +197,12 @@ pub(crate) fn fast(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
                 && row.table == first.table
                 && names(row) == names(first)
         };
-        let count = rest.iter().position(|row| !same(row)).unwrap_or(rest.len()).max(1);
+        let mut bytes = 0;
+        let fits = |(row, _): &&(Row, bool)| {
+            bytes += row.bytes();
+            bytes <= STATEMENT_BYTES
+        };
+        let count = rest.iter().take_while(|row| same(row)).take_while(fits).count().max(1);
         let (run, behind) = rest.split_at(count);
         rest = behind;
         statements.push(match kind {

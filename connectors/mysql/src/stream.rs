@@ -4,7 +4,7 @@
 //! The binlog's own metadata (`binlog_row_metadata=FULL`) names and types each table's columns as they were when the
 //! rows were written, so that a reader that lags behind a change of the table reads them right (FF05).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
@@ -14,6 +14,7 @@ use mysql_async::binlog::events::{
 };
 use mysql_async::binlog::row::BinlogRow;
 use mysql_async::consts::ColumnType;
+use tracing::warn;
 
 use crate::config::Tables;
 use crate::names;
@@ -47,6 +48,8 @@ enum Ours {
 
 #[derive(Debug, Default)]
 struct Transaction {
+    /// Up to here it was told already, in pieces.
+    told_to: Option<u64>,
     marker: Option<Marker>,
     changes: Vec<Change>,
     tokens: Vec<Token>,
@@ -63,8 +66,10 @@ pub(crate) struct Decoder {
     history: Bytes,
     file: String,
     at: u64,
-    /// The newest transaction's, where it has one.
+    /// Of the last whole transaction, where it has one.
     gtid: String,
+    /// Of what follows.
+    next_gtid: String,
     /// The events that say how the file is written have come.
     described: bool,
     /// The end of what came compressed as one event.
@@ -75,7 +80,14 @@ pub(crate) struct Decoder {
     told: HashSet<Space>,
     /// Keys that changed since each of these began, whoever changed them.
     windows: HashMap<Token, HashSet<Key>>,
+    /// Transactions that were told in pieces: from where to where, if they have ended.
+    cut: VecDeque<(Position, Option<u64>)>,
 }
+
+/// What of a transaction is held until its end, in bytes of the binlog. A larger one is told in pieces of about this size,
+/// which become transactions of their own. Where it is cut follows from the binlog alone, so that one that is read again
+/// is cut there again.
+const PIECE_BYTES: u64 = 4 << 20;
 
 /// Bits of [`Position::at`] that are the place in a file; the file's number stands above.
 const PLACE_BITS: u32 = 40;
@@ -117,6 +129,7 @@ impl Decoder {
             history: from.history.clone(),
             file,
             at,
+            next_gtid: gtid.clone(),
             gtid,
             described: false,
             payload_end: 0,
@@ -125,6 +138,7 @@ impl Decoder {
             groups: 0,
             told: HashSet::new(),
             windows: HashMap::new(),
+            cut: VecDeque::new(),
         })
     }
 
@@ -185,7 +199,7 @@ impl Decoder {
             }
             EventData::AnonymousGtidEvent(_) => {
                 self.begin();
-                self.gtid.clear();
+                self.next_gtid.clear();
             }
             EventData::TransactionPayloadEvent(_) => self.payload_end = end,
             EventData::TableMapEvent(map) if !self.by_id.contains_key(&map.table_id()) => {
@@ -196,6 +210,7 @@ impl Decoder {
                 let map = table(rows.table_id())
                     .ok_or_else(|| Stop::Garbled("rows of a table that was not described".to_owned()))?;
                 self.rows(&rows, map, header.timestamp())?;
+                self.cut(u64::from(header.log_pos()), events);
             }
             EventData::XidEvent(_) => self.end(end, events),
             EventData::QueryEvent(query) => self.query(&query.query(), &query.schema(), end, events)?,
@@ -230,7 +245,7 @@ impl Decoder {
                 let (seq, domain) = (number(bytes(0, 8)), number(bytes(8, 12)));
                 let flags =
                     *data.get(12).ok_or_else(|| Stop::Garbled("a GTID that is too short".to_owned()))?;
-                self.gtid = format!("{domain}-{server_id}-{seq}");
+                self.next_gtid = format!("{domain}-{server_id}-{seq}");
                 if flags & MARIADB_STANDALONE == 0 {
                     self.begin();
                 }
@@ -248,23 +263,62 @@ impl Decoder {
         self.open = Some(Transaction::default());
     }
 
+    /// Tells what came of a transaction up to `end`, if that is much.
+    fn cut(&mut self, end: u64, events: &mut Vec<Event>) {
+        let begin = self.position();
+        let Some(open) = self.open.as_mut().filter(|open| open.marker.is_none()) else { return };
+        // What came compressed has no places.
+        if end < open.told_to.unwrap_or(self.at) + PIECE_BYTES {
+            return;
+        }
+        let Some(pos) = position(&self.history, &self.file, end, &self.gtid) else { return };
+        if open.told_to.replace(end).is_none() {
+            warn!(position = %begin, "a transaction is too large to be carried whole: it arrives in pieces");
+            self.cut.push_back((begin, None));
+        }
+        let changes = std::mem::take(&mut open.changes);
+        self.tell(changes, &pos, events);
+    }
+
+    /// From where a restart has to read again, given that the log holds everything before `durable`: never from within a
+    /// transaction.
+    pub(crate) fn restart_point(&self, durable: &Position) -> Position {
+        let within = |(begin, end): &&(Position, Option<u64>)| {
+            begin.at < durable.at && end.is_none_or(|end| durable.at < end)
+        };
+        self.cut.iter().find(within).map_or(durable, |(begin, _)| begin).clone()
+    }
+
+    /// The log holds everything before `durable`.
+    pub(crate) fn acknowledge(&mut self, durable: &Position) {
+        while self.cut.front().is_some_and(|(_, end)| end.is_some_and(|end| end <= durable.at)) {
+            self.cut.pop_front();
+        }
+    }
+
+    /// Changes of one transaction.
+    fn tell(&mut self, changes: Vec<Change>, pos: &Position, events: &mut Vec<Event>) {
+        let count = changes.len();
+        self.groups += u64::from(count > 1);
+        for (n, change) in changes.into_iter().enumerate() {
+            let group = Group { id: self.groups, n: n as u32, last: n + 1 == count };
+            let group = (count > 1).then_some(group);
+            events.push(Event::Change(Change { pos: pos.clone(), group, ..change }));
+        }
+    }
+
     /// A transaction is whole.
     fn end(&mut self, end: u64, events: &mut Vec<Event>) {
         self.at = end;
+        self.gtid.clone_from(&self.next_gtid);
         let pos = self.position();
         let done = self.open.take().unwrap_or_default();
+        if let (Some(_), Some((_, open))) = (done.told_to, self.cut.back_mut()) {
+            *open = Some(pos.at);
+        }
         match done.marker {
             Some(marker) => events.push(Event::Marker { marker, pos: pos.clone() }),
-            None => {
-                let count = done.changes.len();
-                self.groups += u64::from(count > 1);
-                for (n, mut change) in done.changes.into_iter().enumerate() {
-                    change.pos = pos.clone();
-                    let group = Group { id: self.groups, n: n as u32, last: n + 1 == count };
-                    change.group = (count > 1).then_some(group);
-                    events.push(Event::Change(change));
-                }
-            }
+            None => self.tell(done.changes, &pos, events),
         }
         let left_out = |(key, reason)| Event::LeftOut { key, reason, pos: pos.clone() };
         events.extend(done.left_out.into_iter().map(left_out));

@@ -32,6 +32,10 @@ use crate::tokens::write_token;
 const DEADLOCKS_MAX: usize = 10;
 /// Keys of one page of [`Target::keys`].
 const KEYS_AT_ONCE: usize = 1000;
+/// Statements that are sent together are about this long at most.
+const TOGETHER_BYTES: usize = 1 << 20;
+/// What a packet has besides the statement, and more.
+const PACKET_ROOM: usize = 1024;
 /// Batches that wait for the connection: the daemon has fewer under way.
 const QUEUE: usize = 64;
 
@@ -64,6 +68,8 @@ struct Worker {
     term: Term,
     conn: Conn,
     known: Known,
+    /// The server's `max_allowed_packet`, less what a packet has around a statement.
+    packet_max: usize,
     /// What watched keys held.
     watched: HashMap<Key, Option<Bytes>>,
     /// Where the listing of keys is: which page comes next, the tables, and behind which key.
@@ -113,6 +119,8 @@ impl Target for MysqlTarget {
         for sql in names::create() {
             run(&mut conn, &label, "make our tables", sql).await?;
         }
+        let packet: Option<u64> =
+            in_time("take over", &label, conn.query_first("SELECT @@max_allowed_packet")).await?;
         let name = names::row(&self.config.link, &self.config.channel);
         let marker = take_over(&mut conn, &label, &name, term).await?;
         self.settled = marker.as_ref().map_or(Seq(0), |marker| marker.settled);
@@ -125,6 +133,9 @@ impl Target for MysqlTarget {
             term,
             conn,
             known: Known::default(),
+            packet_max: usize::try_from(packet.unwrap_or(0))
+                .unwrap_or(usize::MAX)
+                .saturating_sub(PACKET_ROOM),
             watched: HashMap::new(),
             listing: (0, Vec::new(), None),
         };
@@ -258,7 +269,7 @@ impl Worker {
                 Err(Broken::Locked | Broken::Unexpected) => self.undo().await?,
                 Err(Broken::Refused { code, message }) => {
                     self.undo().await?;
-                    let reason = text(code, &message);
+                    let reason = if code == 0 { message } else { text(code, &message) };
                     return Ok(Outcome::Rejected { transient: is_transient(code), reason });
                 }
                 Err(Broken::Failed(error)) => return Err(error),
@@ -421,11 +432,32 @@ impl Worker {
         }
     }
 
-    /// Sends statements together; each is answered before the next one runs, and the first that fails is the last.
+    /// Sends statements, several together; the first that fails is the last.
     async fn execute(&mut self, statements: &[Statement]) -> std::result::Result<(), Broken> {
-        if statements.is_empty() {
-            return Ok(());
+        let mut rest = statements;
+        while let Some(first) = rest.first() {
+            let mut bytes = first.sql.len();
+            if bytes > self.packet_max {
+                let message = format!(
+                    "it takes {bytes} bytes as a statement, and max_allowed_packet of this server lets {} pass: raise it",
+                    self.packet_max
+                );
+                return Err(Broken::Refused { code: 0, message });
+            }
+            let fits = |statement: &&Statement| {
+                bytes += statement.sql.len() + 1;
+                bytes <= TOGETHER_BYTES.min(self.packet_max)
+            };
+            let count = 1 + rest.iter().skip(1).take_while(fits).count();
+            let (together, behind) = rest.split_at(count);
+            self.execute_together(together).await?;
+            rest = behind;
         }
+        Ok(())
+    }
+
+    /// In one packet: each is answered before the next one runs.
+    async fn execute_together(&mut self, statements: &[Statement]) -> std::result::Result<(), Broken> {
         let all: Vec<&str> = statements.iter().map(|statement| statement.sql.as_str()).collect();
         let ran = timeout(ANSWER_MAX, answers(&mut self.conn, all.join(";"), statements.len())).await;
         let late = |_| Broken::Failed(unavailable("apply", &self.label, "no answer"));

@@ -91,6 +91,30 @@ async fn what_is_missing_or_read_only_is_waited_for() {
     assert_eq!(pair.servers[1].sql("SELECT v FROM suite.t").unwrap().trim(), "a");
 }
 
+/// FF07: what is larger than the server takes at once goes in by and by; a row that is larger alone is refused, and names
+/// the setting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_larger_than_a_packet_goes_in_or_is_refused() {
+    let Some(pair) = pair("CREATE TABLE suite.t (id INT PRIMARY KEY, v LONGBLOB)") else { return };
+    let changes = pair
+        .captured(
+            "USE suite; INSERT INTO t SELECT seq, REPEAT('x', 30000) FROM seq_1_to_100; \
+             INSERT INTO t VALUES (1000, REPEAT(x'00', 3000000)); INSERT INTO t VALUES (1001, 'small')",
+        )
+        .await;
+    pair.servers[1].sql("SET GLOBAL max_allowed_packet = 1048576").unwrap();
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    let count = changes.len() as u64;
+    let Outcome::Committed { refused, .. } = send(target.as_mut(), batch(1, count, changes)).await.unwrap()
+    else {
+        panic!("not committed")
+    };
+    assert_eq!(refused.iter().map(|refused| refused.index).collect::<Vec<_>>(), [100], "{refused:?}");
+    assert!(refused[0].reason.contains("max_allowed_packet of this server"), "{refused:?}");
+    assert_eq!(pair.servers[1].sql("SELECT COUNT(*) FROM suite.t").unwrap().trim(), "101");
+}
+
 /// Somebody who holds a row is waited for; a deadlock is tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_is_locked_is_waited_for() {

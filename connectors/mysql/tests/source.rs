@@ -4,7 +4,7 @@
 
 mod support;
 
-use causeway_core::{Error, ErrorKind, Event, Op, Opened, Site, Told};
+use causeway_core::{Change, Error, ErrorKind, Event, Op, Opened, Site, Told};
 use support::{changes, events_until, pair, until, up_to_now, values};
 
 const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100)); \
@@ -180,6 +180,40 @@ async fn keys_that_change_and_what_is_undone() {
         ]
     );
     assert_eq!(came[4].before.as_deref(), Some(&b"{\"id\":2,\"v\":\"a\"}"[..]));
+}
+
+/// FF01, FF07: a transaction that is too large to be held is told in pieces, the same ones when it is read again, and a
+/// restart never begins within it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_huge_transaction_comes_in_pieces() {
+    let Some(pair) = pair(TABLE) else { return };
+    let server = &pair.servers[0];
+    let mut source = pair.stream().await;
+    server.sql("INSERT INTO suite.t VALUES (0, 'before')").unwrap();
+    let (_, before) = up_to_now(source.as_mut(), server).await;
+    server.sql("USE suite; INSERT INTO t SELECT seq, REPEAT('x', 90) FROM seq_1_to_200000").unwrap();
+    let (all, after) = up_to_now(source.as_mut(), server).await;
+    assert_eq!(all.len(), 200_000);
+    let places = |all: &[Change]| -> Vec<(u64, usize)> {
+        let ends = all.iter().filter(|change| change.group.is_some_and(|group| group.last));
+        ends.map(|change| (change.pos.at, change.group.unwrap().n as usize)).collect()
+    };
+    let pieces = places(&all);
+    assert!((3..12).contains(&pieces.len()), "{pieces:?}");
+    let at = |place: u64| all.iter().find(|change| change.pos.at == place).unwrap().pos.clone();
+    let middle = at(pieces[1].0);
+    let restart = source.restart_point(&middle);
+    assert!(restart.at >= before.at && restart.at < pieces[0].0, "{restart} of {pieces:?}");
+    assert_eq!(source.restart_point(&after), after);
+    source.acknowledge(&after);
+    assert_eq!(source.restart_point(&middle), middle, "it is of no interest any more");
+
+    let mut again = pair.connector.source(Site::First);
+    assert_eq!(again.open(Some(&restart), true, Told::new()).await.unwrap(), Opened::Resumed);
+    let is_last = |e: &Event| matches!(e, Event::Change(c) if c.pos == after);
+    let came: Vec<Change> = until(again.as_mut(), is_last).await;
+    let came: Vec<Change> = came.into_iter().filter(|change| change.pos.at < after.at).collect();
+    assert_eq!(places(&came), pieces);
 }
 
 /// The settings without which the binlog would not tell all are refused by name.
