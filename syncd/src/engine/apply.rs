@@ -726,7 +726,7 @@ impl Reign {
                 biased;
                 outcome = target.outcome(), if !self.under_way.is_empty() => self.outcome(task, outcome?).await?,
                 Some(done) = self.refreshing.next() => self.asked(done),
-                ready = self.reader.ready(), if open && self.under_way.len() < UNDER_WAY_MAX => {
+                ready = self.reader.ready(), if open && !self.is_full(task) => {
                     match ready {
                         // Capture may have fallen behind while there was nothing to apply.
                         Ok(()) if task.waits_for_capture() => {}
@@ -743,6 +743,12 @@ impl Reign {
                 () = stop.cancelled(), if !stopping => {}
             }
         }
+    }
+
+    /// Whether so much is under way that no more is sent. A batch of one large group counts as several.
+    fn is_full(&self, task: &ApplyTask) -> bool {
+        let changes: usize = self.under_way.iter().map(|sent| sent.changes.len()).sum();
+        self.under_way.len() >= UNDER_WAY_MAX || changes >= UNDER_WAY_MAX * task.items_max
     }
 
     /// Takes from the log what goes into the store in one way, and sends it.
