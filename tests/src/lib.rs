@@ -169,6 +169,11 @@ impl Seat {
         Ok(())
     }
 
+    /// All that the daemon has logged.
+    pub fn log(&self) -> String {
+        self.read("syncd.log")
+    }
+
     /// The end of what the daemon has logged, for messages.
     pub fn log_end(&self) -> String {
         let text = self.read("syncd.log");

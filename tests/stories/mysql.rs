@@ -102,6 +102,68 @@ fn what_exists_and_what_follows_arrive_at_the_other_site() -> Result<()> {
     Ok(())
 }
 
+/// FF02: a copy that is killed again and again goes on where it was, under writes at both sites.
+#[test]
+fn a_copy_under_writes_goes_on_whatever_is_killed() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.big (id INT PRIMARY KEY, v VARCHAR(200), n BIGINT NOT NULL DEFAULT 0); \
+         CREATE TABLE shop.hot (id INT PRIMARY KEY, v VARCHAR(40), n BIGINT)",
+    )?;
+    pair.servers[0].sql(
+        "USE shop; INSERT INTO big SELECT seq, REPEAT(MD5(seq), 6), 0 FROM seq_1_to_200000; \
+         INSERT INTO hot SELECT seq, 'old', 0 FROM seq_1_to_40",
+    )?;
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let spawn = |site: usize| {
+        let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
+        runtime.spawn(write_anything(
+            pair.servers[site].url(),
+            site,
+            seed.wrapping_add(site as u64),
+            stop,
+            writes,
+        ))
+    };
+    let writers = [spawn(0), spawn(1)];
+    pair.start()?;
+    let copied = |pair: &Pair| -> Result<u64> {
+        Ok(pair.servers[1].sql("SELECT COUNT(*) FROM shop.big")?.trim().parse()?)
+    };
+    let mut kills = 0;
+    while copied(&pair)? < 150_000 {
+        std::thread::sleep(Duration::from_millis(random.random_range(600..1200)));
+        if kills % 3 == 2 {
+            pair.servers[0].kill();
+            pair.servers[0].restart()?;
+        } else {
+            pair.seat.kill()?;
+            pair.start()?;
+        }
+        kills += 1;
+        ensure!(kills < 60, "it does not come further\n{}", pair.seat.log_end());
+        let row = random.random_range(1..200_000);
+        pair.servers[0].sql(&format!(
+            "UPDATE shop.big SET n = n + 1 WHERE id = {row}; DELETE FROM shop.big WHERE id = {row} + 1"
+        ))?;
+    }
+    stop.store(true, Ordering::SeqCst);
+    for writer in writers {
+        runtime.block_on(writer)?;
+    }
+    let status = pair.seat.wait_until_drained(DRAIN)?;
+    println!("{kills} kills, {} writes", writes.load(Ordering::SeqCst));
+    ensure!(kills > 1, "it was not killed in the midst");
+    pair.equal(&["shop.big", "shop.hot"])?;
+    ensure!(status.channels[0].directions.iter().all(|direction| direction.gaps == 0), "{status:#?}");
+    let begun = pair.seat.log().lines().filter(|line| line.contains("Anew") && line.contains("dc")).count();
+    ensure!(begun == 1, "the copy began {begun} times\n{}", pair.seat.log());
+    Ok(())
+}
+
 const TABLES: [&str; 4] = ["shop.accounts", "shop.savings", "shop.loans", "shop.journal"];
 /// Of each site in each table.
 const ROWS: u64 = 40;

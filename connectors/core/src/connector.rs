@@ -17,6 +17,8 @@ pub struct Capability {
     pub expiry: bool,
     /// [`Target::watch`] is there.
     pub watch: bool,
+    /// A snapshot that broke goes on from its restart point, as the stream does.
+    pub resumes_snapshot: bool,
     /// Its changes are operations on elements of keys (INCR, HSET), not whole keys alone.
     pub operations: bool,
 }

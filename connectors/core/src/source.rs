@@ -81,7 +81,8 @@ pub type Told = HashMap<Key, u64>;
 #[async_trait]
 pub trait Source: Send {
     /// Connects and positions the stream: behind `from`, or anew if that is `None` or gone. `snapshot`
-    /// says whether a stream that begins anew has to bring what exists. `told` is what the log tells of the stretch
+    /// says whether a stream that begins anew has to bring what exists. Where the connector
+    /// [`resumes_snapshot`](crate::Capability::resumes_snapshot), `from` may be of one that broke: it goes on there, too. `told` is what the log tells of the stretch
     /// that comes again: what a write there left in a key that is told of at a place behind it is not read again, as
     /// it would pass for newer than it is.
     ///

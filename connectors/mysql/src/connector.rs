@@ -38,7 +38,14 @@ impl Connector for Mysql {
     }
 
     fn capability(&self) -> Capability {
-        Capability { resumes: true, groups: true, expiry: false, watch: true, operations: false }
+        Capability {
+            resumes: true,
+            groups: true,
+            expiry: false,
+            watch: true,
+            resumes_snapshot: true,
+            operations: false,
+        }
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {

@@ -130,14 +130,13 @@ pub(crate) async fn charsets(conn: &mut Conn, label: &str) -> Result<Charsets> {
     Ok(Charsets::new(found.into_iter().filter_map(|(id, name)| Some((u16::try_from(id).ok()?, name)))))
 }
 
-/// All tables that the channel carries, by name.
+/// All tables that the channel carries, in the order of [`Table::full_name`], byte by byte.
 pub(crate) async fn carried(conn: &mut Conn, label: &str, tables: &Tables) -> Result<Vec<Table>> {
     let names: Vec<(String, String)> = in_time(
         "list the tables",
         label,
         conn.query(
-            "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE' \
-             ORDER BY 1, 2",
+            "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'",
         ),
     )
     .await?;
@@ -145,6 +144,8 @@ pub(crate) async fn carried(conn: &mut Conn, label: &str, tables: &Tables) -> Re
     for (schema, name) in names.into_iter().filter(|(schema, name)| tables.carries(schema, name)) {
         found.extend(table(conn, label, &schema, &name).await?);
     }
+    // The server's order is that of its collation.
+    found.sort_by_key(Table::full_name);
     Ok(found)
 }
 

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use causeway_core::{Error, Key, Result, Token};
 use mysql_async::prelude::Queryable;
@@ -16,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::config::Server;
 use crate::conn::{connect, in_time, unavailable};
 use crate::read::{cells_of, named};
-use crate::row::{Cell, Charsets, write_name, write_sql};
+use crate::row::{Cell, Charsets, key_cells, write_name, write_sql};
 use crate::schema::Table;
 use crate::tokens::write_token;
 
@@ -31,12 +33,54 @@ pub(crate) enum Said {
     /// What it holds, with a place in the queue of chunks.
     Rows {
         high: Token,
-        rows: Vec<(Key, Bytes)>,
+        chunk: ReadChunk,
         place: OwnedSemaphorePermit,
     },
     /// That was the last one.
     Ended,
     Failed(Error),
+}
+
+/// The rows of a chunk, and how far the snapshot is with them.
+#[derive(Debug)]
+pub(crate) struct ReadChunk {
+    pub(crate) rows: Vec<(Key, Bytes)>,
+    pub(crate) progress: Progress,
+}
+
+/// How far a snapshot is: tables come in the order of their names, byte by byte.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// `schema.name` of the table that is read; empty: none yet.
+    pub(crate) table: String,
+    /// The name of its last key that was read; `None`: all of it was.
+    pub(crate) key: Option<Vec<u8>>,
+}
+
+impl Progress {
+    /// As a part of a position's context: `TABLE;KEY`, both in base64.
+    pub(crate) fn text(&self) -> String {
+        let key = self.key.as_ref().map_or_else(|| "-".to_owned(), |key| BASE64.encode(key));
+        format!("{};{key}", BASE64.encode(&self.table))
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Progress> {
+        let (table, key) = text.split_once(';')?;
+        let key = if key == "-" { None } else { Some(BASE64.decode(key).ok()?) };
+        Some(Progress { table: String::from_utf8(BASE64.decode(table).ok()?).ok()?, key })
+    }
+
+    /// Whether `table` is done.
+    fn is_past(&self, table: &Table) -> bool {
+        let name = table.full_name();
+        name < self.table || name == self.table && self.key.is_none()
+    }
+
+    /// The key of `table` behind which to go on; `None`: from its beginning, as with one that has another key by now.
+    fn place(&self, table: &Table) -> Option<Vec<Cell>> {
+        let key = self.key.as_ref().filter(|_| table.full_name() == self.table)?;
+        key_cells(key, &table.key_kinds()).ok()
+    }
 }
 
 /// Chunks that wait for the stream to reach them.
@@ -53,6 +97,8 @@ pub(crate) struct Reader {
     /// Of the channel, for tokens.
     pub(crate) name: String,
     pub(crate) tables: Vec<Table>,
+    /// From where it goes on.
+    pub(crate) progress: Progress,
     pub(crate) charsets: Charsets,
     pub(crate) bytes_per_second: Option<u64>,
 }
@@ -76,8 +122,8 @@ impl Reader {
         let mut conn = connect(&self.server).await?;
         let places = Arc::new(Semaphore::new(CHUNKS_MAX));
         let (began, mut read) = (Instant::now(), 0_u64);
-        for table in &self.tables {
-            let (mut rows_max, mut last) = (ROWS_FIRST, None);
+        for table in self.tables.iter().filter(|table| !self.progress.is_past(table)) {
+            let (mut rows_max, mut last) = (ROWS_FIRST, self.progress.place(table));
             loop {
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
                 let (low, high) = (Token::unique(), Token::unique());
@@ -86,13 +132,16 @@ impl Reader {
                 }
                 write_token(&mut conn, &label, &self.name, low).await?;
                 let chunk = self.chunk(&mut conn, &label, table, last.as_deref(), rows_max).await?;
-                let (rows, bytes) = (chunk.rows.len(), chunk.bytes);
-                let _ = say.send(Said::Rows { high, rows: chunk.rows, place }).await;
+                let (rows, bytes, next) = (chunk.rows.len(), chunk.bytes, chunk.last);
+                let key = chunk.rows.last().filter(|_| rows == rows_max).map(|(key, _)| key.name.to_vec());
+                let progress = Progress { table: table.full_name(), key };
+                let chunk = ReadChunk { rows: chunk.rows, progress };
+                let _ = say.send(Said::Rows { high, chunk, place }).await;
                 write_token(&mut conn, &label, &self.name, high).await?;
                 if rows < rows_max {
                     break;
                 }
-                last = chunk.last;
+                last = next;
                 let a_row = bytes / rows.max(1);
                 rows_max = (CHUNK_BYTES / a_row.max(1)).clamp(1, ROWS_MAX);
                 read += bytes as u64;
@@ -200,6 +249,17 @@ fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max
 mod tests {
     use super::*;
     use crate::schema::Column;
+
+    #[test]
+    fn a_snapshot_s_progress_reads_back() {
+        for key in [None, Some(Vec::new()), Some(b"[1,\"a/b\"]".to_vec())] {
+            let progress = Progress { table: "shop.or ders".into(), key };
+            assert!(!progress.text().contains(' '));
+            assert_eq!(Progress::parse(&progress.text()), Some(progress));
+        }
+        assert_eq!(Progress::parse(&Progress::default().text()), Some(Progress::default()));
+        assert_eq!(Progress::parse("x"), None);
+    }
 
     #[test]
     fn a_chunk_goes_on_behind_the_last_key() {

@@ -19,8 +19,8 @@ use crate::conn::{connect, failed, in_time, is_lock, run, unavailable};
 use crate::names;
 use crate::read::{Known, Lock, rows};
 use crate::schema::{Table, carried};
-use crate::snapshot::{Reader, Said};
-use crate::stream::{Decoder, Stop, place_of, position};
+use crate::snapshot::{Progress, ReadChunk, Reader, Said};
+use crate::stream::{Decoder, Stop, place_of, position, progress_of};
 use crate::tokens::write_token;
 
 /// An idle server says so this often.
@@ -56,6 +56,10 @@ struct Live {
     /// They may be of a write that nobody made just then.
     uncertain: bool,
     snapshot: Option<Snapshot>,
+    /// How far the snapshot was at each place, from its begin on.
+    progress: VecDeque<(u64, Progress)>,
+    /// Where its end stands.
+    snapshot_ended: Option<u64>,
     ready: VecDeque<Event>,
 }
 
@@ -65,7 +69,7 @@ struct Snapshot {
     /// First token to second one, of chunks whose first has not passed.
     begun: HashMap<Token, Token>,
     /// By their second token.
-    chunks: HashMap<Token, (Vec<(Key, Bytes)>, OwnedSemaphorePermit)>,
+    chunks: HashMap<Token, (ReadChunk, OwnedSemaphorePermit)>,
     /// Chunks that have not passed.
     open: usize,
     ended: bool,
@@ -264,17 +268,23 @@ impl Source for MysqlSource {
         let decoder = Decoder::new(self.config.tables.clone(), charsets.clone(), name.clone(), &at)
             .ok_or_else(|| unavailable("read the binlog", &label, "the binlog's files have no numbers"))?;
         let mut ready = VecDeque::new();
-        let begins_snapshot = snapshot && opened != Opened::Resumed;
-        let snapshot = match begins_snapshot {
-            true => {
+        let progress = match &opened {
+            Opened::Resumed => progress_of(&at),
+            Opened::Anew { .. } => snapshot.then(Progress::default),
+        };
+        let snapshot = match &progress {
+            Some(progress) => {
                 let tables = carried(&mut side, &label, &self.config.tables).await?;
                 let (left_out, tables) = split(tables);
-                let total = tables.iter().map(|table| table.rows).sum();
-                ready.push_back(Event::SnapshotStarted { total: Some(total), pos: at });
+                if opened != Opened::Resumed {
+                    let total = tables.iter().map(|table| table.rows).sum();
+                    ready.push_back(Event::SnapshotStarted { total: Some(total), pos: at });
+                }
                 let reader = Reader {
                     server: self.server().clone(),
                     name: name.clone(),
                     tables,
+                    progress: progress.clone(),
                     charsets,
                     bytes_per_second: self.config.snapshot_bytes_per_second,
                 };
@@ -282,7 +292,7 @@ impl Source for MysqlSource {
                 let (begun, chunks) = (HashMap::new(), HashMap::new());
                 Some(Snapshot { said, begun, chunks, open: 0, ended: false, left_out })
             }
-            false => {
+            None => {
                 ready.push_back(Event::Idle { pos: at });
                 None
             }
@@ -290,8 +300,21 @@ impl Source for MysqlSource {
         info!(site = self.config.site(self.site), endpoint = label, ?opened, "the binlog is read");
         let uncertain = self.config.carries[self.site.peer().index()];
         let (durable, asked) = (found.durable, HashMap::new());
-        let live =
-            Live { label, name, stream, decoder, side, known, durable, asked, uncertain, snapshot, ready };
+        let live = Live {
+            label,
+            name,
+            stream,
+            decoder,
+            side,
+            known,
+            durable,
+            asked,
+            uncertain,
+            snapshot,
+            progress: progress.map(|progress| (0, progress)).into_iter().collect(),
+            snapshot_ended: None,
+            ready,
+        };
         self.live = Some(live);
         Ok(opened)
     }
@@ -314,12 +337,12 @@ impl Source for MysqlSource {
 
     fn acknowledge(&mut self, durable: &Position) {
         if let Some(live) = &mut self.live {
-            live.decoder.acknowledge(durable);
+            live.acknowledge(durable);
         }
     }
 
     fn restart_point(&self, durable: &Position) -> Position {
-        self.live.as_ref().map_or_else(|| durable.clone(), |live| live.decoder.restart_point(durable))
+        self.live.as_ref().map_or_else(|| durable.clone(), |live| live.restart_point(durable))
     }
 
     async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {
@@ -449,6 +472,25 @@ impl Live {
         Ok(())
     }
 
+    /// With how far the snapshot is in the log then: of a chunk that stands at `durable` there may be more to come.
+    fn restart_point(&self, durable: &Position) -> Position {
+        let mut point = self.decoder.restart_point(durable);
+        let ended = self.snapshot_ended.is_some_and(|ended| ended < durable.at);
+        let reached = self.progress.iter().rev().find(|(at, _)| *at < durable.at).filter(|_| !ended);
+        if let Some((_, progress)) = reached {
+            let context = String::from_utf8_lossy(&point.context);
+            point.context = format!("{context};{}", progress.text()).into();
+        }
+        point
+    }
+
+    fn acknowledge(&mut self, durable: &Position) {
+        self.decoder.acknowledge(durable);
+        while self.progress.get(1).is_some_and(|(at, _)| *at < durable.at) {
+            self.progress.pop_front();
+        }
+    }
+
     /// A token stands here in the binlog.
     fn passed(&mut self, token: Token) -> Result<()> {
         let pos = self.decoder.position();
@@ -461,11 +503,12 @@ impl Live {
                 self.decoder.open_window(high);
                 return Ok(());
             }
-            if let Some((rows, place)) = snapshot.chunks.remove(&token) {
+            if let Some((chunk, place)) = snapshot.chunks.remove(&token) {
                 snapshot.open -= 1;
                 let changed = self.decoder.close_window(token);
                 let time = now();
-                for (key, json) in rows.into_iter().filter(|(key, _)| !changed.contains(key)) {
+                self.progress.push_back((pos.at, chunk.progress));
+                for (key, json) in chunk.rows.into_iter().filter(|(key, _)| !changed.contains(key)) {
                     let read = Change::captured(Op::Read, key, Some(json), pos.clone(), time);
                     self.ready.push_back(Event::Change(read));
                 }
@@ -491,8 +534,8 @@ impl Live {
                 snapshot.begun.insert(low, high);
                 snapshot.open += 1;
             }
-            Said::Rows { high, rows, place } => {
-                snapshot.chunks.insert(high, (rows, place));
+            Said::Rows { high, chunk, place } => {
+                snapshot.chunks.insert(high, (chunk, place));
             }
             Said::Ended => {
                 snapshot.ended = true;
@@ -508,6 +551,7 @@ impl Live {
         let Some(snapshot) = self.snapshot.take_if(|snapshot| snapshot.ended && snapshot.open == 0) else {
             return;
         };
+        self.snapshot_ended = Some(pos.at);
         self.ready.push_back(Event::SnapshotEnded { pos: pos.clone(), left_out: snapshot.left_out });
     }
 

@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::config::Tables;
 use crate::names;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
+use crate::snapshot::Progress;
 
 /// Why the stream cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +99,7 @@ fn place(file: &str, at: u64) -> Option<u64> {
     (number < 1 << (64 - PLACE_BITS) && at < 1 << PLACE_BITS).then_some(number << PLACE_BITS | at)
 }
 
-/// A position in a server's binlog. The context is `FILE` or `FILE:GTID`.
+/// A position in a server's binlog. The context is `FILE` or `FILE:GTID`, and while a snapshot is read `;` and its progress.
 pub(crate) fn position(history: &Bytes, file: &str, at: u64, gtid: &str) -> Option<Position> {
     let context = if gtid.is_empty() { file.to_owned() } else { format!("{file}:{gtid}") };
     Some(Position { history: history.clone(), at: place(file, at)?, context: context.into() })
@@ -107,9 +108,15 @@ pub(crate) fn position(history: &Bytes, file: &str, at: u64, gtid: &str) -> Opti
 /// The file, the place in it, and the GTID of a position.
 pub(crate) fn place_of(position: &Position) -> Option<(String, u64, String)> {
     let context = std::str::from_utf8(&position.context).ok()?;
+    let (context, _) = context.split_once(';').unwrap_or((context, ""));
     let (file, gtid) = context.split_once(':').unwrap_or((context, ""));
     let at = position.at & ((1 << PLACE_BITS) - 1);
     (place(file, at) == Some(position.at)).then(|| (file.to_owned(), at, gtid.to_owned()))
+}
+
+/// How far a snapshot was at a position, if one was read.
+pub(crate) fn progress_of(position: &Position) -> Option<Progress> {
+    Progress::parse(std::str::from_utf8(&position.context).ok()?.split_once(';')?.1)
 }
 
 /// Binlog events of MariaDB that the driver has no form for, and that say nothing of rows: comments, checkpoints, lists

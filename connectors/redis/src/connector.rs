@@ -54,7 +54,14 @@ impl Connector for Redis {
     }
 
     fn capability(&self) -> Capability {
-        Capability { resumes: true, groups: true, expiry: true, watch: true, operations: true }
+        Capability {
+            resumes: true,
+            groups: true,
+            expiry: true,
+            watch: true,
+            resumes_snapshot: false,
+            operations: true,
+        }
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {

@@ -364,7 +364,11 @@ impl Capture {
         self.open_group.clear();
         self.early.clear();
         self.unsettled.clear();
-        let broken = self.point.snapshot.as_ref().is_some_and(|s| s.end.is_none());
+        // What a sweep or a gap has to know of a snapshot is not known any more.
+        let goes_on = |s: &SnapshotPoint| {
+            task.connector.capability().resumes_snapshot && !s.sweep && !s.gap && self.resume_at.is_some()
+        };
+        let broken = self.point.snapshot.as_ref().is_some_and(|s| s.end.is_none() && !goes_on(s));
         let anew = broken || self.snapshot_asked.is_some();
         let from = if anew { None } else { self.resume_at.clone() };
         let wanted = task.snapshot || anew || from.is_some();
