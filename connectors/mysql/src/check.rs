@@ -194,6 +194,21 @@ fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {
         }
     }
     let both = first.is_source && second.is_source;
+    let spelt = |table: &&Table| {
+        table.key_columns().any(|c| c.collation.as_ref().is_some_and(|name| !name.ends_with("_bin")))
+    };
+    if let Some(table) = first.tables.iter().find(spelt).filter(|_| both) {
+        findings.push(Finding {
+            fatal: false,
+            site: None,
+            what: format!(
+                "the key of {}, and maybe of others, is text whose collation takes two spellings for one: where both \
+                 sites insert it at once, each in a spelling of its own, they differ",
+                table.full_name()
+            ),
+            advice: "give it a collation that ends with _bin, or write each key at one site only".to_owned(),
+        });
+    }
     let (increment, _) = first.auto_increment;
     let apart = increment > 1
         && increment == second.auto_increment.0
@@ -226,9 +241,15 @@ fn fits(table: &Table, target: &Server, findings: &mut Vec<Finding>) {
             );
         }
     }
-    let names = |table: &Table| table.key_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
+    let names = |table: &Table| -> Vec<_> {
+        table.key_columns().map(|c| (c.name.clone(), c.data_type.clone(), c.collation.clone())).collect()
+    };
     if names(table) != names(there) {
-        add(format!("{} has another primary key here", table.full_name()), "make it the same at both sites");
+        let what = format!(
+            "{} has another primary key here, or one of another type or collation",
+            table.full_name()
+        );
+        add(what, "make it the same at both sites");
     }
 }
 

@@ -20,12 +20,14 @@ const ERROR_TEXT_MAX: usize = 300;
 /// are, and what does not fit is refused. Foreign keys were checked where the rows were written first.
 const SESSION: &str = "SET time_zone = '+00:00', \
     sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION', \
-    foreign_key_checks = 0, character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
+    foreign_key_checks = 0, character_set_client = utf8mb4, character_set_connection = utf8mb4, \
+    character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
     transaction_isolation = 'REPEATABLE-READ'";
 /// As MariaDB before 11.1 has it.
 const SESSION_MARIADB: &str = "SET time_zone = '+00:00', \
     sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION', \
-    foreign_key_checks = 0, character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
+    foreign_key_checks = 0, character_set_client = utf8mb4, character_set_connection = utf8mb4, \
+    character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
     tx_isolation = 'REPEATABLE-READ'";
 
 /// Connects, and makes the session the same on any server.

@@ -8,8 +8,10 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
 
 use crate::conn::{in_time, unavailable};
-use crate::row::{Cell, Charsets, from_select, key_cells, key_name, write_json, write_name, write_sql};
-use crate::schema::{Table, table, table_of};
+use crate::row::{
+    Cell, Charsets, KeyKind, from_select, key_cells, key_name, write_json, write_name, write_sql,
+};
+use crate::schema::{Column, Table, table, table_of};
 
 /// Keys of one SELECT.
 const KEYS_AT_ONCE: usize = 500;
@@ -67,7 +69,7 @@ impl Known {
     }
 }
 
-/// The rows of `keys`, each as JSON; `None`: there is none. Keys of tables that the server lacks have none.
+/// The rows of `keys`, each as JSON; `None`: there is none. Keys of tables that the account does not see are left out.
 pub(crate) async fn rows(
     conn: &mut Conn,
     label: &str,
@@ -76,7 +78,7 @@ pub(crate) async fn rows(
     lock: Lock,
 ) -> Result<HashMap<Key, Option<Bytes>>> {
     let charsets = known.charsets(conn, label).await?;
-    let mut found: HashMap<Key, Option<Bytes>> = keys.iter().map(|key| (key.clone(), None)).collect();
+    let mut found: HashMap<Key, Option<Bytes>> = HashMap::new();
     let mut by_table: BTreeMap<_, Vec<&Key>> = BTreeMap::new();
     for key in keys.iter().filter(|key| !key.name.is_empty()) {
         by_table.entry(&key.space).or_default().push(key);
@@ -86,24 +88,21 @@ pub(crate) async fn rows(
         let Some(table) = known.table(conn, label, first).await?.filter(|table| !table.key.is_empty()) else {
             continue;
         };
+        let spelt = table.key_kinds().iter().any(|kind| matches!(kind, KeyKind::Text(_)));
         for keys in keys.chunks(KEYS_AT_ONCE) {
-            let mut others = 0;
-            for (name, json) in select(conn, label, table, &charsets, keys, lock).await? {
-                let key = Key { space: table.space(), name: name.into() };
-                match found.get_mut(&key) {
-                    Some(row) => *row = Some(json.into()),
-                    None => others += 1,
-                }
-            }
-            if others == 0 {
-                continue;
-            }
+            let rows = select(conn, label, table, &charsets, keys, lock).await?;
             // The collation of a key may take two spellings for one.
+            let alone = spelt && !rows.is_empty();
+            let rows: HashMap<Vec<u8>, Vec<u8>> = rows.into_iter().collect();
             for key in keys {
-                if found.get(*key).is_some_and(Option::is_none) {
-                    let row = select(conn, label, table, &charsets, &[key], lock).await?.pop();
-                    found.insert((*key).clone(), row.map(|(_, json)| json.into()));
+                let mut row = rows.get(key.name.as_ref()).cloned();
+                if row.is_none() && alone {
+                    row = select(conn, label, table, &charsets, &[key], lock)
+                        .await?
+                        .pop()
+                        .map(|(_, json)| json);
                 }
+                found.insert((*key).clone(), row.map(Bytes::from));
             }
         }
     }
@@ -147,9 +146,22 @@ pub(crate) fn write_key(sql: &mut String, table: &Table, cells: &[Cell]) {
         }
         write_name(sql, &column.name);
         sql.push_str(" = ");
-        write_sql(sql, cell);
+        write_key_value(sql, column, cell);
     }
     sql.push(')');
+}
+
+/// A value that a key's column is compared with. A DECIMAL is compared with a text as a double, and so with its neighbours.
+pub(crate) fn write_key_value(sql: &mut String, column: &Column, cell: &Cell) {
+    match cell {
+        Cell::Text(text)
+            if column.data_type == "decimal"
+                && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'-' | b'.')) =>
+        {
+            sql.push_str(text);
+        }
+        _ => write_sql(sql, cell),
+    }
 }
 
 /// A row of a SELECT of all columns of `table`: its key's name, and its JSON.

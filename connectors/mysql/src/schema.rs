@@ -22,6 +22,10 @@ pub(crate) struct Table {
     pub(crate) other_unique: bool,
     /// Rows, as the server guesses.
     pub(crate) rows: u64,
+    /// How long one is, as the server guesses.
+    pub(crate) row_bytes: usize,
+    /// What kind of table it is, where it is no ordinary one of InnoDB.
+    pub(crate) odd: Option<String>,
 }
 
 /// A column.
@@ -32,6 +36,7 @@ pub(crate) struct Column {
     pub(crate) data_type: String,
     /// Of text.
     pub(crate) charset: Option<Arc<str>>,
+    pub(crate) collation: Option<String>,
     /// Its value follows from others, and is not written.
     pub(crate) generated: bool,
 }
@@ -78,6 +83,9 @@ impl Table {
 
     /// Why it cannot be carried, if it cannot.
     pub(crate) fn not_carried(&self) -> Option<String> {
+        if let Some(odd) = &self.odd {
+            return Some(format!("it is {odd}, and no ordinary table of InnoDB"));
+        }
         if self.key.is_empty() {
             return Some("it has no primary key".to_owned());
         }
@@ -136,7 +144,7 @@ pub(crate) async fn carried(conn: &mut Conn, label: &str, tables: &Tables) -> Re
         "list the tables",
         label,
         conn.query(
-            "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'",
+            "SELECT table_schema, table_name FROM information_schema.tables WHERE table_type NOT IN ('VIEW', 'SYSTEM VIEW', 'SEQUENCE')",
         ),
     )
     .await?;
@@ -156,7 +164,7 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
         &action,
         label,
         conn.exec(
-            "SELECT column_name, data_type, character_set_name, extra FROM information_schema.columns \
+            "SELECT column_name, data_type, character_set_name, extra, collation_name FROM information_schema.columns \
              WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position",
             (schema, name),
         ),
@@ -169,6 +177,7 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
             name: row.take(0)?,
             data_type: row.take::<String, _>(1)?.to_lowercase(),
             charset: charset.map(Arc::from),
+            collation: row.take::<Option<String>, _>(4)?,
             // `DEFAULT_GENERATED` is MySQL's word for a default that is an expression.
             generated: extra.to_uppercase().split(' ').any(|word| word == "GENERATED"),
         })
@@ -188,15 +197,21 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
         ),
     )
     .await?;
-    let rows: Option<Option<u64>> = in_time(
+    // Its kind, its engine, its rows, and how long one is.
+    type About = (String, Option<String>, Option<u64>, Option<u64>);
+    let about: Option<About> = in_time(
         &action,
         label,
         conn.exec_first(
-            "SELECT table_rows FROM information_schema.tables WHERE table_schema = ? AND table_name = ?",
+            "SELECT table_type, engine, table_rows, avg_row_length FROM information_schema.tables \
+             WHERE table_schema = ? AND table_name = ?",
             (schema, name),
         ),
     )
     .await?;
+    let (kind, engine, rows, row_bytes) = about.unwrap_or_default();
+    let engine = engine.unwrap_or_default();
+    let ordinary = kind == "BASE TABLE" && engine.eq_ignore_ascii_case("InnoDB");
     let place = |wanted: &str| columns.iter().position(|column| column.name == wanted);
     let primary = indices.iter().filter(|(index, ..)| index == "PRIMARY");
     Ok(Some(Table {
@@ -204,7 +219,9 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
         name: name.to_owned(),
         key: primary.filter_map(|(_, _, column)| place(column)).collect(),
         other_unique: indices.iter().any(|(index, ..)| index != "PRIMARY"),
-        rows: rows.flatten().unwrap_or(0),
+        rows: rows.unwrap_or(0),
+        row_bytes: row_bytes.unwrap_or(0) as usize,
+        odd: (!ordinary).then(|| format!("a {kind} of {engine}")),
         columns,
     }))
 }

@@ -10,16 +10,17 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use causeway_core::{Error, Key, Result, Token};
+use causeway_core::{Error, Key, Result, Space, Token};
+use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Row};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::config::Server;
 use crate::conn::{connect, in_time, unavailable};
+use crate::read::write_key_value;
 use crate::read::{cells_of, named};
-use crate::row::{Cell, Charsets, key_cells, write_name, write_sql};
-use crate::schema::Table;
+use crate::row::{Cell, Charsets, key_cells, write_name};
+use crate::schema::{Column, Table};
 use crate::tokens::write_token;
 
 /// What the reader says to the source, before what it says shows in the binlog.
@@ -29,6 +30,7 @@ pub(crate) enum Said {
     Begins {
         low: Token,
         high: Token,
+        table: Space,
     },
     /// What it holds, with a place in the queue of chunks.
     Rows {
@@ -90,6 +92,13 @@ const ROWS_FIRST: usize = 500;
 const ROWS_MAX: usize = 20_000;
 /// A chunk is about this long.
 const CHUNK_BYTES: usize = 512 << 10;
+/// And ends here, where its rows are longer than those before.
+const CHUNK_BYTES_MAX: usize = 8 * CHUNK_BYTES;
+
+/// Rows of a chunk, where one is about so long.
+fn rows_of(row_bytes: usize) -> usize {
+    (CHUNK_BYTES / row_bytes.max(1)).clamp(1, ROWS_MAX)
+}
 
 /// Reads the tables; ends when nobody listens any more.
 pub(crate) struct Reader {
@@ -123,27 +132,27 @@ impl Reader {
         let places = Arc::new(Semaphore::new(CHUNKS_MAX));
         let (began, mut read) = (Instant::now(), 0_u64);
         for table in self.tables.iter().filter(|table| !self.progress.is_past(table)) {
-            let (mut rows_max, mut last) = (ROWS_FIRST, self.progress.place(table));
+            let mut last = self.progress.place(table);
+            let mut rows_max = rows_of(table.row_bytes).min(ROWS_FIRST);
             loop {
                 let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
                 let (low, high) = (Token::unique(), Token::unique());
-                if say.send(Said::Begins { low, high }).await.is_err() {
+                if say.send(Said::Begins { low, high, table: table.space() }).await.is_err() {
                     return Ok(());
                 }
                 write_token(&mut conn, &label, &self.name, low).await?;
                 let chunk = self.chunk(&mut conn, &label, table, last.as_deref(), rows_max).await?;
-                let (rows, bytes, next) = (chunk.rows.len(), chunk.bytes, chunk.last);
-                let key = chunk.rows.last().filter(|_| rows == rows_max).map(|(key, _)| key.name.to_vec());
+                let (rows, bytes, whole, next) = (chunk.rows.len(), chunk.bytes, chunk.whole, chunk.last);
+                let key = chunk.rows.last().filter(|_| !chunk.whole).map(|(key, _)| key.name.to_vec());
                 let progress = Progress { table: table.full_name(), key };
                 let chunk = ReadChunk { rows: chunk.rows, progress };
                 let _ = say.send(Said::Rows { high, chunk, place }).await;
                 write_token(&mut conn, &label, &self.name, high).await?;
-                if rows < rows_max {
+                if whole {
                     break;
                 }
                 last = next;
-                let a_row = bytes / rows.max(1);
-                rows_max = (CHUNK_BYTES / a_row.max(1)).clamp(1, ROWS_MAX);
+                rows_max = rows_of(bytes / rows.max(1));
                 read += bytes as u64;
                 if let Some(rate) = self.bytes_per_second {
                     let due = Duration::from_secs_f64(read as f64 / rate as f64);
@@ -163,20 +172,34 @@ impl Reader {
         rows_max: usize,
     ) -> Result<Chunk> {
         let action = format!("read a chunk of {}", table.full_name());
-        let rows: Vec<Row> = in_time(&action, label, conn.exec(select(table, after, rows_max), ())).await?;
-        let mut chunk = Chunk { rows: Vec::with_capacity(rows.len()), bytes: 0, last: None };
+        let mut chunk = Chunk { rows: Vec::new(), bytes: 0, whole: true, last: None };
         let space = table.space();
-        let count = rows.len();
-        for (n, row) in rows.into_iter().enumerate() {
-            let (cells, bytes) =
-                cells_of(row, table, &self.charsets).map_err(|reason| unavailable(&action, label, reason))?;
-            let (name, json) = named(table, &cells);
-            chunk.bytes += bytes;
-            chunk.rows.push((Key { space: space.clone(), name: name.into() }, json.into()));
-            if n + 1 == count {
-                chunk.last = Some(table.key.iter().filter_map(|&index| cells.get(index).cloned()).collect());
+        let sql = select(table, after, rows_max);
+        let reading = async {
+            let mut found = conn.exec_iter(sql, ()).await?;
+            while let Some(row) = found.next().await? {
+                let (cells, bytes) = match cells_of(row, table, &self.charsets) {
+                    Ok(cells) => cells,
+                    Err(reason) => return Ok(Err(reason)),
+                };
+                let (name, json) = named(table, &cells);
+                chunk.bytes += bytes;
+                chunk.rows.push((Key { space: space.clone(), name: name.into() }, json.into()));
+                let full = chunk.bytes >= CHUNK_BYTES_MAX;
+                if full || chunk.rows.len() == rows_max {
+                    chunk.whole = false;
+                    chunk.last =
+                        Some(table.key.iter().filter_map(|&index| cells.get(index).cloned()).collect());
+                }
+                if full {
+                    break;
+                }
             }
-        }
+            found.drop_result().await?;
+            Ok(Ok(()))
+        };
+        let read = in_time(&action, label, reading).await?;
+        read.map_err(|reason| unavailable(&action, label, reason))?;
         Ok(chunk)
     }
 }
@@ -184,7 +207,9 @@ impl Reader {
 struct Chunk {
     rows: Vec<(Key, Bytes)>,
     bytes: usize,
-    /// The key of the last row.
+    /// There is nothing behind it.
+    whole: bool,
+    /// The key of the last row, where there is.
     last: Option<Vec<Cell>>,
 }
 
@@ -207,30 +232,30 @@ pub(crate) fn select_keys(table: &Table, after: Option<&[Cell]>, rows_max: usize
 
 fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max: usize) -> String {
     let mut sql = format!("SELECT {columns} FROM {}", table.sql_name());
-    let keys: Vec<&str> = table.key_columns().map(|column| column.name.as_str()).collect();
+    let keys: Vec<&Column> = table.key_columns().collect();
     if let Some(after) = after {
         sql.push_str(" WHERE ");
         // `a > 1 OR a = 1 AND (b > 2 OR b = 2 AND (c > 3))`; the first column alone finds the place in the index.
         if keys.len() > 1
             && let (Some(key), Some(cell)) = (keys.first(), after.first())
         {
-            write_name(&mut sql, key);
+            write_name(&mut sql, &key.name);
             sql.push_str(" >= ");
-            write_sql(&mut sql, cell);
+            write_key_value(&mut sql, key, cell);
             sql.push_str(" AND (");
         }
         for (n, (key, cell)) in keys.iter().zip(after).enumerate() {
             if n > 0 {
                 sql.push_str(" AND (");
             }
-            write_name(&mut sql, key);
+            write_name(&mut sql, &key.name);
             sql.push_str(" > ");
-            write_sql(&mut sql, cell);
+            write_key_value(&mut sql, key, cell);
             if n + 1 < keys.len() {
                 sql.push_str(" OR ");
-                write_name(&mut sql, key);
+                write_name(&mut sql, &key.name);
                 sql.push_str(" = ");
-                write_sql(&mut sql, cell);
+                write_key_value(&mut sql, key, cell);
             }
         }
         sql.extend(std::iter::repeat_n(')', keys.len() - 1 + usize::from(keys.len() > 1)));
@@ -240,7 +265,7 @@ fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max
         if n > 0 {
             sql.push_str(", ");
         }
-        write_name(&mut sql, key);
+        write_name(&mut sql, &key.name);
     }
     format!("{sql} LIMIT {rows_max}")
 }
@@ -248,7 +273,6 @@ fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::Column;
 
     #[test]
     fn a_snapshot_s_progress_reads_back() {
@@ -267,6 +291,7 @@ mod tests {
             name: name.into(),
             data_type: "int".into(),
             charset: None,
+            collation: None,
             generated: false,
         };
         let mut table = Table {
@@ -276,6 +301,8 @@ mod tests {
             key: vec![1],
             other_unique: false,
             rows: 0,
+            row_bytes: 0,
+            odd: None,
         };
         assert_eq!(select(&table, None, 5), "SELECT `a`, `b`, `c` FROM `shop`.`t` ORDER BY `b` LIMIT 5");
         assert_eq!(

@@ -2,16 +2,19 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use causeway_core::{Change, Error, Event, Key, Op, Opened, Position, Result, Site, Source, Token, Told};
+use causeway_core::{
+    Change, Error, Event, Key, Op, Opened, Position, Result, Site, Source, Space, Token, Told,
+};
 use futures_util::StreamExt;
 use mysql_async::prelude::Queryable;
 use mysql_async::{BinlogStream, BinlogStreamRequest, Conn};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use crate::config::{MysqlConfig, Server};
@@ -60,14 +63,18 @@ struct Live {
     progress: VecDeque<(u64, Progress)>,
     /// Where its end stands.
     snapshot_ended: Option<u64>,
+    /// The furthest place that a restart point was asked for.
+    asked_for: AtomicU64,
+    /// When the server said something last.
+    heard: Instant,
     ready: VecDeque<Event>,
 }
 
 /// A snapshot that is being read.
 struct Snapshot {
     said: mpsc::Receiver<Said>,
-    /// First token to second one, of chunks whose first has not passed.
-    begun: HashMap<Token, Token>,
+    /// First token to second one and the table, of chunks whose first has not passed.
+    begun: HashMap<Token, (Token, Space)>,
     /// By their second token.
     chunks: HashMap<Token, (ReadChunk, OwnedSemaphorePermit)>,
     /// Chunks that have not passed.
@@ -313,6 +320,8 @@ impl Source for MysqlSource {
             snapshot,
             progress: progress.map(|progress| (0, progress)).into_iter().collect(),
             snapshot_ended: None,
+            asked_for: AtomicU64::new(0),
+            heard: Instant::now(),
             ready,
         };
         self.live = Some(live);
@@ -335,9 +344,9 @@ impl Source for MysqlSource {
         came
     }
 
-    fn acknowledge(&mut self, durable: &Position) {
+    fn acknowledge(&mut self, _: &Position) {
         if let Some(live) = &mut self.live {
-            live.acknowledge(durable);
+            live.forget();
         }
     }
 
@@ -412,9 +421,12 @@ impl Live {
             tokio::select! {
                 biased;
                 said = hear(&mut self.snapshot) => self.heard(said)?,
-                event = timeout(SILENCE_MAX, self.stream.next()) => {
+                // Also where somebody else ends this wait each second.
+                event = timeout_at(self.heard + SILENCE_MAX, self.stream.next()) => {
                     let silent = |_| unavailable("read the binlog", &self.label, "the server says nothing");
-                    match event.map_err(silent)? {
+                    let event = event.map_err(silent)?;
+                    self.heard = Instant::now();
+                    match event {
                         Some(Ok(event)) => self.take(&event)?,
                         Some(Err(error)) => return Err(self.broke(error)),
                         None => return Err(unavailable("read the binlog", &self.label, "the server ended it")),
@@ -474,6 +486,7 @@ impl Live {
 
     /// With how far the snapshot is in the log then: of a chunk that stands at `durable` there may be more to come.
     fn restart_point(&self, durable: &Position) -> Position {
+        self.asked_for.fetch_max(durable.at, Ordering::Relaxed);
         let mut point = self.decoder.restart_point(durable);
         let ended = self.snapshot_ended.is_some_and(|ended| ended < durable.at);
         let reached = self.progress.iter().rev().find(|(at, _)| *at < durable.at).filter(|_| !ended);
@@ -484,9 +497,11 @@ impl Live {
         point
     }
 
-    fn acknowledge(&mut self, durable: &Position) {
-        self.decoder.acknowledge(durable);
-        while self.progress.get(1).is_some_and(|(at, _)| *at < durable.at) {
+    /// What no later restart point needs: they never go back.
+    fn forget(&mut self) {
+        let asked = self.asked_for.load(Ordering::Relaxed);
+        self.decoder.forget_below(asked);
+        while self.progress.get(1).is_some_and(|(at, _)| *at < asked) {
             self.progress.pop_front();
         }
     }
@@ -499,16 +514,24 @@ impl Live {
             self.heard(said)?;
         }
         if let Some(snapshot) = &mut self.snapshot {
-            if let Some(high) = snapshot.begun.remove(&token) {
-                self.decoder.open_window(high);
+            if let Some((high, table)) = snapshot.begun.remove(&token) {
+                self.decoder.open_window(high, table);
                 return Ok(());
             }
             if let Some((chunk, place)) = snapshot.chunks.remove(&token) {
                 snapshot.open -= 1;
-                let changed = self.decoder.close_window(token);
+                let Some(mut changed) = self.decoder.close_window(token) else {
+                    return Err(unavailable(
+                        "read a chunk",
+                        &self.label,
+                        "too many of its rows changed meanwhile",
+                    ));
+                };
                 let time = now();
                 self.progress.push_back((pos.at, chunk.progress));
-                for (key, json) in chunk.rows.into_iter().filter(|(key, _)| !changed.contains(key)) {
+                for (key, json) in chunk.rows {
+                    // As it is here, whoever changed it: a key that no read names did not exist.
+                    let Some(json) = changed.remove(&key).unwrap_or(Some(json)) else { continue };
                     let read = Change::captured(Op::Read, key, Some(json), pos.clone(), time);
                     self.ready.push_back(Event::Change(read));
                 }
@@ -530,8 +553,8 @@ impl Live {
     fn heard(&mut self, said: Said) -> Result<()> {
         let Some(snapshot) = &mut self.snapshot else { return Ok(()) };
         match said {
-            Said::Begins { low, high } => {
-                snapshot.begun.insert(low, high);
+            Said::Begins { low, high, table } => {
+                snapshot.begun.insert(low, (high, table));
                 snapshot.open += 1;
             }
             Said::Rows { high, chunk, place } => {

@@ -236,6 +236,7 @@ mod tests {
             name: name.into(),
             data_type: data_type.into(),
             charset: (data_type == "varchar").then(|| "utf8mb4".into()),
+            collation: None,
             generated,
         };
         Table {
@@ -249,6 +250,8 @@ mod tests {
             key: vec![0],
             other_unique,
             rows: 0,
+            row_bytes: 0,
+            odd: None,
         }
     }
 

@@ -51,6 +51,10 @@ enum Ours {
 struct Transaction {
     /// Up to here it was told already, in pieces.
     told_to: Option<u64>,
+    /// It ends with a commit or a rollback, and not with any other statement.
+    begun: bool,
+    /// Names of savepoints, and how many changes stand before each.
+    savepoints: Vec<(String, usize)>,
     marker: Option<Marker>,
     changes: Vec<Change>,
     tokens: Vec<Token>,
@@ -79,11 +83,22 @@ pub(crate) struct Decoder {
     open: Option<Transaction>,
     groups: u64,
     told: HashSet<Space>,
-    /// Keys that changed since each of these began, whoever changed them.
-    windows: HashMap<Token, HashSet<Key>>,
+    /// Rows that changed since each of these began, whoever changed them.
+    windows: HashMap<Token, Window>,
     /// Transactions that were told in pieces: from where to where, if they have ended.
     cut: VecDeque<(Position, Option<u64>)>,
 }
+
+/// What changes in a table while a chunk of it is read.
+#[derive(Debug)]
+struct Window {
+    table: Space,
+    /// Each row's last content; `None`: there were too many.
+    rows: Option<HashMap<Key, Option<Bytes>>>,
+}
+
+/// Rows that a window holds.
+const WINDOW_ROWS_MAX: usize = 100_000;
 
 /// What of a transaction is held until its end, in bytes of the binlog. A larger one is told in pieces of about this size,
 /// which become transactions of their own. Where it is cut follows from the binlog alone, so that one that is read again
@@ -154,14 +169,14 @@ impl Decoder {
         position(&self.history, &self.file, self.at, &self.gtid).unwrap_or_default()
     }
 
-    /// From here on notes the keys that change.
-    pub(crate) fn open_window(&mut self, token: Token) {
-        self.windows.insert(token, HashSet::new());
+    /// From here on notes the rows of `table` that change.
+    pub(crate) fn open_window(&mut self, token: Token, table: Space) {
+        self.windows.insert(token, Window { table, rows: Some(HashMap::new()) });
     }
 
-    /// The keys that changed since.
-    pub(crate) fn close_window(&mut self, token: Token) -> HashSet<Key> {
-        self.windows.remove(&token).unwrap_or_default()
+    /// The rows that changed since, as they are now; `None`: they are too many.
+    pub(crate) fn close_window(&mut self, token: Token) -> Option<HashMap<Key, Option<Bytes>>> {
+        self.windows.remove(&token)?.rows
     }
 
     /// Takes one event of the binlog; `table` tells the table map of its rows. What it ends is appended to `events`.
@@ -176,6 +191,7 @@ impl Decoder {
         events: &mut Vec<Event>,
     ) -> Result<(), Stop> {
         let header = event.header();
+        let fell = header.log_pos() != 0 && u64::from(header.log_pos()) < self.at && self.described;
         let kind = header.event_type_raw();
         let data = event.read_data().map_err(|e| Stop::Garbled(e.to_string()))?;
         let Some(data) = data else { return self.take_raw(kind, header.server_id(), event.data()) };
@@ -185,6 +201,7 @@ impl Decoder {
         };
         match data {
             EventData::FormatDescriptionEvent(_) => {
+                // It may be that of the file's beginning, where the stream begins further on.
                 self.described = true;
                 // Numbers of tables begin anew with a server's start.
                 self.by_id.clear();
@@ -196,22 +213,28 @@ impl Decoder {
                 self.at = rotate.position();
                 events.push(Event::Idle { pos: self.position() });
             }
+            // What follows begins a transaction, or is a statement of its own.
             EventData::GtidEvent(gtid) => {
-                self.begin();
+                self.open = None;
                 let sid: String = gtid.sid().iter().map(|byte| format!("{byte:02x}")).collect();
                 let part = |range: std::ops::Range<usize>| sid.get(range).unwrap_or_default().to_owned();
                 let uuid = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-");
-                self.gtid =
+                self.next_gtid =
                     if gtid.tag().is_some() { String::new() } else { format!("{uuid}:{}", gtid.gno()) };
             }
             EventData::AnonymousGtidEvent(_) => {
-                self.begin();
+                self.open = None;
                 self.next_gtid.clear();
             }
             EventData::TransactionPayloadEvent(_) => self.payload_end = end,
             EventData::TableMapEvent(map) if !self.by_id.contains_key(&map.table_id()) => {
                 let described = self.describe(&map)?;
                 self.by_id.insert(map.table_id(), described);
+            }
+            EventData::XidEvent(_) | EventData::RowsEvent(_) if fell => {
+                return Err(Stop::Lost(
+                    "a binlog of more than 4 GiB, in which places have no numbers".to_owned(),
+                ));
             }
             EventData::RowsEvent(rows) => {
                 let map = table(rows.table_id())
@@ -267,7 +290,7 @@ impl Decoder {
     }
 
     fn begin(&mut self) {
-        self.open = Some(Transaction::default());
+        self.open = Some(Transaction { begun: true, ..Transaction::default() });
     }
 
     /// Tells what came of a transaction up to `end`, if that is much.
@@ -296,9 +319,9 @@ impl Decoder {
         self.cut.iter().find(within).map_or(durable, |(begin, _)| begin).clone()
     }
 
-    /// The log holds everything before `durable`.
-    pub(crate) fn acknowledge(&mut self, durable: &Position) {
-        while self.cut.front().is_some_and(|(_, end)| end.is_some_and(|end| end <= durable.at)) {
+    /// No restart point is asked for before `at` any more.
+    pub(crate) fn forget_below(&mut self, at: u64) {
+        while self.cut.front().is_some_and(|(_, end)| end.is_some_and(|end| end <= at)) {
             self.cut.pop_front();
         }
     }
@@ -338,11 +361,36 @@ impl Decoder {
         match words.next().as_str() {
             "BEGIN" => self.begin(),
             "COMMIT" => self.end(end, events),
-            "ROLLBACK" if words.next().is_empty() => {
-                // Of tables that cannot roll back.
-                self.end(end, events);
+            "SAVEPOINT" => {
+                let open = self.open.get_or_insert_default();
+                open.savepoints.push((words.raw(), open.changes.len()));
             }
-            "SAVEPOINT" | "ROLLBACK" | "RELEASE" => {}
+            // With a table in it that cannot roll back, what was undone stands in the binlog, too.
+            "ROLLBACK" => {
+                let open = self.open.get_or_insert_default();
+                let to = (words.next() == "TO").then(|| match words.raw() {
+                    word if word.eq_ignore_ascii_case("SAVEPOINT") => words.raw(),
+                    name => name,
+                });
+                if open.told_to.is_some() {
+                    return Err(Stop::Lost(
+                        "a large transaction was rolled back after a part of it was told".into(),
+                    ));
+                }
+                let Some(name) = to else {
+                    *open = Transaction::default();
+                    self.end(end, events);
+                    return Ok(());
+                };
+                let kept = open
+                    .savepoints
+                    .iter()
+                    .rev()
+                    .find(|(known, _)| *known == name)
+                    .map_or(0, |(_, kept)| *kept);
+                open.changes.truncate(kept);
+            }
+            "RELEASE" => {}
             "XA" => return Err(Stop::Lost("an XA transaction, which is not carried".to_owned())),
             word @ ("INSERT" | "UPDATE" | "DELETE" | "REPLACE" | "LOAD" | "WITH") => {
                 return Err(Stop::Lost(format!(
@@ -358,7 +406,9 @@ impl Decoder {
                     let key = Key { space: Space::Table(name.into()), name: Bytes::new() };
                     self.open.get_or_insert_default().left_out.push((key, reason));
                 }
-                self.end(end, events);
+                if !self.open.as_ref().is_some_and(|open| open.begun) {
+                    self.end(end, events);
+                }
             }
         }
         Ok(())
@@ -466,10 +516,14 @@ impl Decoder {
                 continue;
             }
             let [old, new] = [&before, &after].map(|row| row.as_ref().map(|row| table.key(row)));
-            for key in [&old, &new].into_iter().flatten() {
-                self.windows.values_mut().for_each(|changed| {
-                    changed.insert(key.clone());
-                });
+            let value = after.as_ref().map(|row| table.json(row));
+            for window in self.windows.values_mut().filter(|window| window.table == table.space) {
+                let Some(rows) = &mut window.rows else { continue };
+                rows.extend(old.iter().map(|key| (key.clone(), None)));
+                rows.extend(new.iter().map(|key| (key.clone(), value.clone())));
+                if rows.len() > WINDOW_ROWS_MAX {
+                    window.rows = None;
+                }
             }
             if open.marker.is_some() {
                 continue;
@@ -481,8 +535,8 @@ impl Decoder {
             if let Some(old) = old.filter(|old| new.as_ref() != Some(old)) {
                 open.changes.push(Change { before: before.take(), ..change(Op::Delete, old, None) });
             }
-            if let (Some(new), Some(after)) = (new, after) {
-                open.changes.push(Change { before, ..change(Op::Put, new, Some(table.json(&after))) });
+            if let Some(new) = new {
+                open.changes.push(Change { before, ..change(Op::Put, new, value) });
             }
         }
         Ok(())
@@ -533,7 +587,9 @@ impl StreamTable {
 
     fn json(&self, cells: &[Cell]) -> Bytes {
         let mut out = Vec::with_capacity(64 * cells.len());
-        write_json(&mut out, self.columns.iter().map(|(name, _)| name.as_str()).zip(cells));
+        let columns = self.columns.iter().map(|(name, _)| name.as_str()).zip(cells);
+        // MariaDB's own, of a unique index over long text.
+        write_json(&mut out, columns.filter(|(name, _)| !name.starts_with("DB_ROW_HASH_")));
         out.into()
     }
 

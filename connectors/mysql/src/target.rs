@@ -18,6 +18,7 @@ use causeway_core::{
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::{MysqlConfig, Server};
@@ -51,6 +52,14 @@ pub struct MysqlTarget {
 struct Link {
     jobs: mpsc::Sender<Job>,
     outcomes: mpsc::Receiver<(Result<Outcome>, Seq)>,
+    worker: JoinHandle<()>,
+}
+
+/// What is under way ends with the target, and does not come later: the server undoes it.
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.worker.abort();
+    }
 }
 
 enum Job {
@@ -139,8 +148,8 @@ impl Target for MysqlTarget {
             watched: HashMap::new(),
             listing: (0, Vec::new(), None),
         };
-        tokio::spawn(worker.run(queue, say));
-        self.link = Some(Link { jobs, outcomes });
+        let worker = tokio::spawn(worker.run(queue, say));
+        self.link = Some(Link { jobs, outcomes, worker });
         Ok(marker)
     }
 

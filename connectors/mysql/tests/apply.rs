@@ -168,7 +168,7 @@ async fn what_stands_in_the_way_is_named() {
     assert!(!findings.iter().any(|finding| finding.fatal), "{findings:?}");
     pair.servers[0]
         .sql(
-            "CREATE TABLE suite.keyless (v INT); CREATE TABLE suite.here (id INT PRIMARY KEY AUTO_INCREMENT); \
+            "CREATE TABLE suite.m (id INT PRIMARY KEY) ENGINE=MyISAM; CREATE TABLE suite.keyless (v INT); CREATE TABLE suite.here (id INT PRIMARY KEY AUTO_INCREMENT); \
              CREATE TABLE suite.child (id INT PRIMARY KEY, t INT, FOREIGN KEY (t) REFERENCES suite.t (id) ON DELETE CASCADE)",
         )
         .unwrap();
@@ -181,6 +181,7 @@ async fn what_stands_in_the_way_is_named() {
     let findings = pair.connector.check(&sites).await.unwrap();
     for (fatal, site, what) in [
         (true, Some("dc"), "suite.keyless cannot be carried: it has no primary key"),
+        (true, Some("dc"), "suite.m cannot be carried: it is a BASE TABLE of MyISAM"),
         (true, Some("dc"), "suite.child has a foreign key that changes its rows by itself"),
         (true, Some("cloud"), "the table suite.here is missing"),
         (true, Some("cloud"), "suite.t lacks the column v"),

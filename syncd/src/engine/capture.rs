@@ -220,6 +220,8 @@ pub(super) struct Capture {
     pub(super) clock: HlcClock,
     next_seq: Seq,
     pub(super) low: Seq,
+    /// As it was when the stream began anew.
+    low_at_open: Seq,
     pub(super) point: RestartPoint,
     resume_at: Option<Position>,
     /// Places of the stream, each with our first seq behind it; the oldest is where a restart reads on, or before.
@@ -331,6 +333,7 @@ impl Capture {
             clock: HlcClock::new(task.site, found.hlc),
             next_seq: found.next_seq,
             low: found.low,
+            low_at_open: found.low,
             last: found.last.or_else(|| found.resume_at.clone()).unwrap_or_default(),
             passed: Position::default(),
             checked_to: None,
@@ -424,7 +427,7 @@ impl Capture {
                 {
                     self.ask_for_forgotten(task, source, applied).await?;
                 }
-                self.low = applied;
+                (self.low, self.low_at_open) = (applied, applied);
                 self.checked_to = None;
                 self.forget_races(task);
                 self.point.settled = marker.settled.0;
@@ -565,6 +568,7 @@ impl Capture {
     async fn deleted_in_gap(
         &mut self,
         task: &CaptureTask,
+        source: &mut dyn Source,
         pos: &Position,
         (left_out, named): &(u64, Vec<(Key, String)>),
         batch: &mut Batch,
@@ -574,6 +578,14 @@ impl Capture {
         if *left_out <= named.len() as u64 {
             let mut missing = self.known.missing(task, peer).await?;
             named.iter().for_each(|(key, _)| _ = missing.remove(&key_digest(key)));
+            if !missing.is_empty() && task.connector.capability().resumes_snapshot {
+                self.append(task, std::mem::take(batch)).await?;
+                self.wait_for_appends(task, source).await?;
+                let (first, theirs) = (self.snapshot_first(), self.low_at_open..self.low);
+                for digest in written_in_snapshot(task, peer, first, theirs).await? {
+                    missing.remove(&digest);
+                }
+            }
             for key in missing.into_values() {
                 // The store may only have forgotten it: the peer says.
                 if self.may_be_forgotten(&key)? {
@@ -662,7 +674,7 @@ impl Capture {
                     }
                 }
                 Event::SnapshotEnded { pos, left_out } => {
-                    self.deleted_in_gap(task, &pos, &left_out, batch).await?;
+                    self.deleted_in_gap(task, source, &pos, &left_out, batch).await?;
                     self.passed = pos.clone();
                     self.last = pos;
                     let end = self.next_seq.0;
@@ -927,6 +939,25 @@ impl Capture {
         }
         Ok(())
     }
+}
+
+/// Keys that either site wrote while a snapshot was read that is no picture of one moment: we from `first` on, the peer
+/// `theirs`. What it did not name of them came behind the place where it would have stood.
+async fn written_in_snapshot(
+    task: &CaptureTask,
+    peer: &PartitionId,
+    first: Seq,
+    theirs: Range<Seq>,
+) -> Result<Vec<u128>, EngineError> {
+    let (log, connector) = (task.log.as_ref(), task.connector.as_ref());
+    let ours = (log.locate(&task.partition, first).await?, log.bounds(&task.partition).end);
+    let theirs = (log.locate(peer, theirs.start).await?, log.locate(peer, theirs.end).await?);
+    let mut written = Vec::new();
+    for (partition, range) in [(&task.partition, ours), (peer, theirs)] {
+        let is_write = |change: &Change, _, _: &Key| change.op != Op::Read && !change.uncertain;
+        written.extend(touched_keys(log, partition, range, connector, is_write).await?.into_keys());
+    }
+    Ok(written)
 }
 
 /// What our log, from `first` on, says of keys behind `from`, from where the stream comes again: see [`Source::open`].
