@@ -4,7 +4,7 @@
 //! the end: whoever takes over waits for it, and what an older applier sends later changes no row and is rolled back.
 //! That row in the binlog also tells the site's own capture that the transaction is ours, on any server.
 //!
-//! A batch goes in the fast way, as few statements that say what must hold ([`sql`](crate::sql)); where something else
+//! A batch goes in the fast way, as few statements that say what must hold (`sql`); where something else
 //! holds, it is rolled back and goes in change by change, each behind a savepoint.
 
 use std::collections::HashMap;
