@@ -155,8 +155,8 @@ fn values_outside_their_bounds_say_what_is_allowed() {
     for (from, to, expected) in [
         (
             "\"redis\"",
-            "\"mysql\"",
-            "6:9: channel `tags`: store is `mysql`, allowed in this release is `redis`",
+            "\"pika\"",
+            "6:9: channel `tags`: store is `pika`, allowed in this release is `redis` or `mysql`",
         ),
         (
             "\"both\"",
