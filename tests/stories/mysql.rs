@@ -135,29 +135,13 @@ fn a_gap_under_writes_closes_and_both_sites_end_equal() -> Result<()> {
         dc.sql(&format!("PURGE BINARY LOGS TO '{}'", last.split('\t').next().unwrap_or_default()))?;
         std::thread::sleep(Duration::from_millis(100));
     }
-    let seed = seed();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let spawn = |site: usize| {
-        let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
-        runtime.spawn(write_anything(
-            pair.servers[site].url(),
-            site,
-            seed.wrapping_add(site as u64),
-            stop,
-            writes,
-        ))
-    };
-    let writers = [spawn(0), spawn(1)];
+    let writers = Writers::start(&pair, seed(), 1)?;
     pair.seat.start(None)?;
     std::thread::sleep(story_seconds(5));
-    stop.store(true, Ordering::SeqCst);
-    for writer in writers {
-        runtime.block_on(writer)?;
-    }
+    let writes = writers.stop()?;
     pair.wait_until_settled()?;
     ensure!(pair.seat.log().contains("is purged"), "there was no gap\n{}", pair.seat.log());
-    println!("{} writes", writes.load(Ordering::SeqCst));
+    println!("{writes} writes");
     pair.equal(&["shop.hot"])?;
     let held = pair.servers[1].sql("SELECT COUNT(*) FROM shop.hot WHERE v = 'in the gap' AND id > 100")?;
     ensure!(held.trim() == "398", "{held} rows of the gap");
@@ -180,19 +164,7 @@ fn a_copy_under_writes_goes_on_whatever_is_killed() -> Result<()> {
     )?;
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let spawn = |site: usize| {
-        let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
-        runtime.spawn(write_anything(
-            pair.servers[site].url(),
-            site,
-            seed.wrapping_add(site as u64),
-            stop,
-            writes,
-        ))
-    };
-    let writers = [spawn(0), spawn(1)];
+    let writers = Writers::start(&pair, seed, 1)?;
     pair.start()?;
     let copied = |pair: &Pair| -> Result<u64> {
         Ok(pair.servers[1].sql("SELECT COUNT(*) FROM shop.big")?.trim().parse()?)
@@ -214,12 +186,9 @@ fn a_copy_under_writes_goes_on_whatever_is_killed() -> Result<()> {
             "UPDATE shop.big SET n = n + 1 WHERE id = {row}; DELETE FROM shop.big WHERE id = {row} + 1"
         ))?;
     }
-    stop.store(true, Ordering::SeqCst);
-    for writer in writers {
-        runtime.block_on(writer)?;
-    }
+    let writes = writers.stop()?;
     let status = pair.wait_until_settled()?;
-    println!("{kills} kills, {} writes", writes.load(Ordering::SeqCst));
+    println!("{kills} kills, {writes} writes");
     ensure!(kills > 1, "it was not killed in the midst");
     pair.equal(&["shop.big", "shop.hot"])?;
     ensure!(status.channels[0].directions.iter().all(|direction| direction.gaps == 0), "{status:#?}");
@@ -420,6 +389,38 @@ async fn write_anything(url: String, site: usize, seed: u64, stop: Arc<AtomicBoo
     }
 }
 
+/// Tasks that [`write_anything`] at both sites.
+struct Writers {
+    runtime: tokio::runtime::Runtime,
+    stop: Arc<AtomicBool>,
+    writes: Arc<AtomicU64>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Writers {
+    /// So many at `each` site.
+    fn start(pair: &Pair, seed: u64, each: u64) -> Result<Writers> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = Vec::new();
+        for (site, server) in pair.servers.iter().enumerate() {
+            for writer in 0..each {
+                let seed = seed.wrapping_mul(1000).wrapping_add(writer + each * site as u64);
+                let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
+                tasks.push(runtime.spawn(write_anything(server.url(), site, seed, stop, writes)));
+            }
+        }
+        Ok(Writers { runtime, stop, writes, tasks })
+    }
+
+    /// Ends them; how many writes there were.
+    fn stop(self) -> Result<u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.tasks.into_iter().try_for_each(|task| self.runtime.block_on(task))?;
+        Ok(self.writes.load(Ordering::SeqCst))
+    }
+}
+
 /// Both sites write the same rows at once, and end equal.
 #[test]
 fn rows_that_both_sites_write_end_equal() -> Result<()> {
@@ -431,16 +432,7 @@ fn rows_that_both_sites_write_end_equal() -> Result<()> {
     pair.seat.wait_until_drained(DRAIN)?;
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut writers = Vec::new();
-    for (site, server) in pair.servers.iter().enumerate() {
-        for writer in 0..2 {
-            let seed = seed.wrapping_mul(1000).wrapping_add(writer + 2 * site as u64);
-            let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
-            writers.push(runtime.spawn(write_anything(server.url(), site, seed, stop, writes)));
-        }
-    }
+    let writers = Writers::start(&pair, seed, 2)?;
     let end = Instant::now() + story_seconds(8);
     while Instant::now() < end {
         std::thread::sleep(Duration::from_millis(random.random_range(500..2500)));
@@ -457,11 +449,10 @@ fn rows_that_both_sites_write_end_equal() -> Result<()> {
             }
         }
     }
-    stop.store(true, Ordering::SeqCst);
-    writers.into_iter().try_for_each(|writer| runtime.block_on(writer))?;
+    let writes = writers.stop()?;
     let status = pair.wait_until_settled()?;
     let conflicts: u64 = status.channels[0].directions.iter().map(|direction| direction.conflicts).sum();
-    println!("{} writes, {conflicts} conflicts since the last start", writes.load(Ordering::SeqCst));
+    println!("{writes} writes, {conflicts} conflicts since the last start");
     pair.equal(&["shop.hot"])
 }
 

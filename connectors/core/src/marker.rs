@@ -38,8 +38,8 @@ pub struct Marker {
 const FORMAT: &str = "1";
 
 /// `1 term applied settled hlc basis from done dropped`: numbers in decimal, lists as `a-b,c-d` and `a,b`
-/// with `-` for an empty one; then `redone` and `log`, only
-/// if there is anything to say.
+/// with `-` for an empty one; then `redone` and `log`, only if
+/// there is anything to say.
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log } = self;

@@ -5,7 +5,7 @@ use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 
 use crate::config::MysqlConfig;
-use crate::conn::{connect, in_time, run};
+use crate::conn::{connect, in_time, make_our_tables, run};
 use crate::names::{self, APPLIED, SCHEMA, WATERMARK};
 use crate::schema::{Table, carried};
 use crate::source::look;
@@ -168,17 +168,14 @@ async fn rights(
         let what = "the account may not read the binlog".to_owned();
         findings.push(finding(true, site, what, "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO it"));
     }
-    for sql in names::create() {
-        match run(conn, label, "make our tables", sql).await {
-            Err(Error::Setup { reason, .. }) => {
-                let advice = format!("GRANT ALL ON {SCHEMA}.* TO it: markers and tokens are kept there");
-                findings.push(finding(true, site, reason, &advice));
-                break;
-            }
-            made => made?,
+    match make_our_tables(conn, label).await {
+        Err(Error::Setup { reason, .. }) => {
+            let advice = format!("GRANT ALL ON {SCHEMA}.* TO it: markers and tokens are kept there");
+            findings.push(finding(true, site, reason, &advice));
+            Ok(())
         }
+        made => made,
     }
-    Ok(())
 }
 
 fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {

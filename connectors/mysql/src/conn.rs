@@ -8,6 +8,7 @@ use mysql_async::{ClientIdentity, Conn, OptsBuilder, SslOpts};
 use tokio::time::timeout;
 
 use crate::config::Server;
+use crate::names;
 
 /// How long a connect may take.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -109,7 +110,9 @@ pub(crate) fn failed(action: &str, label: &str, error: mysql_async::Error) -> Er
             reason: text(e.code, &e.message),
             advice: "grant what the connector's README lists, or mend the account".into(),
         },
-        mysql_async::Error::Server(e) => unavailable(action, label, text(e.code, &e.message)),
+        mysql_async::Error::Server(e) => {
+            unavailable(action, label, ServerError { code: e.code, text: text(e.code, &e.message) })
+        }
         other => unavailable(action, label, other),
     }
 }
@@ -130,9 +133,31 @@ pub(crate) fn text(code: u16, message: &str) -> String {
     format!("{shown} (error {code})")
 }
 
-/// Whether an error's text says that another transaction was in the way: a deadlock, or a lock waited for too long.
-pub(crate) fn is_lock(text: &str) -> bool {
-    text.ends_with("(error 1213)") || text.ends_with("(error 1205)")
+/// What a server answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct ServerError {
+    code: u16,
+    text: String,
+}
+
+/// Whether another transaction was in the way: a deadlock, or a lock waited for too long.
+pub(crate) fn is_lock(error: &Error) -> bool {
+    let Error::Unavailable { source, .. } = error else { return false };
+    source.downcast_ref::<ServerError>().is_some_and(|e| is_lock_code(e.code))
+}
+
+/// As [`is_lock`], by the server's number.
+pub(crate) fn is_lock_code(code: u16) -> bool {
+    matches!(code, 1205 | 1213)
+}
+
+/// Makes our tables where they are not.
+pub(crate) async fn make_our_tables(conn: &mut Conn, label: &str) -> Result<()> {
+    for sql in names::create() {
+        run(conn, label, "make our tables", sql).await?;
+    }
+    Ok(())
 }
 
 pub(crate) fn unavailable(action: &str, label: &str, source: impl Into<BoxError>) -> Error {

@@ -501,6 +501,16 @@ pub(crate) fn write_name(out: &mut String, name: &str) {
     out.push('`');
 }
 
+/// Writes names of columns as a list in SQL.
+pub(crate) fn write_names<'a>(out: &mut String, names: impl Iterator<Item = &'a str>) {
+    for (n, name) in names.enumerate() {
+        if n > 0 {
+            out.push_str(", ");
+        }
+        write_name(out, name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

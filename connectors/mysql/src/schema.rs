@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use causeway_core::{Key, Result, Space};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
 
 use crate::config::Tables;
 use crate::conn::{failed, in_time};
-use crate::row::{Charsets, KeyKind, write_name};
+use crate::row::{Charsets, KeyKind, write_name, write_names};
 
 /// A table of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,12 +73,14 @@ impl Table {
     /// All columns as a list in SQL.
     pub(crate) fn column_list(&self) -> String {
         let mut out = String::new();
-        for (n, column) in self.columns.iter().enumerate() {
-            if n > 0 {
-                out.push_str(", ");
-            }
-            write_name(&mut out, &column.name);
-        }
+        write_names(&mut out, self.columns.iter().map(|column| column.name.as_str()));
+        out
+    }
+
+    /// Those of the primary key, in its order, as a list in SQL.
+    pub(crate) fn key_list(&self) -> String {
+        let mut out = String::new();
+        write_names(&mut out, self.key_columns().map(|column| column.name.as_str()));
         out
     }
 
@@ -87,7 +90,7 @@ impl Table {
             return Some(format!("it is {odd}, and no ordinary table of InnoDB"));
         }
         if self.key.is_empty() {
-            return Some("it has no primary key".to_owned());
+            return Some(NO_KEY.to_owned());
         }
         if let Some(column) =
             self.key_columns().find(|c| ["enum", "set", "float", "double"].contains(&c.type_name()))
@@ -112,6 +115,14 @@ impl Column {
             _ => self.charset.clone().map_or(KeyKind::Other, KeyKind::Text),
         }
     }
+}
+
+/// Why a table without a primary key is not carried.
+pub(crate) const NO_KEY: &str = "it has no primary key";
+
+/// What is said of a table that is left out.
+pub(crate) fn left_out(space: Space, reason: &str) -> (Key, String) {
+    (Key { space, name: Bytes::new() }, format!("rows of a table that is not carried: {reason}"))
 }
 
 /// The table that a key is of: `schema` and `name`.

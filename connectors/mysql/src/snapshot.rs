@@ -1,7 +1,7 @@
 //! What exists, read in chunks by primary key while everybody writes.
 //!
 //! A chunk is read between two tokens (DESIGN.md §4, the watermark method): it stands in the stream where the second one
-//! passes, without the rows whose keys the stream names between the two. The first token is committed before the read
+//! passes, and rows that the stream names between the two stand in it as they are there. The first token is committed before the read
 //! begins, so that the read sees all that stands before it in the binlog.
 
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::config::Server;
 use crate::conn::{connect, in_time, unavailable};
-use crate::read::write_key_value;
-use crate::read::{cells_of, named};
+use crate::read::{cells_of, named, write_key_value};
 use crate::row::{Cell, Charsets, key_cells, write_name};
 use crate::schema::{Column, Table};
 use crate::tokens::write_token;
@@ -220,14 +219,7 @@ fn select(table: &Table, after: Option<&[Cell]>, rows_max: usize) -> String {
 
 /// Their keys alone.
 pub(crate) fn select_keys(table: &Table, after: Option<&[Cell]>, rows_max: usize) -> String {
-    let mut list = String::new();
-    for (n, column) in table.key_columns().enumerate() {
-        if n > 0 {
-            list.push_str(", ");
-        }
-        write_name(&mut list, &column.name);
-    }
-    select_columns(table, &list, after, rows_max)
+    select_columns(table, &table.key_list(), after, rows_max)
 }
 
 fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max: usize) -> String {
@@ -260,14 +252,7 @@ fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max
         }
         sql.extend(std::iter::repeat_n(')', keys.len() - 1 + usize::from(keys.len() > 1)));
     }
-    sql.push_str(" ORDER BY ");
-    for (n, key) in keys.iter().enumerate() {
-        if n > 0 {
-            sql.push_str(", ");
-        }
-        write_name(&mut sql, &key.name);
-    }
-    format!("{sql} LIMIT {rows_max}")
+    format!("{sql} ORDER BY {} LIMIT {rows_max}", table.key_list())
 }
 
 #[cfg(test)]

@@ -18,10 +18,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use crate::config::{MysqlConfig, Server};
-use crate::conn::{connect, failed, in_time, is_lock, run, unavailable};
+use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
 use crate::names;
 use crate::read::{Known, Lock, rows};
-use crate::schema::{Table, carried};
+use crate::schema::{self, Table, carried, table_of};
 use crate::snapshot::{Progress, ReadChunk, Reader, Said};
 use crate::stream::{Decoder, Stop, place_of, position, progress_of};
 use crate::tokens::write_token;
@@ -109,16 +109,11 @@ impl MysqlSource {
         self.live.as_mut().ok_or(missing)
     }
 
-    /// Opens the binlog at `from`. `Err` within: why that is gone.
-    async fn stream(
-        &self,
-        from: &Position,
-        found: &Found,
-    ) -> Result<std::result::Result<BinlogStream, String>> {
+    /// Opens the binlog at `from`.
+    async fn stream(&self, from: &Position, found: &Found) -> Result<BinlogStream> {
         let label = self.server().label();
-        let Some((file, at, _)) = place_of(from) else {
-            return Ok(Err("it is of another kind of store".into()));
-        };
+        let (file, at, _) =
+            place_of(from).ok_or_else(|| unavailable("read the binlog", &label, "it has no such place"))?;
         let mut conn = connect(self.server()).await?;
         let nanos = HEARTBEAT.as_nanos();
         let mut settings =
@@ -129,8 +124,7 @@ impl MysqlSource {
         }
         run(&mut conn, &label, "read the binlog", settings).await?;
         let request = BinlogStreamRequest::new(replica_id()).with_filename(file.as_bytes()).with_pos(at);
-        let stream = in_time("read the binlog", &label, conn.get_binlog_stream(request)).await?;
-        Ok(Ok(stream))
+        in_time("read the binlog", &label, conn.get_binlog_stream(request)).await
     }
 
     /// Whether the server still has `from`, and is the one that it is of: `Err` says why not.
@@ -241,9 +235,7 @@ impl Source for MysqlSource {
         self.live = None;
         let label = self.server().label();
         let mut side = connect(self.server()).await?;
-        for sql in names::create() {
-            run(&mut side, &label, "make our tables", sql).await?;
-        }
+        make_our_tables(&mut side, &label).await?;
         let found = look(&mut side, &label).await?;
         let mut lost = None;
         let mut resumed = None;
@@ -253,10 +245,7 @@ impl Source for MysqlSource {
                 None => self.may_resume(&mut side, from, &found).await?,
             };
             match may {
-                Ok(()) => match self.stream(from, &found).await? {
-                    Ok(stream) => resumed = Some((from.clone(), stream)),
-                    Err(reason) => lost = Some(reason),
-                },
+                Ok(()) => resumed = Some((from.clone(), self.stream(from, &found).await?)),
                 Err(reason) => lost = Some(reason),
             }
         }
@@ -264,10 +253,7 @@ impl Source for MysqlSource {
         let opened = if resumed.is_some() { Opened::Resumed } else { Opened::Anew { lost } };
         let (at, stream) = match resumed {
             Some(resumed) => resumed,
-            None => match self.stream(&found.end, &found).await? {
-                Ok(stream) => (found.end.clone(), stream),
-                Err(reason) => return Err(unavailable("read the binlog", &label, reason)),
-            },
+            None => (found.end.clone(), self.stream(&found.end, &found).await?),
         };
         let mut known = Known::default();
         let charsets = known.charsets(&mut side, &label).await?;
@@ -357,18 +343,12 @@ impl Source for MysqlSource {
     async fn refresh(&mut self, keys: Vec<Key>) -> Result<Token> {
         let tables = self.config.tables.clone();
         let live = self.live("read rows again")?;
-        let carried = |key: &Key| {
-            crate::schema::table_of(key).is_some_and(|(schema, name)| tables.carries(schema, name))
-        };
+        let carried = |key: &Key| table_of(key).is_some_and(|(schema, name)| tables.carries(schema, name));
         let keys: Vec<Key> = keys.into_iter().filter(carried).collect();
         let mut tries = 0;
         loop {
             match live.refresh(&keys).await {
-                Err(Error::Unavailable { source, .. })
-                    if tries < DEADLOCKS_MAX && is_lock(&source.to_string()) =>
-                {
-                    tries += 1;
-                }
+                Err(error) if tries < DEADLOCKS_MAX && is_lock(&error) => tries += 1,
                 done => {
                     if done.is_err() {
                         self.live = None;
@@ -390,8 +370,7 @@ fn split(tables: Vec<Table>) -> (LeftOut, Vec<Table>) {
         };
         left_out.0 += table.rows.max(1);
         if left_out.1.len() < LEFT_OUT_NAMED {
-            let key = Key { space: table.space(), name: Bytes::new() };
-            left_out.1.push((key, format!("rows of a table that is not carried: {reason}")));
+            left_out.1.push(schema::left_out(table.space(), &reason));
         }
     }
     (left_out, carried)

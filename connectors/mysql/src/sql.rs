@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use causeway_core::Change;
 
 use crate::read::write_key;
-use crate::row::{Cell, columns_of, key_cells, write_name, write_sql};
+use crate::row::{Cell, columns_of, key_cells, write_name, write_names, write_sql};
 use crate::schema::Table;
 
 /// One statement, and what has to come of it.
@@ -121,14 +121,13 @@ impl Row {
         self.columns.as_deref().unwrap_or_default()
     }
 
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.columns().iter().map(|(name, _)| name.as_str())
+    }
+
     fn insert_head(&self) -> String {
         let mut sql = format!("INSERT INTO {} (", self.table);
-        for (n, (name, _)) in self.columns().iter().enumerate() {
-            if n > 0 {
-                sql.push_str(", ");
-            }
-            write_name(&mut sql, name);
-        }
+        write_names(&mut sql, self.names());
         sql.push_str(") VALUES ");
         sql
     }
@@ -141,7 +140,7 @@ impl Row {
     /// What an INSERT that finds the row does.
     fn on_duplicate(&self) -> String {
         let mut sql = " ON DUPLICATE KEY UPDATE ".to_owned();
-        for (n, (name, _)) in self.columns().iter().enumerate() {
+        for (n, name) in self.names().enumerate() {
             if n > 0 {
                 sql.push_str(", ");
             }
@@ -190,12 +189,11 @@ pub(crate) fn fast(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
     let mut rest = rows;
     while let Some((first, keep)) = rest.first() {
         let kind = first.kind(*keep);
-        let names = |row: &Row| row.columns().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
         let same = |(row, keep): &(Row, bool)| {
             kind != Kind::Update
                 && row.kind(*keep) == kind
                 && row.table == first.table
-                && names(row) == names(first)
+                && row.names().eq(first.names())
         };
         let mut bytes = 0;
         let fits = |(row, _): &&(Row, bool)| {

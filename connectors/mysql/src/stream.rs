@@ -19,6 +19,7 @@ use tracing::warn;
 use crate::config::Tables;
 use crate::names;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
+use crate::schema::{NO_KEY, left_out};
 use crate::snapshot::Progress;
 
 /// Why the stream cannot go on.
@@ -35,9 +36,8 @@ pub(crate) enum Stop {
 struct StreamTable {
     space: Space,
     ours: Option<Ours>,
-    /// Why its rows are left out, if they are.
-    left_out: Option<String>,
     columns: Vec<(String, Kind)>,
+    /// Of the primary key, in its order; empty: it has none, and its rows are left out.
     key: Vec<usize>,
 }
 
@@ -485,8 +485,7 @@ impl Decoder {
                 .map_err(|reason| Stop::Lost(format!("{full}: {reason}")))?;
             columns.push((name.map_err(garbled)?.name().into_owned(), kind));
         }
-        let left_out = (key.is_empty() && ours.is_none()).then(|| "it has no primary key".to_owned());
-        Ok(Some(StreamTable { space: Space::Table(full.into()), ours, left_out, columns, key }))
+        Ok(Some(StreamTable { space: Space::Table(full.into()), ours, columns, key }))
     }
 
     fn rows(&mut self, event: &RowsEventData<'_>, map: &TableMapEvent<'_>, seconds: u32) -> Result<(), Stop> {
@@ -508,10 +507,9 @@ impl Decoder {
                 }
                 None => {}
             }
-            if let Some(reason) = &table.left_out {
+            if table.key.is_empty() {
                 if self.told.insert(table.space.clone()) {
-                    let key = Key { space: table.space.clone(), name: Bytes::new() };
-                    open.left_out.push((key, format!("rows of a table that is not carried: {reason}")));
+                    open.left_out.push(left_out(table.space.clone(), NO_KEY));
                 }
                 continue;
             }

@@ -22,7 +22,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::config::{MysqlConfig, Server};
-use crate::conn::{ANSWER_MAX, connect, failed, in_time, run, text, unavailable};
+use crate::conn::{
+    ANSWER_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, text, unavailable,
+};
 use crate::names::{self, APPLIED, SCHEMA};
 use crate::read::{Known, Lock, rows};
 use crate::schema::{Table, carried, table_of};
@@ -125,9 +127,7 @@ impl Target for MysqlTarget {
         self.link = None;
         let label = self.server().label();
         let mut conn = connect(self.server()).await?;
-        for sql in names::create() {
-            run(&mut conn, &label, "make our tables", sql).await?;
-        }
+        make_our_tables(&mut conn, &label).await?;
         let packet: Option<u64> =
             in_time("take over", &label, conn.query_first("SELECT @@max_allowed_packet")).await?;
         let name = names::row(&self.config.link, &self.config.channel);
@@ -234,7 +234,7 @@ enum Broken {
     Unexpected,
     /// Another transaction was in the way.
     Locked,
-    /// The server refuses `statement`, or all.
+    /// The server refuses a statement; 0: it was not even sent.
     Refused {
         code: u16,
         message: String,
@@ -278,7 +278,7 @@ impl Worker {
                 Err(Broken::Locked | Broken::Unexpected) => self.undo().await?,
                 Err(Broken::Refused { code, message }) => {
                     self.undo().await?;
-                    let reason = if code == 0 { message } else { text(code, &message) };
+                    let reason = refusal(code, message);
                     return Ok(Outcome::Rejected { transient: is_transient(code), reason });
                 }
                 Err(Broken::Failed(error)) => return Err(error),
@@ -292,12 +292,15 @@ impl Worker {
     }
 
     /// Begins the transaction: the marker, where the term is ours.
-    fn begin(&self, batch: &Batch) -> Statement {
+    fn begin(&self, batch: &Batch) -> Vec<Statement> {
         let sql = format!(
             "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, marker = '{}' WHERE name = '{}' AND term = {}",
             batch.marker, self.name, self.term.0
         );
-        Statement { sql, expected: Expected::Fence }
+        vec![
+            Statement { sql: "BEGIN".into(), expected: Expected::Nothing },
+            Statement { sql, expected: Expected::Fence },
+        ]
     }
 
     /// Whether watched keys hold what they held; locks them.
@@ -315,8 +318,7 @@ impl Worker {
         batch: &Batch,
         watched: &HashMap<Key, Option<Bytes>>,
     ) -> std::result::Result<Outcome, Broken> {
-        let mut statements =
-            vec![Statement { sql: "BEGIN".into(), expected: Expected::Nothing }, self.begin(batch)];
+        let mut statements = self.begin(batch);
         if batch.watched {
             self.execute(&statements).await?;
             statements.clear();
@@ -349,8 +351,7 @@ impl Worker {
         batch: &Batch,
         watched: &HashMap<Key, Option<Bytes>>,
     ) -> std::result::Result<Outcome, Broken> {
-        let begin = [Statement { sql: "BEGIN".into(), expected: Expected::Nothing }, self.begin(batch)];
-        self.execute(&begin).await?;
+        self.execute(&self.begin(batch)).await?;
         if batch.watched && !self.untouched(watched).await? {
             self.undo().await.map_err(Broken::Failed)?;
             return Ok(Outcome::Touched);
@@ -368,7 +369,7 @@ impl Worker {
                 Err(Broken::Refused { code, message }) if !is_transient(code) => {
                     self.savepoint("ROLLBACK TO SAVEPOINT causeway").await?;
                     existing.retain(|index| *index < from);
-                    let reason = if code == 0 { message } else { text(code, &message) };
+                    let reason = refusal(code, message);
                     refused
                         .extend((from..from + count).map(|index| Refused { index, reason: reason.clone() }));
                 }
@@ -434,8 +435,7 @@ impl Worker {
 
     fn broken(&self, error: mysql_async::Error) -> Broken {
         match error {
-            // Deadlock; lock wait timeout.
-            mysql_async::Error::Server(e) if matches!(e.code, 1205 | 1213) => Broken::Locked,
+            mysql_async::Error::Server(e) if is_lock_code(e.code) => Broken::Locked,
             mysql_async::Error::Server(e) => Broken::Refused { code: e.code, message: e.message },
             other => Broken::Failed(failed("apply", &self.label, other)),
         }
@@ -535,6 +535,11 @@ impl Worker {
     }
 }
 
+/// What is said of a refusal.
+fn refusal(code: u16, message: String) -> String {
+    if code == 0 { message } else { text(code, &message) }
+}
+
 /// Our own code for a table that the server lacks, and for a column: as the server's own.
 const NO_TABLE: u16 = 1146;
 const NO_COLUMN: u16 = 1054;
@@ -565,10 +570,7 @@ fn is_transient(code: u16) -> bool {
 }
 
 fn of_lock(error: Error) -> Broken {
-    match &error {
-        Error::Unavailable { source, .. } if crate::conn::is_lock(&source.to_string()) => Broken::Locked,
-        _ => Broken::Failed(error),
-    }
+    if is_lock(&error) { Broken::Locked } else { Broken::Failed(error) }
 }
 
 /// Runs `sql`, of so many statements, and counts the rows that each matched.

@@ -1,24 +1,27 @@
 //! The conformance suite against two real servers for each behaviour.
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use causeway_core::{ChannelSpec, Connector, Site};
-use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server};
+use causeway_core::{Connector, Site};
+use causeway_testkit::mysql::MysqlServer;
 use causeway_testkit::{Subject, TestValue, TestWrite};
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
+use support::{Pair, pair};
 use tokio::sync::Mutex;
+
+const TABLE: &str =
+    "CREATE TABLE suite.kv (k VARCHAR(190) COLLATE utf8mb4_bin PRIMARY KEY, v LONGTEXT NOT NULL)";
 
 fn main() -> ExitCode {
     causeway_testkit::run(|| async {
-        let options = || MysqlOptions::default();
-        let servers = [mysql_server(&options())?, mysql_server(&options())?];
-        match Servers::new(servers).await {
+        match Servers::new(pair(TABLE)?).await {
             Ok(servers) => Some(Box::new(servers) as Box<dyn Subject>),
             Err(error) => panic!("two servers and a connector: {error:#}"),
         }
@@ -27,38 +30,14 @@ fn main() -> ExitCode {
 
 /// Keys are rows of one table, whose column says in words what the suite would have of a key.
 struct Servers {
-    servers: [MysqlServer; 2],
+    pair: Pair,
     connections: [Mutex<Conn>; 2],
-    connector: Arc<dyn Connector>,
 }
 
 impl Servers {
-    async fn new(servers: [MysqlServer; 2]) -> Result<Servers> {
-        let site = |server: &MysqlServer| {
-            let mut table = toml::Table::new();
-            table.insert("url".into(), server.url().into());
-            table
-        };
-        let mut table = toml::Table::new();
-        table.insert("tables".into(), vec!["suite.*"].into());
-        let spec = ChannelSpec {
-            link: "dc-cloud".into(),
-            channel: "orders".into(),
-            sites: ["dc".into(), "cloud".into()],
-            carries: [true; 2],
-            table,
-            site_tables: [site(&servers[0]), site(&servers[1])],
-            directory: PathBuf::from("."),
-        };
-        let connections = [connect(&servers[0]).await?, connect(&servers[1]).await?];
-        for connection in &connections {
-            let mut connection = connection.lock().await;
-            connection.query_drop("CREATE DATABASE suite").await?;
-            let table =
-                "CREATE TABLE suite.kv (k VARCHAR(190) COLLATE utf8mb4_bin PRIMARY KEY, v LONGTEXT NOT NULL)";
-            connection.query_drop(table).await?;
-        }
-        Ok(Servers { servers, connections, connector: causeway_mysql::open(&spec)? })
+    async fn new(pair: Pair) -> Result<Servers> {
+        let connections = [connect(&pair.servers[0]).await?, connect(&pair.servers[1]).await?];
+        Ok(Servers { pair, connections })
     }
 }
 
@@ -115,7 +94,7 @@ async fn hash(conn: &mut Conn, key: &str, field: &str, new: impl Fn(&str) -> Str
 #[async_trait]
 impl Subject for Servers {
     fn connector(&self) -> Arc<dyn Connector> {
-        Arc::clone(&self.connector)
+        Arc::clone(&self.pair.connector)
     }
 
     async fn write(&self, site: Site, writes: &[TestWrite]) -> Result<()> {
@@ -140,7 +119,7 @@ impl Subject for Servers {
 
     async fn kill_link(&self, site: Site) -> Result<()> {
         // All connections but a new one of our own; then that one takes the old one's place.
-        let mut killer = Conn::from_url(self.servers[site.index()].url()).await?;
+        let mut killer = Conn::from_url(self.pair.servers[site.index()].url()).await?;
         let sql =
             "SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID() AND user = 'root'";
         let all: Vec<u64> = killer.query(sql).await?;

@@ -4,7 +4,7 @@
 
 mod support;
 
-use causeway_core::{Change, Error, ErrorKind, Event, Op, Opened, Site, Told};
+use causeway_core::{Change, Error, ErrorKind, Event, Op, Opened, Position, Site, Source, Told};
 use support::{changes, events_until, pair, until, up_to_now, values};
 
 const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100)); \
@@ -12,6 +12,14 @@ const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100)); 
 
 fn is_snapshot_end(event: &Event) -> bool {
     matches!(event, Event::SnapshotEnded { .. })
+}
+
+/// That nothing goes on at `at`, and the reason.
+async fn assert_lost(source: &mut dyn Source, at: &Position, expected: &str) {
+    match source.open(Some(at), true, Told::new()).await.unwrap() {
+        Opened::Anew { lost: Some(reason) } => assert!(reason.contains(expected), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// FF03.
@@ -32,10 +40,7 @@ async fn a_purged_binlog_is_a_gap() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     let mut source = pair.connector.source(Site::First);
-    match source.open(Some(&at), true, Told::new()).await.unwrap() {
-        Opened::Anew { lost: Some(reason) } => assert!(reason.contains("is purged"), "{reason}"),
-        other => panic!("{other:?}"),
-    }
+    assert_lost(source.as_mut(), &at, "is purged").await;
     let read = until(source.as_mut(), is_snapshot_end).await;
     assert!(read.iter().any(|change| change.key.name == "2"), "{read:?}");
 }
@@ -54,15 +59,9 @@ async fn a_reset_binlog_and_another_server_are_gaps() {
         server.sql(&format!("INSERT INTO suite.t VALUES ({n}, REPEAT('x', 90))")).unwrap();
     }
     let mut source = pair.connector.source(Site::First);
-    match source.open(Some(&at), true, Told::new()).await.unwrap() {
-        Opened::Anew { lost: Some(reason) } => assert!(reason.contains("its binlog was reset"), "{reason}"),
-        other => panic!("{other:?}"),
-    }
+    assert_lost(source.as_mut(), &at, "its binlog was reset").await;
     let mut other = pair.connector.source(Site::Second);
-    match other.open(Some(&at), true, Told::new()).await.unwrap() {
-        Opened::Anew { lost: Some(reason) } => assert!(reason.contains("another server"), "{reason}"),
-        other => panic!("{other:?}"),
-    }
+    assert_lost(other.as_mut(), &at, "another server").await;
 }
 
 /// FF06: a session may leave out what we need. It is a gap, at once, and the rows come by a snapshot.
@@ -80,10 +79,7 @@ async fn rows_that_are_not_whole_and_statements_are_gaps() {
         server.sql(&format!("{setting}; UPDATE suite.t SET v = '{}' WHERE id = 1", wanted.len())).unwrap();
         let error = events_until(source.as_mut(), |_| false).await.unwrap_err();
         assert!(matches!(&error, Error::PositionLost { reason, .. } if reason.contains(wanted)), "{error}");
-        match source.open(Some(&at), true, Told::new()).await.unwrap() {
-            Opened::Anew { lost: Some(reason) } => assert!(reason.contains(wanted), "{reason}"),
-            other => panic!("{other:?}"),
-        }
+        assert_lost(source.as_mut(), &at, wanted).await;
         let read = until(source.as_mut(), is_snapshot_end).await;
         assert!(values(&read)["1"].contains(&format!("\"v\":\"{}\"", wanted.len())), "{read:?}");
     }
