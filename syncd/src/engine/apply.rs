@@ -447,7 +447,7 @@ pub(crate) struct Reign {
     under_way: VecDeque<Sent>,
     /// Answered, and so settled but for what is asked for again.
     answered: Seq,
-    /// The `low` of the last record taken from the log.
+    /// The `low` of the last record that was brought in.
     pub(crate) low: Seq,
     refreshing: FuturesUnordered<Refreshing>,
     /// Keys in those.
@@ -759,7 +759,7 @@ impl Reign {
         let mut changes: Vec<Change> = Vec::new();
         // Asked for by the origin: our own capture answers.
         let mut wanted: Vec<Key> = Vec::new();
-        let (mut bytes, mut to, mut in_group) = (0, self.marker.applied, false);
+        let (mut bytes, mut to, mut low, mut in_group) = (0, self.marker.applied, self.low, false);
         let mut way = Way::Note;
         loop {
             if in_group && self.reader.peek().is_none() {
@@ -795,8 +795,7 @@ impl Reign {
             if change.op == Op::Fence {
                 continue;
             }
-            to = change.seq.next();
-            self.low = change.low;
+            (to, low) = (change.seq.next(), change.low);
             in_group = change.group.is_some_and(|group| !group.last);
             bytes += change.cost();
             if change.op == Op::Position {
@@ -810,7 +809,7 @@ impl Reign {
                 }
                 if point.is_some_and(|point| ends_sweep(&point, change.seq)) {
                     self.ask_own(task, self.marker.applied, wanted);
-                    return self.swept(task, target, changes, way, change).await;
+                    return self.swept(task, target, (changes, low), way, change).await;
                 }
             } else if change.op == Op::Refresh {
                 wanted.extend(task.wanted(&change));
@@ -825,15 +824,15 @@ impl Reign {
         if way == Way::Held {
             return self.hold(task, target).await;
         }
-        self.bring(task, target, changes, way, to).await
+        self.bring(task, target, (changes, low), way, to).await
     }
 
-    /// Takes the store to `to` by `changes`.
+    /// Takes the store to `to` by `changes`; `low` is that of the last one.
     async fn bring(
         &mut self,
         task: &mut ApplyTask,
         target: &mut dyn Target,
-        changes: Vec<Change>,
+        (changes, low): (Vec<Change>, Seq),
         way: Way,
         to: Seq,
     ) -> Result<(), EngineError> {
@@ -841,6 +840,10 @@ impl Reign {
         let contested = !self.contested.is_empty() && matches!(way, Way::Plain | Way::Careful);
         if way == Way::Careful || contested {
             self.drain(task, target).await?;
+        }
+        // What came before may be decided by changes of ours that the last one of these has seen.
+        if self.contested.is_empty() {
+            self.low = low;
         }
         if way == Way::Careful {
             self.careful(task, target, changes, to).await?;
@@ -1270,7 +1273,7 @@ impl Reign {
         &mut self,
         task: &mut ApplyTask,
         target: &mut dyn Target,
-        changes: Vec<Change>,
+        changes: (Vec<Change>, Seq),
         way: Way,
         end: Change,
     ) -> Result<(), EngineError> {

@@ -73,6 +73,8 @@ impl Reign {
             if watched {
                 self.plan(task, &changes, false).await?;
                 watch(task, target, &keys).await?;
+                // Markers that have passed since may have let some of it be forgotten.
+                recall(task, &changes).await?;
             }
             let mut plan = self.plan(task, &changes, false).await?;
             let marker = self.announce(task, &changes, (self.marker.applied..to, self.low), &mut plan);
