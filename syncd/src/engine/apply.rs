@@ -846,7 +846,14 @@ impl Reign {
             self.low = low;
         }
         if way == Way::Careful {
+            let told: Vec<u128> = match lock(&task.shared.put_back).is_empty() {
+                true => Vec::new(),
+                false => {
+                    changes.iter().filter(|change| tells_all(change)).map(|c| key_digest(&c.key)).collect()
+                }
+            };
             self.careful(task, target, changes, to).await?;
+            lock(&task.shared.put_back).retain(|digest| !told.contains(digest));
             self.settle_all(task);
             return Ok(());
         }
@@ -1231,6 +1238,7 @@ impl Reign {
         let moved: Vec<Key> = written.values().filter_map(|key| connector.moved(whole, key)).collect();
         let keys: Vec<Key> = written.into_values().chain(moved).collect();
         if !keys.is_empty() {
+            lock(&task.shared.put_back).extend(keys.iter().map(key_digest));
             self.ask(&task.origin, whole.seq, keys);
         }
         Ok(())
@@ -1282,6 +1290,11 @@ impl Reign {
         self.sweep(task, target, &end).await?;
         self.send(task, target, Vec::new(), false, end.seq.next()).await
     }
+}
+
+/// Whether `change` says what its key holds, and nothing of it is to come.
+fn tells_all(change: &Change) -> bool {
+    change.op == Op::State && change.part.is_none_or(|part| part.last)
 }
 
 fn ends_sweep(point: &super::restart::RestartPoint, seq: Seq) -> bool {

@@ -250,8 +250,11 @@ impl Capture {
     }
 
     /// Whether `state` says what the key holds: not where it has to be evaluated again. Then it is asked for
-    /// later.
+    /// later. Nor where our own store is to get it back from the peer, whose state of it then says all.
     pub(super) fn may_tell(&mut self, task: &CaptureTask, state: &Change) -> bool {
+        if state.uncertain && lock(&task.shared.put_back).contains(&key_digest(&state.key)) {
+            return false;
+        }
         if state.uncertain && self.is_contested(task, &state.key) {
             let asked = self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key));
             asked.for_each(|asked| asked.missed = true);

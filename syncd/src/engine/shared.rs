@@ -53,6 +53,9 @@ pub(crate) struct SiteShared {
     /// What the peer asked for below this seq of its log, if that was a snapshot, was handed on to capture. It stays
     /// unanswered in the store's eyes until the marker passes it, and capture lets nobody apply while it opens anew.
     pub(crate) snapshots_asked: AtomicU64,
+    /// Keys, by their digests, that a change of the whole store took away though it had not seen them, until the peer's
+    /// state of them is there. What the store holds of them until then is no answer to the peer.
+    pub(crate) put_back: Mutex<HashSet<u128>>,
     /// The way to this site's capture.
     pub(crate) ask: Asks,
 }
@@ -141,6 +144,7 @@ impl SiteShared {
             settled: AtomicU64::new(0),
             lost_below: AtomicU64::new(0),
             snapshots_asked: AtomicU64::new(0),
+            put_back: Mutex::default(),
             ask,
         }
     }
