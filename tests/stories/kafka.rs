@@ -172,6 +172,16 @@ fn a_leader_that_dies_and_a_full_disk_of_one_broker_cost_time_only() -> Result<(
         std::thread::sleep(Duration::from_millis(random.random_range(0..4_000)));
         dies.restart()?;
     }
+    // With one copy left nothing is taken, and nobody says that nothing waits.
+    std::thread::sleep(Duration::from_secs(4));
+    others.iter_mut().for_each(KafkaServer::kill);
+    let waits = |d: &DirectionStatus| {
+        d.phase == Phase::Paused && d.error.as_ref().is_some_and(|e| e.contains("the log has not taken"))
+    };
+    link.wait_until("waits for its log", DRAIN, |s| s.channels[0].directions.iter().any(waits))?;
+    for other in &mut others {
+        other.restart()?;
+    }
     link.prove(writers, DRAIN)
 }
 

@@ -236,6 +236,8 @@ pub(super) struct Capture {
     /// A group whose last change has not come yet: it is appended whole.
     open_group: Vec<Change>,
     under_way: FuturesOrdered<UnderWay>,
+    /// When each of those was begun.
+    begun: VecDeque<u64>,
     pub(super) refreshes: HashMap<Token, Refresh>,
     pub(super) ships: Ships,
     written: Written,
@@ -343,6 +345,7 @@ impl Capture {
             held_below: None,
             open_group: Vec::new(),
             under_way: FuturesOrdered::new(),
+            begun: VecDeque::new(),
             refreshes: HashMap::new(),
             ships: Ships::default(),
             written,
@@ -361,6 +364,9 @@ impl Capture {
     /// Opens the source where the log ends, with nothing being applied into the store meanwhile.
     async fn open(&mut self, task: &CaptureTask, source: &mut dyn Source) -> Result<(), EngineError> {
         task.stats.capture_connected.store(false, Ordering::SeqCst);
+        // Some may have failed.
+        let failed = self.begun.len().saturating_sub(self.under_way.len());
+        self.begun.drain(..failed);
         // Those who wait will see that their answer is lost and ask again.
         self.refreshes.clear();
         self.ships.ask_again();
@@ -902,13 +908,22 @@ impl Capture {
             first.into_iter().for_each(|change| lock(&task.stats.waiting).note(change.seq, change.time));
         }
         let changes = std::mem::take(&mut batch.changes);
+        self.begun.push_back((task.clock)());
+        self.appends(task);
         let appended: Appended = task.log.append(&task.partition, changes).await?;
         self.under_way.push_back(Box::pin(async move { (appended.await, batch) }));
         Ok(())
     }
 
+    /// Shows since when the log owes an answer.
+    fn appends(&self, task: &CaptureTask) {
+        task.stats.appending_since.store(self.begun.front().copied().unwrap_or(0), Ordering::SeqCst);
+    }
+
     /// An append is durable: the store may forget what it holds, and whoever waited for it goes on.
     fn durable(&mut self, task: &CaptureTask, source: &mut dyn Source, first: Offset, batch: Batch) {
+        self.begun.pop_front();
+        self.appends(task);
         if batch.is_position {
             task.stats.position_offset.store(first.0, Ordering::SeqCst);
             if batch.last != Position::default() {

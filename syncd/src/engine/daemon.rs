@@ -393,7 +393,17 @@ impl Daemon {
     fn direction_status(&self, channel: &ChannelRun, direction: &DirectionRun) -> Option<DirectionStatus> {
         let Live { stats, shared, .. } = direction.live()?;
         let trouble = self.trouble(direction, &stats);
+        let now = self.clocks[direction.from.index()]();
+        let waits = |waited: Duration| {
+            format!(
+                "{}: the log has not taken what was captured for {} s: see that its brokers run, or that its disk \
+                 answers",
+                self.sites[direction.from.index()],
+                waited.as_secs()
+            )
+        };
         let full = self.log.room().err().map(|full| full.to_string());
+        let full = full.or_else(|| stats.append_waits(now).map(waits));
         let held = lock(&stats.held).clone();
         let reached = shared.capture_ready.is_up()
             && stats.capture_connected.load(Ordering::SeqCst)
@@ -415,7 +425,7 @@ impl Daemon {
             to: self.sites[direction.from.peer().index()].clone(),
             phase,
             snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
-            lag: stats.lag(self.clocks[direction.from.index()]()),
+            lag: stats.lag(now),
             applied: direction.counts.applied.load(Ordering::SeqCst),
             conflicts: direction.conflicts.total(),
             dead_letters: self.dead_letters.count(channel.name(), &self.sites[direction.from.index()]),

@@ -348,6 +348,8 @@ pub(crate) struct DirectionStats {
     pub(crate) settled_offset: AtomicU64,
     /// Every seq below is settled, as the target's own log tells: where another process applies.
     pub(crate) settled_below: AtomicU64,
+    /// When the oldest append was begun that is not durable, in milliseconds since 1970; 0: there is none.
+    pub(crate) appending_since: AtomicU64,
     pub(crate) capture_connected: AtomicBool,
     pub(crate) apply_connected: AtomicBool,
     /// What the source does less well than it could.
@@ -366,6 +368,9 @@ pub(crate) struct DirectionStats {
 
 /// Keys left out that are named, each once.
 pub(crate) const LEFT_OUT_NAMED: usize = 1000;
+
+/// An append that takes this long waits for something: a broker, or the disk.
+const APPEND_WAITS: Duration = Duration::from_secs(2);
 
 /// What keeps a task from going on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -472,12 +477,20 @@ impl DirectionStats {
     /// How far the target is behind, at `now` in milliseconds since 1970.
     pub(crate) fn lag(&self, now: u64) -> Lag {
         let known = self.applied_known.load(Ordering::SeqCst);
-        // What the origin did while nobody listened is not known.
-        let changes = (known && self.capture_connected.load(Ordering::SeqCst)).then(|| self.lag_changes());
+        // What the origin did while nobody listened is not known, nor what waits there for the log.
+        let listens = self.capture_connected.load(Ordering::SeqCst) && self.append_waits(now).is_none();
+        let changes = (known && listens).then(|| self.lag_changes());
         let waits = known && self.lag_changes() > 0;
         let oldest = lock(&self.waiting).oldest(Seq(self.applied_below.load(Ordering::SeqCst)));
         let age = || oldest.map(|oldest| now.saturating_sub(oldest) as f64 / 1000.0);
         Lag { changes, seconds: if waits { age() } else { changes.map(|_| 0.0) } }
+    }
+
+    /// For how long the log has not taken what was captured, if it should have.
+    pub(crate) fn append_waits(&self, now: u64) -> Option<Duration> {
+        let since = self.appending_since.load(Ordering::SeqCst);
+        let waited = Duration::from_millis(now.saturating_sub(since));
+        (since > 0 && waited >= APPEND_WAITS).then_some(waited)
     }
 
     /// Notes what a restart point in the log says of the snapshot.
@@ -527,5 +540,16 @@ mod tests {
         // What waits here is older than what may wait in the store.
         stats.capture_connected.store(false, Ordering::SeqCst);
         assert_eq!(stats.lag(now), Lag { changes: None, seconds: Some(9_500.0) });
+    }
+
+    #[test]
+    fn while_the_log_takes_nothing_it_is_not_said_that_nothing_waits() {
+        let stats = DirectionStats::default();
+        stats.applied_to(Seq(0));
+        stats.capture_connected.store(true, Ordering::SeqCst);
+        stats.appending_since.store(10_000, Ordering::SeqCst);
+        assert_eq!(stats.lag(11_000), Lag { changes: Some(0), seconds: Some(0.0) });
+        assert_eq!(stats.lag(15_000), Lag { changes: None, seconds: None });
+        assert_eq!(stats.append_waits(15_000), Some(Duration::from_secs(5)));
     }
 }
