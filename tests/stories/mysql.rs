@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use causeway_stories::{Seat, log_in_kafka, seed, story_seconds};
 use causeway_testkit::kafka::{KafkaServer, kafka_home};
-use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server};
+use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server, numbers, other_mysql_server};
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use rand::rngs::SmallRng;
@@ -24,9 +24,9 @@ struct Pair {
 
 impl Pair {
     fn new(snapshot: &str, tables: &str) -> Result<Option<Pair>> {
-        let options =
-            |server_id| MysqlOptions { durable: true, server_id: Some(server_id), ..MysqlOptions::default() };
-        let (Some(dc), Some(cloud)) = (mysql_server(&options(1)), mysql_server(&options(2))) else {
+        let dc = MysqlOptions { durable: true, server_id: Some(1), ..MysqlOptions::default() };
+        let cloud = MysqlOptions { server_id: Some(2), program: other_mysql_server(), ..dc.clone() };
+        let (Some(dc), Some(cloud)) = (mysql_server(&dc), mysql_server(&cloud)) else {
             return Ok(None);
         };
         let text = format!(
@@ -89,10 +89,11 @@ fn what_exists_and_what_follows_arrive_at_the_other_site() -> Result<()> {
          CREATE TABLE shop.lines (order_id INT, n SMALLINT, text TEXT, UNIQUE KEY (text(50)), PRIMARY KEY (order_id, n))",
     )?;
     let [dc, cloud] = &pair.servers;
-    dc.sql(
-        "USE shop; INSERT INTO shop.orders SELECT seq, CONCAT('thing ', seq), seq / 7 FROM seq_1_to_5000; \
-         INSERT INTO shop.lines SELECT seq, 1, CONCAT('line ', seq) FROM seq_1_to_5000",
-    )?;
+    let rows = numbers(5_000);
+    dc.sql(&format!(
+        "USE shop; INSERT INTO shop.orders SELECT seq, CONCAT('thing ', seq), seq / 7 FROM {rows}; \
+         INSERT INTO shop.lines SELECT seq, 1, CONCAT('line ', seq) FROM {rows}",
+    ))?;
     let checked = pair.seat.syncd(&["check"])?;
     ensure!(checked.status.success(), "check: {}", String::from_utf8_lossy(&checked.stdout));
     pair.seat.start(None)?;
@@ -124,15 +125,15 @@ fn a_gap_under_writes_closes_and_both_sites_end_equal() -> Result<()> {
         "CREATE DATABASE shop; CREATE TABLE shop.hot (id INT PRIMARY KEY, v VARCHAR(40), n BIGINT)",
     )?;
     let [dc, cloud] = &pair.servers;
-    dc.sql("USE shop; INSERT INTO hot SELECT seq, 'old', 0 FROM seq_0_to_40000")?;
+    dc.sql(&format!("USE shop; INSERT INTO hot SELECT seq - 1, 'old', 0 FROM {}", numbers(40_001)))?;
     pair.seat.start(None)?;
     pair.seat.wait_until_drained(DRAIN)?;
     pair.seat.kill()?;
     dc.sql("UPDATE shop.hot SET v = 'in the gap' WHERE id % 100 = 1; DELETE FROM shop.hot WHERE id BETWEEN 30000 AND 30100")?;
     cloud.sql("UPDATE shop.hot SET v = 'of cloud' WHERE id % 100 = 2")?;
     while dc.sql("SHOW BINARY LOGS")?.contains("binlog.000001") {
-        let last = dc.sql("FLUSH BINARY LOGS; SHOW MASTER STATUS")?;
-        dc.sql(&format!("PURGE BINARY LOGS TO '{}'", last.split('\t').next().unwrap_or_default()))?;
+        dc.sql("FLUSH BINARY LOGS")?;
+        dc.sql(&format!("PURGE BINARY LOGS TO '{}'", dc.binlog()?))?;
         std::thread::sleep(Duration::from_millis(100));
     }
     let writers = Writers::start(&pair, seed(), 1)?;
@@ -158,10 +159,12 @@ fn a_copy_under_writes_goes_on_whatever_is_killed() -> Result<()> {
         "CREATE DATABASE shop; CREATE TABLE shop.big (id INT PRIMARY KEY, v VARCHAR(200), n BIGINT NOT NULL DEFAULT 0); \
          CREATE TABLE shop.hot (id INT PRIMARY KEY, v VARCHAR(40), n BIGINT)",
     )?;
-    pair.servers[0].sql(
-        "USE shop; INSERT INTO big SELECT seq, REPEAT(MD5(seq), 6), 0 FROM seq_1_to_200000; \
-         INSERT INTO hot SELECT seq, 'old', 0 FROM seq_1_to_40",
-    )?;
+    pair.servers[0].sql(&format!(
+        "USE shop; INSERT INTO big SELECT seq, REPEAT(SHA2(seq, 256), 3), 0 FROM {}; \
+         INSERT INTO hot SELECT seq, 'old', 0 FROM {}",
+        numbers(200_000),
+        numbers(40)
+    ))?;
     let seed = seed();
     let mut random = SmallRng::seed_from_u64(seed);
     let writers = Writers::start(&pair, seed, 1)?;

@@ -94,6 +94,9 @@ pub(crate) struct Found {
     durable: bool,
 }
 
+/// `ER_ERROR_WHEN_EXECUTING_COMMAND`: of SHOW BINLOG EVENTS, that none begins at the place.
+const NO_SUCH_EVENT: u16 = 1220;
+
 impl MysqlSource {
     /// `site`'s server; connects to nothing yet.
     pub fn new(config: Arc<MysqlConfig>, site: Site) -> MysqlSource {
@@ -166,14 +169,32 @@ impl MysqlSource {
             .await?;
             Some(there.flatten().map(|there| there.split(',').any(|one| one == gtid)))
         } else {
-            let sql = "SELECT GTID_SUBSET(?, @@GLOBAL.gtid_executed)";
-            in_time("look for a GTID", &label, conn.exec_first(sql, (&gtid,))).await?
+            let (gtid, start) = gtid.split_once('@').unwrap_or((&gtid, ""));
+            match start.parse::<u64>() {
+                Ok(start) => Some(Some(stands_at(conn, &label, gtid, (&file, start)).await?)),
+                Err(_) => {
+                    let sql = "SELECT GTID_SUBSET(?, @@GLOBAL.gtid_executed)";
+                    in_time("look for a GTID", &label, conn.exec_first(sql, (gtid,))).await?
+                }
+            }
         };
         match held.flatten() {
             Some(true) => Ok(Ok(())),
             _ => Ok(Err(format!("the server does not know {gtid} there: its binlog was reset"))),
         }
     }
+}
+
+/// Whether the event at a place of MySQL's binlog is that of `gtid`: numbers begin anew after a reset.
+async fn stands_at(conn: &mut Conn, label: &str, gtid: &str, (file, start): (&str, u64)) -> Result<bool> {
+    let sql = format!("SHOW BINLOG EVENTS IN '{file}' FROM {start} LIMIT 1");
+    let row: Option<mysql_async::Row> = match conn.query_first(sql).await {
+        // There is no event.
+        Err(mysql_async::Error::Server(error)) if error.code == NO_SUCH_EVENT => return Ok(false),
+        found => found.map_err(|error| failed("look for a GTID", label, error))?,
+    };
+    let info: Option<String> = row.and_then(|row| row.get_opt(5)?.ok());
+    Ok(info.is_some_and(|info| info.contains(&format!("'{gtid}'"))))
 }
 
 /// What we call ourselves as a replica: a server ends what an earlier one of the same number reads.

@@ -114,7 +114,8 @@ fn place(file: &str, at: u64) -> Option<u64> {
     (number < 1 << (64 - PLACE_BITS) && at < 1 << PLACE_BITS).then_some(number << PLACE_BITS | at)
 }
 
-/// A position in a server's binlog. The context is `FILE` or `FILE:GTID`, and while a snapshot is read `;` and its progress.
+/// A position in a server's binlog. The context is `FILE` or `FILE:GTID`, of MySQL with `@` and where the GTID stands if
+/// that is in the same file, and while a snapshot is read `;` and its progress.
 pub(crate) fn position(history: &Bytes, file: &str, at: u64, gtid: &str) -> Option<Position> {
     let context = if gtid.is_empty() { file.to_owned() } else { format!("{file}:{gtid}") };
     Some(Position { history: history.clone(), at: place(file, at)?, context: context.into() })
@@ -211,6 +212,10 @@ impl Decoder {
             EventData::RotateEvent(rotate) => {
                 self.file = rotate.name().trim_end_matches('\0').to_owned();
                 self.at = rotate.position();
+                // Its place was in the file before.
+                for gtid in [&mut self.gtid, &mut self.next_gtid] {
+                    gtid.truncate(gtid.find('@').unwrap_or(gtid.len()));
+                }
                 events.push(Event::Idle { pos: self.position() });
             }
             // What follows begins a transaction, or is a statement of its own.
@@ -219,8 +224,9 @@ impl Decoder {
                 let sid: String = gtid.sid().iter().map(|byte| format!("{byte:02x}")).collect();
                 let part = |range: std::ops::Range<usize>| sid.get(range).unwrap_or_default().to_owned();
                 let uuid = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-");
-                self.next_gtid =
-                    if gtid.tag().is_some() { String::new() } else { format!("{uuid}:{}", gtid.gno()) };
+                let tag = gtid.tag().map(|tag| format!("{tag}:")).unwrap_or_default();
+                let start = end.saturating_sub(header.event_size().into());
+                self.next_gtid = format!("{uuid}:{tag}{}@{start}", gtid.gno());
             }
             EventData::AnonymousGtidEvent(_) => {
                 self.open = None;

@@ -5,6 +5,7 @@
 mod support;
 
 use causeway_core::{Change, Error, ErrorKind, Event, Op, Opened, Position, Site, Source, Told};
+use causeway_testkit::mysql::{Flavour, numbers};
 use support::{changes, events_until, pair, until, up_to_now, values};
 
 const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100)); \
@@ -32,8 +33,7 @@ async fn a_purged_binlog_is_a_gap() {
     let (_, at) = up_to_now(source.as_mut(), server).await;
     drop(source);
     server.sql("FLUSH BINARY LOGS; INSERT INTO suite.t VALUES (2, 'b'); FLUSH BINARY LOGS").unwrap();
-    let last = server.sql("SHOW MASTER STATUS").unwrap();
-    let last = last.split('\t').next().unwrap();
+    let last = server.binlog().unwrap();
     // What is still read by somebody stays.
     while server.sql("SHOW BINARY LOGS").unwrap().contains("binlog.000001") {
         server.sql(&format!("PURGE BINARY LOGS TO '{last}'")).unwrap();
@@ -54,7 +54,7 @@ async fn a_reset_binlog_and_another_server_are_gaps() {
     server.sql("INSERT INTO suite.t VALUES (1, 'a')").unwrap();
     let (_, at) = up_to_now(source.as_mut(), server).await;
     drop(source);
-    server.sql("RESET MASTER").unwrap();
+    server.reset_binlog().unwrap();
     for n in 10..60 {
         server.sql(&format!("INSERT INTO suite.t VALUES ({n}, REPEAT('x', 90))")).unwrap();
     }
@@ -194,7 +194,8 @@ async fn a_huge_transaction_comes_in_pieces() {
     let mut source = pair.stream().await;
     server.sql("INSERT INTO suite.t VALUES (0, 'before')").unwrap();
     let (_, before) = up_to_now(source.as_mut(), server).await;
-    server.sql("USE suite; INSERT INTO t SELECT seq, REPEAT('x', 90) FROM seq_1_to_200000").unwrap();
+    let rows = numbers(200_000);
+    server.sql(&format!("USE suite; INSERT INTO t SELECT seq, REPEAT('x', 90) FROM {rows}")).unwrap();
     let (all, after) = up_to_now(source.as_mut(), server).await;
     assert_eq!(all.len(), 200_000);
     let places = |all: &[Change]| -> Vec<(u64, usize)> {
@@ -225,11 +226,12 @@ async fn a_snapshot_that_broke_goes_on() {
     let Some(pair) = pair(TABLE) else { return };
     let server = &pair.servers[0];
     server
-        .sql(
+        .sql(&format!(
             "CREATE TABLE suite.Z (id INT PRIMARY KEY); INSERT INTO suite.Z VALUES (1); USE suite; \
              CREATE TABLE suite.z (id INT PRIMARY KEY); INSERT INTO suite.z VALUES (1); \
-             INSERT INTO t SELECT seq, REPEAT('x', 90) FROM seq_1_to_40000",
-        )
+             INSERT INTO t SELECT seq, REPEAT('x', 90) FROM {}",
+            numbers(40_000)
+        ))
         .unwrap();
     let mut source = pair.connector.source(Site::First);
     assert_eq!(source.open(None, true, Told::new()).await.unwrap(), Opened::Anew { lost: None });
@@ -268,6 +270,10 @@ async fn a_snapshot_that_broke_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_rolled_back_is_not_told() {
     let Some(pair) = pair(&format!("{TABLE}; CREATE TABLE other.m (id INT) ENGINE=MyISAM")) else { return };
+    if pair.servers[0].flavour() == Flavour::MySql {
+        // With GTIDs it refuses such transactions.
+        return;
+    }
     let came = pair
         .captured(
             "USE suite; CREATE TEMPORARY TABLE x (id INT); \
@@ -290,16 +296,20 @@ async fn what_was_rolled_back_is_not_told() {
 /// Keys that a collation takes for one, DECIMALs that are one as doubles, and a unique index over long text.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_keys_are_read_as_they_are() {
-    let create = "CREATE TABLE suite.ci (name VARCHAR(20) COLLATE utf8mb4_general_ci PRIMARY KEY, v TEXT, UNIQUE (v)); \
+    let create = "CREATE TABLE suite.ci (name VARCHAR(20) COLLATE utf8mb4_general_ci PRIMARY KEY, v TEXT); \
                   CREATE TABLE suite.de (id DECIMAL(20,0) PRIMARY KEY)";
     let Some(pair) = pair(create) else { return };
     let server = &pair.servers[0];
+    if server.flavour() == Flavour::MariaDb {
+        server.sql("ALTER TABLE suite.ci ADD UNIQUE (v)").unwrap();
+    }
     let mut source = pair.stream().await;
     server
-        .sql(
+        .sql(&format!(
             "INSERT INTO suite.ci VALUES ('Bob', 'x'); UPDATE suite.ci SET name = 'bob'; USE suite; \
-             INSERT INTO de SELECT 10000000000000000000 + seq FROM seq_1_to_3000",
-        )
+             INSERT INTO de SELECT 10000000000000000000 + seq FROM {}",
+            numbers(3_000)
+        ))
         .unwrap();
     let (came, _) = up_to_now(source.as_mut(), server).await;
     assert_eq!(values(&came)["bob"], "{\"name\":\"bob\",\"v\":\"x\"}");

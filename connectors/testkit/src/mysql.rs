@@ -1,8 +1,9 @@
-//! Real MariaDB servers for tests, on free loopback ports and in directories of their own. They end when they are
+//! Real MariaDB and MySQL servers for tests, on free loopback ports and in directories of their own. They end when they are
 //! dropped, and when the test's process ends, however it does.
 //!
 //! A start takes an idle machine 0.2 s: it copies a data directory that the first one of all has made.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,15 +27,18 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 /// The redo log, of the template and of each server: one of another size would be made anew at the start.
 const REDO_LOG: &str = "--innodb-log-file-size=32M";
 
-/// The program of a MariaDB server: `mariadbd` in `PATH`, or in `/usr/sbin`, which only root's `PATH` has. Where
-/// there is none, says so and returns `None`: the test is ignored.
+/// The program of a server: the one that `CAUSEWAY_MYSQL_SERVER` names, which may be Oracle's MySQL, or `mariadbd` in
+/// `PATH`, or in `/usr/sbin`, which only root's `PATH` has. Where there is none, says so and returns `None`: the test is
+/// ignored.
 ///
 /// # Panics
 ///
 /// Where there is none and [`servers_required`]: a run of nothing must not look green.
-pub fn mariadbd() -> Option<PathBuf> {
-    let found =
-        in_path("mariadbd").or_else(|| Some("/usr/sbin/mariadbd".into()).filter(|p: &PathBuf| p.is_file()));
+pub fn mysql_program() -> Option<PathBuf> {
+    let found = std::env::var_os("CAUSEWAY_MYSQL_SERVER")
+        .map(PathBuf::from)
+        .or_else(|| in_path("mariadbd"))
+        .or_else(|| Some("/usr/sbin/mariadbd".into()).filter(|p: &PathBuf| p.is_file()));
     if found.is_none() {
         assert!(!servers_required(), "mariadbd is missing: scripts/setup mysql installs it");
         eprintln!("ignored: mariadbd is missing (scripts/setup mysql installs it)");
@@ -42,20 +46,28 @@ pub fn mariadbd() -> Option<PathBuf> {
     found
 }
 
-/// Starts a server for a test and waits until it answers. `None` where there is none: see [`mariadbd`].
+/// The program of the second of two servers, to try pairs: `CAUSEWAY_MYSQL_SERVER_OTHER`. `None` if it is not set: the
+/// same as the first. For [`MysqlOptions::program`].
+pub fn other_mysql_server() -> Option<PathBuf> {
+    std::env::var_os("CAUSEWAY_MYSQL_SERVER_OTHER").map(PathBuf::from)
+}
+
+/// Starts a server for a test and waits until it answers. `None` where there is none: see [`mysql_program`].
 ///
 /// # Panics
 ///
-/// As [`mariadbd`] does, and if it didn't come up, with the end of its log.
+/// As [`mysql_program`] does, and if it didn't come up, with the end of its log.
 pub fn mysql_server(options: &MysqlOptions) -> Option<MysqlServer> {
-    mariadbd()?;
+    mysql_program()?;
     Some(MysqlServer::start(options).unwrap_or_else(|error| panic!("{error:#}")))
 }
 
 /// How a server is started.
 #[derive(Debug, Clone, Default)]
 pub struct MysqlOptions {
-    /// More options of `mariadbd`, after ours, so that theirs win: `["--binlog-row-image=MINIMAL"]`.
+    /// The server's; `None` is [`mysql_program`].
+    pub program: Option<PathBuf>,
+    /// More options of the server, after ours, so that theirs win: `["--binlog-row-image=MINIMAL"]`.
     pub args: Vec<String>,
     /// Fsyncs each commit, in the tables and in the binlog. Without it the kernel has them: a killed server has
     /// all that it acknowledged, but not a machine that died.
@@ -64,16 +76,44 @@ pub struct MysqlOptions {
     pub server_id: Option<u32>,
 }
 
-/// A running MariaDB server, child of this process. Its port and its directory stay the same over
+/// A running server, child of this process. Its port and its directory stay the same over
 /// [`restart`](MysqlServer::restart). Dropped, it is killed, and its directory removed; the same happens when this
 /// process ends without dropping it.
 #[derive(Debug)]
 pub struct MysqlServer {
+    flavour: Flavour,
     command: Vec<String>,
     child: Option<Child>,
     watcher: Child,
     port: u16,
     dir: TempDir,
+}
+
+/// Whose server it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// MariaDB.
+    MariaDb,
+    /// Oracle's MySQL.
+    MySql,
+}
+
+impl Flavour {
+    /// What it is besides the options that both know.
+    fn options(self, id: u32) -> Vec<String> {
+        let own = match self {
+            Flavour::MariaDb => format!(
+                "--gtid-domain-id={id} --gtid-strict-mode=ON --binlog-format=ROW --aria-pagecache-buffer-size=8M \
+                 --innodb-use-native-aio=OFF {REDO_LOG}"
+            ),
+            Flavour::MySql => {
+                "--gtid-mode=ON --enforce-gtid-consistency=ON --mysqlx=OFF --secure-file-priv=NULL \
+                               --innodb-redo-log-capacity=32M --innodb-doublewrite=OFF"
+                    .to_owned()
+            }
+        };
+        own.split_whitespace().map(str::to_owned).collect()
+    }
 }
 
 impl MysqlServer {
@@ -86,11 +126,14 @@ impl MysqlServer {
     ///
     /// No server program, or it didn't come up; the end of its log is in the error.
     pub fn start(options: &MysqlOptions) -> Result<MysqlServer> {
-        let program = mariadbd().context("mariadbd is missing")?;
+        let program = options.program.clone().or_else(mysql_program).context("mariadbd is missing")?;
+        let (flavour, version) = version(&program)?;
         let dir = tempfile::Builder::new().prefix("causeway-mysql-").tempdir()?;
         let data = dir.path().join("data");
         let mut copy = Command::new("cp");
-        run(copy.args(["-a", "--reflink=auto"]).args([template(&program)?, &data]))?;
+        run(copy
+            .args(["-a", "--reflink=auto"])
+            .args([template(&program, flavour, &version)?, data.clone()]))?;
         let port = free_port()?;
         let id = options.server_id.unwrap_or(port.into());
         let mut command = vec![program.display().to_string()];
@@ -99,13 +142,12 @@ impl MysqlServer {
         add(&["--no-defaults", &format!("--datadir={}", path("data")), &format!("--tmpdir={}", path(""))]);
         add(&[&format!("--port={port}"), "--bind-address=127.0.0.1", &format!("--socket={}", path("s"))]);
         add(&[&format!("--pid-file={}", path("mariadbd.pid")), "--skip-name-resolve", "--local-infile=ON"]);
-        add(&[&format!("--server-id={id}"), &format!("--gtid-domain-id={id}"), "--gtid-strict-mode=ON"]);
-        add(&["--log-bin=binlog", "--binlog-format=ROW"]);
+        add(&[&format!("--server-id={id}"), "--log-bin=binlog"]);
         add(&["--binlog-row-image=FULL", "--binlog-row-metadata=FULL", "--character-set-server=utf8mb4"]);
-        add(&["--performance-schema=OFF", "--key-buffer-size=8M", "--aria-pagecache-buffer-size=8M"]);
+        add(&["--performance-schema=OFF", "--key-buffer-size=8M"]);
         add(&["--innodb-buffer-pool-size=64M", "--innodb-buffer-pool-dump-at-shutdown=OFF"]);
         // The kernel has few places for many servers' native requests.
-        add(&["--innodb-buffer-pool-load-at-startup=OFF", "--innodb-use-native-aio=OFF", REDO_LOG]);
+        add(&["--innodb-buffer-pool-load-at-startup=OFF"]);
         add(match options.durable {
             true => &["--innodb-flush-log-at-trx-commit=1", "--sync-binlog=1"],
             // 0 instead of 2 would keep a second of commits in the process, for a kill to lose.
@@ -114,12 +156,18 @@ impl MysqlServer {
             }
         });
         add(root_option());
+        command.extend(flavour.options(id));
         command.extend_from_slice(&options.args);
         // Before the server: there is no moment at which nobody would end it.
         let watcher = watch(dir.path())?;
-        let mut server = MysqlServer { command, child: None, watcher, port, dir };
+        let mut server = MysqlServer { flavour, command, child: None, watcher, port, dir };
         server.restart()?;
         Ok(server)
+    }
+
+    /// Whose server it is.
+    pub fn flavour(&self) -> Flavour {
+        self.flavour
     }
 
     /// Its port.
@@ -163,6 +211,32 @@ impl MysqlServer {
         client.args(["--no-defaults", "--user=root", "--default-character-set=utf8mb4"]);
         client.args(["--batch", "--skip-column-names"]).arg("--socket").arg(self.socket());
         run(client.stdin(input))
+    }
+
+    /// The name of the binlog's file that it writes to.
+    ///
+    /// # Errors
+    ///
+    /// As [`sql`](MysqlServer::sql).
+    pub fn binlog(&self) -> Result<String> {
+        let status = self.sql(match self.flavour {
+            Flavour::MariaDb => "SHOW MASTER STATUS",
+            Flavour::MySql => "SHOW BINARY LOG STATUS",
+        })?;
+        Ok(status.split('\t').next().unwrap_or_default().to_owned())
+    }
+
+    /// Begins the binlog anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`sql`](MysqlServer::sql).
+    pub fn reset_binlog(&self) -> Result<()> {
+        self.sql(match self.flavour {
+            Flavour::MariaDb => "RESET MASTER",
+            Flavour::MySql => "RESET BINARY LOGS AND GTIDS",
+        })?;
+        Ok(())
     }
 
     /// Ends it as a crash does (SIGKILL). Does nothing if it doesn't run.
@@ -247,7 +321,7 @@ impl MysqlServer {
                 && let Some(status) = child.try_wait()?
             {
                 self.kill();
-                bail!("mariadbd on port {} ended with {status}: {}", self.port, self.log_end());
+                bail!("the server on port {} ended with {status}: {}", self.port, self.log_end());
             }
             // No other process has the socket, and it is opened after the port.
             if greets(&self.socket()).is_ok() {
@@ -255,7 +329,7 @@ impl MysqlServer {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("mariadbd on port {} doesn't answer: {}", self.port, self.log_end())
+        bail!("the server on port {} doesn't answer: {}", self.port, self.log_end())
     }
 }
 
@@ -268,6 +342,21 @@ impl Drop for MysqlServer {
     }
 }
 
+/// A table of the numbers 1 to `count` in a column `seq`, to stand behind FROM in either server.
+pub fn numbers(count: u32) -> String {
+    let digits: Vec<String> = (0..10).map(|n| format!("SELECT {n} AS n")).collect();
+    let digits = digits.join(" UNION ALL ");
+    let places = (0..count.to_string().len()).map(|place| format!("({digits}) AS d{place}"));
+    let tables = places.collect::<Vec<_>>().join(", ");
+    let sum: Vec<String> = (0..count.to_string().len())
+        .map(|place| format!("d{place}.n * {}", 10_u32.pow(place as u32)))
+        .collect();
+    format!(
+        "(SELECT seq FROM (SELECT {} + 1 AS seq FROM {tables}) AS seqs WHERE seq <= {count}) AS seqs",
+        sum.join(" + ")
+    )
+}
+
 /// The server speaks first: a header of four bytes, then the version of the protocol.
 fn greets(socket: &Path) -> Result<()> {
     let mut socket = UnixStream::connect(socket)?;
@@ -278,23 +367,35 @@ fn greets(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The data directory of which each server gets a copy. It is made where there is none yet for this version of
-/// `program` and this user: in the folder of what cargo builds, for later runs as well.
-fn template(program: &Path) -> Result<&'static Path> {
-    static TEMPLATE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let made = TEMPLATE.get_or_init(|| find_template(program).map_err(|error| format!("{error:#}")));
-    made.as_deref().map_err(|error| anyhow::anyhow!("no data directory for mariadbd: {error}"))
+/// Whose server `program` is, and its version.
+fn version(program: &Path) -> Result<(Flavour, String)> {
+    let told = run(Command::new(program).args(["--no-defaults", "--version"]))?;
+    let version = told.split_whitespace().skip_while(|word| *word != "Ver").nth(1);
+    let version = version.with_context(|| format!("{} told no version", program.display()))?;
+    let flavour = if told.contains("MariaDB") { Flavour::MariaDb } else { Flavour::MySql };
+    Ok((flavour, version.to_owned()))
 }
 
-fn find_template(program: &Path) -> Result<PathBuf> {
-    let version = run(Command::new(program).args(["--no-defaults", "--version"]))?;
-    let version = version.split_whitespace().skip_while(|word| *word != "Ver").nth(1);
-    let name = format!("mysql-{}-{}", version.context("mariadbd told no version")?, uid());
+/// The data directory of which each server gets a copy. It is made where there is none yet for this version of
+/// `program` and this user: in the folder of what cargo builds, for later runs as well.
+fn template(program: &Path, flavour: Flavour, version: &str) -> Result<PathBuf> {
+    static MADE: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = format!("mysql-{version}-{}", uid());
+    if let Some(dir) = made.get(&name) {
+        return Ok(dir.clone());
+    }
+    let dir = find_template(&name, program, flavour).context("no data directory for the server")?;
+    made.insert(name, dir.clone());
+    Ok(dir)
+}
+
+fn find_template(name: &str, program: &Path, flavour: Flavour) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let target = exe.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
     let place = target.map_or_else(std::env::temp_dir, |target| target.join("tmp"));
     std::fs::create_dir_all(&place)?;
-    let (dir, part) = (place.join(&name), place.join(format!("{name}.part")));
+    let (dir, part) = (place.join(name), place.join(format!("{name}.part")));
     let lock = File::create(place.join(format!("{name}.lock")))?;
     // Two at the same time: the second one waits and finds it.
     lock.lock()?;
@@ -302,16 +403,35 @@ fn find_template(program: &Path) -> Result<PathBuf> {
         if part.exists() {
             std::fs::remove_dir_all(&part)?;
         }
-        let mut install = Command::new("mariadb-install-db");
+        let mut install = match flavour {
+            Flavour::MariaDb => Command::new("mariadb-install-db"),
+            Flavour::MySql => Command::new(program),
+        };
+        // MySQL's root is `localhost` alone, which no address is where no names are resolved.
+        let init = place.join(format!("{name}.sql"));
+        std::fs::write(
+            &init,
+            "CREATE USER root@'127.0.0.1'; GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;\n",
+        )?;
         install.arg("--no-defaults").arg(format!("--datadir={}", part.display())).args(root_option());
-        install.args(["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]);
-        run(install.arg(REDO_LOG))?;
+        run(match flavour {
+            Flavour::MariaDb => install
+                .args(["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"])
+                .arg(REDO_LOG),
+            Flavour::MySql => install
+                .args(["--initialize-insecure", "--innodb-redo-log-capacity=32M"])
+                .arg(format!("--init-file={}", init.display())),
+        })?;
+        // Each server makes a number of its own.
+        if flavour == Flavour::MySql {
+            std::fs::remove_file(part.join("auto.cnf"))?;
+        }
         std::fs::rename(&part, &dir)?;
     }
     Ok(dir)
 }
 
-/// `mariadbd` refuses to run as root if it isn't told to.
+/// A server refuses to run as root if it isn't told to.
 fn root_option() -> &'static [&'static str] {
     if uid() == 0 { &["--user=root"] } else { &[] }
 }

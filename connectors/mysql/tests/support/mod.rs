@@ -12,7 +12,7 @@ use causeway_core::{
     Batch, Change, ChannelSpec, Connector, Event, Hlc, Marker, Opened, Outcome, Position, Seq, Site, Source,
     Target, Term, Told,
 };
-use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server};
+use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server, other_mysql_server};
 
 /// How long a test waits for one thing.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -25,7 +25,8 @@ pub(crate) struct Pair {
 
 /// `None` where no server can be had.
 pub(crate) fn pair(create: &str) -> Option<Pair> {
-    let servers = [mysql_server(&MysqlOptions::default())?, mysql_server(&MysqlOptions::default())?];
+    let other = MysqlOptions { program: other_mysql_server(), ..MysqlOptions::default() };
+    let servers = [mysql_server(&MysqlOptions::default())?, mysql_server(&other)?];
     let site = |server: &MysqlServer| toml::Table::from_iter([("url".to_owned(), server.url().into())]);
     let spec = ChannelSpec {
         link: "dc-cloud".into(),
