@@ -280,9 +280,8 @@ fn the_sum_stays(mut brokers: Vec<KafkaServer>, tables: &str) -> Result<()> {
     }
     pair.sql_at_both(&create)?;
     for table in &TABLES[..3] {
-        let last = 2 * ROWS - 1;
-        pair.servers[0]
-            .sql(&format!("USE shop; INSERT INTO {table} SELECT seq, {EACH} FROM seq_0_to_{last}"))?;
+        let rows = numbers(2 * ROWS as u32);
+        pair.servers[0].sql(&format!("USE shop; INSERT INTO {table} SELECT seq - 1, {EACH} FROM {rows}"))?;
     }
     pair.start()?;
     pair.seat.wait_until_drained(DRAIN)?;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mysql_async::Value;
+use mysql_async::binlog::jsonb::{JsonContainer, JsonDom, JsonNumber, JsonScalar};
 use mysql_async::binlog::value::BinlogValue;
 use mysql_async::consts::ColumnType;
 use serde_json::Value as Json;
@@ -134,7 +135,8 @@ pub(crate) fn from_binlog(value: BinlogValue<'static>, kind: &Kind) -> Result<Ce
     let value = match value {
         BinlogValue::Value(value) => value,
         BinlogValue::Jsonb(json) => {
-            let json = Json::try_from(json).map_err(|e| format!("a JSON value: {e}"))?;
+            let json = json.parse().map_err(|e| format!("a JSON value: {e}"))?;
+            let json = json_text(json)?;
             return Ok(Cell::Text(json.to_string()));
         }
         BinlogValue::JsonDiff(_) => {
@@ -169,6 +171,38 @@ pub(crate) fn from_binlog(value: BinlogValue<'static>, kind: &Kind) -> Result<Ce
         (Kind::Text(charset), Value::Bytes(bytes)) => text_cell(bytes, charset),
         (_, value) => plain(value)?,
     })
+}
+
+/// A value of MySQL's JSON as a SELECT prints it. A date, a time or bytes in it are the text that they look like there, and
+/// a DECIMAL is a number; one of more digits than a double has would be another number at the target.
+fn json_text(json: JsonDom) -> Result<Json, String> {
+    Ok(match json {
+        JsonDom::Container(JsonContainer::Array(all)) => {
+            Json::Array(all.into_iter().map(json_text).collect::<Result<_, _>>()?)
+        }
+        JsonDom::Container(JsonContainer::Object(all)) => {
+            let named = all.into_iter().map(|(name, value)| Ok((name, json_text(value)?)));
+            Json::Object(named.collect::<Result<_, String>>()?)
+        }
+        JsonDom::Scalar(JsonScalar::Number(JsonNumber::Decimal(exact))) => {
+            let exact = exact.to_string();
+            let number: serde_json::Number =
+                exact.parse().map_err(|e| format!("a DECIMAL in a JSON value: {e}"))?;
+            let is_same = |double: f64| digits_of(&format!("{double}")) == digits_of(&exact);
+            if number.is_f64() && !number.as_f64().is_some_and(is_same) {
+                return Err(format!(
+                    "the DECIMAL {exact} in a JSON value has more digits than JSON text keeps"
+                ));
+            }
+            Json::Number(number)
+        }
+        JsonDom::Scalar(scalar) => scalar.into(),
+    })
+}
+
+/// Of a number without an exponent, without zeros that say nothing.
+fn digits_of(number: &str) -> &str {
+    if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number }
 }
 
 /// A value of a SELECT by the binary protocol, of a column of type `kind` and `collation`.

@@ -97,7 +97,7 @@ impl Table {
         {
             return Some(format!("a {} in the primary key, {}", column.data_type, column.name));
         }
-        let foreign = ["uuid", "inet4", "inet6", "vector"];
+        let foreign = ["uuid", "inet4", "inet6"];
         let column = self.columns.iter().find(|column| foreign.contains(&column.type_name()))?;
         Some(format!("its column {} is of type {}", column.name, column.data_type))
     }
