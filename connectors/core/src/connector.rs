@@ -161,6 +161,26 @@ pub trait Connector: Send + Sync {
         true
     }
 
+    /// What the channel does with a [`Op::Ddl`](crate::Op::Ddl).
+    fn ddl_policy(&self, change: &Change) -> DdlPolicy {
+        let _ = change;
+        DdlPolicy::Hold
+    }
+
+    /// Whether a [`Op::Ddl`](crate::Op::Ddl) takes away what the store holds (`FLUSHALL`, `TRUNCATE`): what it had not seen
+    /// is brought back then, and where it is dropped, its origin gets back what it lost. Else it only changes what tables
+    /// are.
+    fn empties(&self, change: &Change) -> bool {
+        let _ = change;
+        true
+    }
+
+    /// What an operator is shown of a [`Op::Ddl`](crate::Op::Ddl): the command's name, or the statement.
+    fn shown(&self, change: &Change) -> String {
+        let _ = change;
+        "a change of the whole store".to_owned()
+    }
+
     /// Whether a [`Op::Ddl`](crate::Op::Ddl) would reach data that the channel does not carry. It is never
     /// applied then: it can only be dropped.
     fn reaches_beyond(&self, change: &Change) -> bool {
@@ -195,6 +215,17 @@ pub trait Connector: Send + Sync {
     ///
     /// `Retry` and `Setup`.
     async fn cleanup(&self, site: Site) -> Result<u64>;
+}
+
+/// What a channel does with a change of more than keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DdlPolicy {
+    /// The target does it, too.
+    Apply,
+    /// An operator says whether it does.
+    Hold,
+    /// It doesn't.
+    Ignore,
 }
 
 /// Opens a channel's connector; the daemon's list holds one of these for each kind of store.

@@ -21,7 +21,9 @@ mod target;
 mod token;
 
 pub use change::{Change, Group, Key, Op, Part, Space};
-pub use connector::{Capability, ChannelSpec, Class, Connector, Finding, OnlyAt, Open, OpenError, Unit};
+pub use connector::{
+    Capability, ChannelSpec, Class, Connector, DdlPolicy, Finding, OnlyAt, Open, OpenError, Unit,
+};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use hlc::{Hlc, HlcClock};
 pub use marker::Marker;

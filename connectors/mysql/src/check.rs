@@ -6,7 +6,7 @@ use mysql_async::prelude::Queryable;
 
 use crate::config::MysqlConfig;
 use crate::conn::{connect, in_time, make_our_tables, run};
-use crate::names::{self, APPLIED, SCHEMA, WATERMARK};
+use crate::names::{self, APPLIED, GONE, SCHEMA, WATERMARK};
 use crate::schema::{Table, carried};
 use crate::source::look;
 
@@ -18,6 +18,8 @@ struct Server {
     is_target: bool,
     history: Option<String>,
     tables: Vec<Table>,
+    /// Something was applied: a table or a column that it lacks may be on its way.
+    begun: bool,
     /// `auto_increment_increment` and `auto_increment_offset`.
     auto_increment: (u64, u64),
     has_auto_increment: bool,
@@ -58,6 +60,12 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
         settings(&mut conn, &label, &name, findings).await?;
     }
     rights(&mut conn, &label, &name, is_source, findings).await?;
+    let begun = format!(
+        "SELECT marker <> '' FROM {SCHEMA}.{APPLIED} WHERE name = '{}'",
+        names::row(&config.link, &config.channel)
+    );
+    // Where our tables cannot be made nothing is begun.
+    let begun = conn.query_first(begun).await.ok().flatten().unwrap_or(false);
     let tables = carried(&mut conn, &label, &config.tables).await?;
     if tables.is_empty() {
         let what = "no table is there that `tables` names".to_owned();
@@ -66,7 +74,9 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
     for table in &tables {
         if let Some(reason) = table.not_carried() {
             let what = format!("{} cannot be carried: {reason}", table.full_name());
-            findings.push(finding(true, &name, what, "name it in `exclude`"));
+            // What came later must not keep all else from going on: its rows are left out, and named.
+            let fatal = !begun || !table.key.is_empty();
+            findings.push(finding(fatal, &name, what, "name it in `exclude`"));
         }
     }
     let ask = "look at the tables";
@@ -115,7 +125,16 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
     .await?;
     let has_auto_increment = with_auto.iter().any(|(schema, table)| config.tables.carries(schema, table));
     let auto_increment = auto.unwrap_or((1, 1));
-    Ok(Server { site: name, is_source, is_target, history, tables, auto_increment, has_auto_increment })
+    Ok(Server {
+        site: name,
+        is_source,
+        is_target,
+        history,
+        tables,
+        begun,
+        auto_increment,
+        has_auto_increment,
+    })
 }
 
 async fn settings(conn: &mut Conn, label: &str, site: &str, findings: &mut Vec<Finding>) -> Result<()> {
@@ -223,16 +242,24 @@ fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {
 
 /// Whether what `table` holds fits into the target.
 fn fits(table: &Table, target: &Server, findings: &mut Vec<Finding>) {
-    let mut add = |what: String, advice: &str| findings.push(finding(true, &target.site, what, advice));
+    let mut add = |fatal: bool, what: String, advice: &str| {
+        findings.push(finding(fatal, &target.site, what, advice));
+    };
+    let fatal = !target.begun;
     let there = target.tables.iter().find(|there| there.schema == table.schema && there.name == table.name);
     let Some(there) = there else {
-        let advice =
-            "make it: `mysqldump --no-data --routines=0 SCHEMA TABLE` at the other site writes the statement";
-        return add(format!("the table {} is missing", table.full_name()), advice);
+        let advice = match target.begun {
+            false => {
+                "make it: `mysqldump --no-data --routines=0 SCHEMA TABLE` at the other site writes the statement"
+            }
+            true => "if it does not come by itself, make it: its rows wait, and all behind them",
+        };
+        return add(fatal, format!("the table {} is missing", table.full_name()), advice);
     };
     for column in table.columns.iter().filter(|column| !column.generated) {
         if !there.columns.iter().any(|other| other.name == column.name) {
             add(
+                fatal,
                 format!("{} lacks the column {}", table.full_name(), column.name),
                 "add it, as the other site has it",
             );
@@ -246,7 +273,7 @@ fn fits(table: &Table, target: &Server, findings: &mut Vec<Finding>) {
             "{} has another primary key here, or one of another type or collation",
             table.full_name()
         );
-        add(what, "make it the same at both sites");
+        add(true, what, "make it the same at both sites");
     }
 }
 
@@ -265,7 +292,7 @@ pub(crate) async fn cleanup(config: &MysqlConfig, site: Site) -> Result<u64> {
         return Ok(0);
     }
     let (mut removed, mut left) = (0, 0);
-    for table in [APPLIED, WATERMARK] {
+    for table in [APPLIED, WATERMARK, GONE] {
         run(&mut conn, &label, action, format!("DELETE FROM {SCHEMA}.{table} WHERE name = '{name}'")).await?;
         removed += conn.affected_rows();
         let count: Option<u64> =

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use causeway_core::settings::{At, Secret, percent};
-use causeway_core::{ChannelSpec, OpenError, Pattern, Site};
+use causeway_core::{ChannelSpec, DdlPolicy, OpenError, Pattern, Site};
 use url::Url;
 
 /// One channel, as this connector sees it.
@@ -19,6 +19,8 @@ pub struct MysqlConfig {
     pub carries: [bool; 2],
     /// The tables that it carries.
     pub tables: Tables,
+    /// What is done with every change of a table; `None`: what only adds is applied, and all else waits for an operator.
+    pub ddl: Option<DdlPolicy>,
     /// How fast a snapshot is read from the source; `None`: no limit.
     pub snapshot_bytes_per_second: Option<u64>,
     /// Both sites' servers.
@@ -81,7 +83,7 @@ impl Server {
     }
 }
 
-const CHANNEL_KEYS: [&str; 4] = ["tables", "exclude", "batch", "limits"];
+const CHANNEL_KEYS: [&str; 5] = ["tables", "exclude", "ddl", "batch", "limits"];
 const SITE_KEYS: [&str; 6] = ["url", "user", "password_file", "ca_file", "cert_file", "key_file"];
 const BATCH_KEYS: [&str; 2] = ["items_max", "bytes_max"];
 const LIMIT_KEYS: [&str; 1] = ["snapshot_bytes_per_second"];
@@ -113,6 +115,16 @@ impl MysqlConfig {
             let message = format!("`{wrong}` has no dot: write `schema.table`, such as `shop.*`");
             return Err(top.error("tables", &message));
         }
+        let ddl = match top.string("ddl")?.as_deref() {
+            None => None,
+            Some("apply") => Some(DdlPolicy::Apply),
+            Some("hold") => Some(DdlPolicy::Hold),
+            Some("ignore") => Some(DdlPolicy::Ignore),
+            Some(other) => {
+                let message = format!("is `{other}`, allowed is one of apply, hold, ignore");
+                return Err(top.error("ddl", &message));
+            }
+        };
         // The daemon cuts batches by these; here they are looked at only.
         batch.size("items_max", 1, 1 << 20)?;
         batch.size("bytes_max", 1, 1 << 30)?;
@@ -123,6 +135,7 @@ impl MysqlConfig {
             sites: spec.sites.clone(),
             carries: spec.carries,
             tables: Tables::new(&include, &top.strings("exclude", "shop.tmp_*")?),
+            ddl,
             snapshot_bytes_per_second: limits.rate("snapshot_bytes_per_second")?,
             servers: [first?, second?],
         })

@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use causeway_core::{
-    Capability, Change, ChannelSpec, Class, Connector, Finding, Key, OpenError, Result, Site, Source, Target,
-    Unit,
+    Capability, Change, ChannelSpec, Class, Connector, DdlPolicy, Finding, Key, OpenError, Result, Site,
+    Source, Target, Unit,
 };
 
 use crate::check;
 use crate::config::MysqlConfig;
+use crate::ddl::Ddl;
 use crate::schema::table_of;
 use crate::source::MysqlSource;
 use crate::target::MysqlTarget;
+
+/// Characters of a statement that are shown.
+const SHOWN_MAX: usize = 120;
 
 /// Two servers that are kept equal. Made of its configuration alone; sources and targets connect.
 #[derive(Debug)]
@@ -61,6 +65,29 @@ impl Connector for Mysql {
             return Vec::new();
         }
         vec![(Unit { key: change.key.clone(), element: None }, Class::Absolute)]
+    }
+
+    fn ddl_policy(&self, change: &Change) -> DdlPolicy {
+        Ddl::of(change).map_or(DdlPolicy::Hold, |ddl| ddl.policy(self.config.ddl))
+    }
+
+    fn empties(&self, change: &Change) -> bool {
+        Ddl::of(change).is_some_and(|ddl| ddl.empties())
+    }
+
+    fn shown(&self, change: &Change) -> String {
+        let sql = Ddl::of(change).map_or(String::new(), |ddl| ddl.sql);
+        let one_line: Vec<&str> = sql.split_whitespace().collect();
+        let mut shown = one_line.join(" ");
+        if let Some((end, _)) = shown.char_indices().nth(SHOWN_MAX) {
+            shown.replace_range(end.., "…");
+        }
+        shown
+    }
+
+    fn reaches_beyond(&self, change: &Change) -> bool {
+        let tables = Ddl::of(change).and_then(|ddl| ddl.definition()).map_or(Vec::new(), |d| d.tables);
+        tables.iter().any(|(schema, name)| !self.config.tables.carries(schema, name))
     }
 
     fn carries(&self, key: &Key) -> bool {

@@ -1,6 +1,6 @@
 //! Rows read by their keys, in the form in which the log has them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use causeway_core::{Key, Result};
@@ -8,6 +8,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
 
 use crate::conn::{in_time, unavailable};
+use crate::ddl::gone;
 use crate::row::{
     Cell, Charsets, KeyKind, from_select, key_cells, key_name, write_json, write_name, write_sql,
 };
@@ -41,6 +42,8 @@ impl Lock {
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     tables: HashMap<String, Option<Table>>,
+    /// Those that are not there, as this server's own statements dropped them.
+    dropped: HashSet<String>,
     charsets: Option<Charsets>,
 }
 
@@ -50,15 +53,33 @@ impl Known {
         let Some((schema, name)) = table_of(key) else { return Ok(None) };
         let full = format!("{schema}.{name}");
         if !self.tables.contains_key(&full) {
-            let found = table(conn, label, schema, name).await?;
+            let mut found = table(conn, label, schema, name).await?;
+            let gone = gone(conn, label, &full).await?;
+            match &mut found {
+                Some(table) => table.gone = gone,
+                None if gone.iter().any(String::is_empty) => {
+                    tracing::warn!(
+                        table = full,
+                        "it was dropped here: what the peer still writes into it is left out"
+                    );
+                    self.dropped.insert(full.clone());
+                }
+                None => {}
+            }
             self.tables.insert(full.clone(), found);
         }
         Ok(self.tables.get(&full).and_then(Option::as_ref))
     }
 
+    /// Whether the table that `key` is of was dropped here, as far as it was asked for.
+    pub(crate) fn is_dropped(&self, key: &Key) -> bool {
+        table_of(key).is_some_and(|(schema, name)| self.dropped.contains(&format!("{schema}.{name}")))
+    }
+
     /// Asks again from now on.
     pub(crate) fn forget(&mut self) {
         self.tables.clear();
+        self.dropped.clear();
     }
 
     pub(crate) async fn charsets(&mut self, conn: &mut Conn, label: &str) -> Result<Charsets> {

@@ -19,6 +19,8 @@ pub(crate) struct Table {
     pub(crate) columns: Vec<Column>,
     /// Of the primary key, in its order: indices of columns. Empty: it has none.
     pub(crate) key: Vec<usize>,
+    /// Columns that it no longer has, as [`crate::ddl::gone`] tells.
+    pub(crate) gone: Vec<String>,
     /// It has another unique index, so that a row can be in the way of one with another key.
     pub(crate) other_unique: bool,
     /// Rows, as the server guesses.
@@ -232,6 +234,7 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
         other_unique: indices.iter().any(|(index, ..)| index != "PRIMARY"),
         rows: rows.unwrap_or(0),
         row_bytes: row_bytes.unwrap_or(0) as usize,
+        gone: Vec::new(),
         odd: (!ordinary).then(|| format!("a {kind} of {engine}")),
         columns,
     }))

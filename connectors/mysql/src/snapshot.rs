@@ -287,6 +287,7 @@ mod tests {
             other_unique: false,
             rows: 0,
             row_bytes: 0,
+            gone: Vec::new(),
             odd: None,
         };
         assert_eq!(select(&table, None, 5), "SELECT `a`, `b`, `c` FROM `shop`.`t` ORDER BY `b` LIMIT 5");

@@ -15,15 +15,17 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{BinlogStream, BinlogStreamRequest, Conn};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout_at};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
+use crate::ddl::{Ddl, note};
 use crate::names;
 use crate::read::{Known, Lock, rows};
 use crate::schema::{self, Table, carried, table_of};
 use crate::snapshot::{Progress, ReadChunk, Reader, Said};
 use crate::stream::{Decoder, Stop, place_of, position, progress_of};
+use crate::target::announced;
 use crate::tokens::write_token;
 
 /// An idle server says so this often.
@@ -48,6 +50,8 @@ struct Live {
     label: String,
     /// What names the channel in our tables.
     name: String,
+    /// To the task that notes what statements took from tables.
+    defined: mpsc::Sender<Ddl>,
     stream: BinlogStream,
     decoder: Decoder,
     side: Conn,
@@ -279,8 +283,14 @@ impl Source for MysqlSource {
         let mut known = Known::default();
         let charsets = known.charsets(&mut side, &label).await?;
         let name = names::row(&self.config.link, &self.config.channel);
-        let decoder = Decoder::new(self.config.tables.clone(), charsets.clone(), name.clone(), &at)
+        let mut decoder = Decoder::new(self.config.tables.clone(), charsets.clone(), name.clone(), &at)
             .ok_or_else(|| unavailable("read the binlog", &label, "the binlog's files have no numbers"))?;
+        if opened != Opened::Resumed
+            && let Some(announced) = announced(&mut side, &label, &name).await?
+        {
+            let here = decoder.position();
+            decoder.expect(announced, here);
+        }
         let mut ready = VecDeque::new();
         let progress = match &opened {
             Opened::Resumed => progress_of(&at),
@@ -314,9 +324,12 @@ impl Source for MysqlSource {
         info!(site = self.config.site(self.site), endpoint = label, ?opened, "the binlog is read");
         let uncertain = self.config.carries[self.site.peer().index()];
         let (durable, asked) = (found.durable, HashMap::new());
+        let (say, defined) = mpsc::channel(DEFINED_MAX);
+        tokio::spawn(note_all(self.server().clone(), name.clone(), defined));
         let live = Live {
             label,
             name,
+            defined: say,
             stream,
             decoder,
             side,
@@ -381,6 +394,23 @@ impl Source for MysqlSource {
     }
 }
 
+/// Statements that wait to be noted.
+const DEFINED_MAX: usize = 1024;
+
+/// Notes what statements took from tables, one after the other; until nobody sends any more.
+async fn note_all(server: Server, name: String, mut defined: mpsc::Receiver<Ddl>) {
+    while let Some(ddl) = defined.recv().await {
+        let noting = async {
+            let mut conn = connect(&server).await?;
+            note(&mut conn, &server.label(), &name, &ddl, true).await
+        };
+        if let Err(error) = noting.await {
+            warn!(endpoint = server.label(), sql = ddl.sql, %error, "it is not noted what tables no longer have: what \
+                the peer still writes there waits");
+        }
+    }
+}
+
 /// Those that are not carried, with the reason, and those that are.
 fn split(tables: Vec<Table>) -> (LeftOut, Vec<Table>) {
     let (mut left_out, mut carried) = ((0, Vec::new()), Vec::new());
@@ -427,7 +457,15 @@ impl Live {
                     let event = event.map_err(silent)?;
                     self.heard = Instant::now();
                     match event {
-                        Some(Ok(event)) => self.take(&event)?,
+                        Some(Ok(event)) => {
+                            self.take(&event)?;
+                            // Not here: this may be given up at any await.
+                            for ddl in self.decoder.defined.drain(..) {
+                                if let Err(error) = self.defined.try_send(ddl) {
+                                    warn!(endpoint = self.label, %error, "it is not noted what tables no longer have");
+                                }
+                            }
+                        }
                         Some(Err(error)) => return Err(self.broke(error)),
                         None => return Err(unavailable("read the binlog", &self.label, "the server ended it")),
                     }

@@ -59,6 +59,9 @@ impl Row {
                 let mut columns = Vec::with_capacity(table.columns.len());
                 for (name, cell) in columns_of(json).map_err(Wrong::Form)? {
                     let column = table.columns.iter().find(|column| column.name == name);
+                    if column.is_none() && table.gone.contains(&name.to_lowercase()) {
+                        continue;
+                    }
                     let column = column.ok_or(Wrong::Column(name.clone()))?;
                     if !column.generated {
                         columns.push((name, value(&cell)));
@@ -249,6 +252,7 @@ mod tests {
             other_unique,
             rows: 0,
             row_bytes: 0,
+            gone: Vec::new(),
             odd: None,
         }
     }

@@ -17,6 +17,7 @@ use mysql_async::consts::ColumnType;
 use tracing::warn;
 
 use crate::config::Tables;
+use crate::ddl::{Announced, Ddl, Words};
 use crate::names;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
 use crate::schema::{NO_KEY, left_out};
@@ -57,8 +58,15 @@ struct Transaction {
     savepoints: Vec<(String, usize)>,
     marker: Option<Marker>,
     changes: Vec<Change>,
+    announced: Option<Announced>,
     tokens: Vec<Token>,
     left_out: Vec<(Key, String)>,
+}
+
+/// What our applier wrote into its row.
+enum Said {
+    Marker(Marker),
+    Announced(Announced),
 }
 
 /// Reads one server's binlog from a place on.
@@ -85,7 +93,12 @@ pub(crate) struct Decoder {
     told: HashSet<Space>,
     /// Rows that changed since each of these began, whoever changed them.
     windows: HashMap<Token, Window>,
-    /// Transactions that were told in pieces: from where to where, if they have ended.
+    /// Statements of the application that changed tables, until they are taken.
+    pub(crate) defined: Vec<Ddl>,
+    /// The connection that runs what our applier has announced.
+    announced: Option<u32>,
+    /// Where a restart must not begin: in transactions that were told in pieces, and between what is announced and its end.
+    /// From where to where, if they have ended.
     cut: VecDeque<(Position, Option<u64>)>,
 }
 
@@ -104,6 +117,10 @@ const WINDOW_ROWS_MAX: usize = 100_000;
 /// which become transactions of their own. Where it is cut follows from the binlog alone, so that one that is read again
 /// is cut there again.
 const PIECE_BYTES: u64 = 4 << 20;
+
+/// Why a statement is not carried.
+const TABLE_WITH_ROWS: &str =
+    "a table that is made with rows in it is not carried: make it at the other site";
 
 /// Bits of [`Position::at`] that are the place in a file; the file's number stands above.
 const PLACE_BITS: u32 = 40;
@@ -161,6 +178,8 @@ impl Decoder {
             groups: 0,
             told: HashSet::new(),
             windows: HashMap::new(),
+            defined: Vec::new(),
+            announced: None,
             cut: VecDeque::new(),
         })
     }
@@ -168,6 +187,13 @@ impl Decoder {
     /// Behind the last whole transaction.
     pub(crate) fn position(&self) -> Position {
         position(&self.history, &self.file, self.at, &self.gtid).unwrap_or_default()
+    }
+
+    /// Our applier is about to run a statement that it announced, behind `begin`.
+    pub(crate) fn expect(&mut self, announced: Announced, begin: Position) {
+        if self.announced.replace(announced.connection).is_none() {
+            self.cut.push_back((begin, None));
+        }
     }
 
     /// From here on notes the rows of `table` that change.
@@ -249,7 +275,11 @@ impl Decoder {
                 self.cut(u64::from(header.log_pos()), events);
             }
             EventData::XidEvent(_) => self.end(end, events),
-            EventData::QueryEvent(query) => self.query(&query.query(), &query.schema(), end, events)?,
+            EventData::QueryEvent(query) => {
+                let ddl = Ddl { schema: query.schema().into_owned(), sql: query.query().into_owned() };
+                let is_ours = self.announced == Some(query.thread_id());
+                self.query(ddl, is_ours, header.timestamp(), end, events)?;
+            }
             EventData::XaPrepareLogEvent(_) => {
                 return Err(Stop::Lost("an XA transaction, which is not carried".into()));
             }
@@ -345,12 +375,19 @@ impl Decoder {
 
     /// A transaction is whole.
     fn end(&mut self, end: u64, events: &mut Vec<Event>) {
+        let begin = self.position();
         self.at = end;
         self.gtid.clone_from(&self.next_gtid);
         let pos = self.position();
         let done = self.open.take().unwrap_or_default();
         if let (Some(_), Some((_, open))) = (done.told_to, self.cut.back_mut()) {
             *open = Some(pos.at);
+        }
+        if let Some(announced) = done.announced {
+            self.expect(announced, begin);
+        } else if done.marker.is_some() && self.announced.take().is_some() {
+            let open = self.cut.iter_mut().filter(|(_, end)| end.is_none());
+            open.for_each(|(_, end)| *end = Some(pos.at));
         }
         match done.marker {
             Some(marker) => events.push(Event::Marker { marker, pos: pos.clone() }),
@@ -362,8 +399,15 @@ impl Decoder {
         events.push(Event::Idle { pos });
     }
 
-    fn query(&mut self, text: &str, schema: &str, end: u64, events: &mut Vec<Event>) -> Result<(), Stop> {
-        let mut words = Words(text);
+    fn query(
+        &mut self,
+        statement: Ddl,
+        is_ours: bool,
+        seconds: u32,
+        end: u64,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Stop> {
+        let mut words = Words(&statement.sql);
         match words.next().as_str() {
             "BEGIN" => self.begin(),
             "COMMIT" => self.end(end, events),
@@ -404,13 +448,20 @@ impl Decoder {
                 )));
             }
             _ => {
-                if let Some((what, table)) = changed_table(text, schema)
-                    && self.tables.carries(&table.0, &table.1)
-                {
-                    let name = format!("{}.{}", table.0, table.1);
-                    let reason = format!("{what} is not carried: do the same at the other site");
-                    let key = Key { space: Space::Table(name.into()), name: Bytes::new() };
-                    self.open.get_or_insert_default().left_out.push((key, reason));
+                // What MySQL writes of CREATE TABLE … SELECT, whose rows follow.
+                let has_rows = self.open.as_ref().is_some_and(|open| open.begun)
+                    || statement.sql.trim_end().ends_with("START TRANSACTION");
+                let change = statement.clone().change(&self.tables, u64::from(seconds) * 1000);
+                if let Some(change) = change.filter(|_| !is_ours) {
+                    self.defined.push(statement);
+                    let open = self.open.get_or_insert_default();
+                    match has_rows {
+                        false => open.changes.push(change),
+                        true => open.left_out.push((change.key, TABLE_WITH_ROWS.to_owned())),
+                    }
+                }
+                if has_rows {
+                    self.open.get_or_insert_default().begun = true;
                 }
                 if !self.open.as_ref().is_some_and(|open| open.begun) {
                     self.end(end, events);
@@ -503,8 +554,11 @@ impl Decoder {
             let after = after.map(|row| table.cells(row)).transpose()?;
             match table.ours {
                 Some(Ours::Applied) => {
-                    let found = table.applied(&self.name, before.as_deref(), after.as_deref())?;
-                    open.marker = found.or(open.marker.take());
+                    match table.applied(&self.name, before.as_deref(), after.as_deref())? {
+                        Some(Said::Marker(marker)) => open.marker = Some(marker),
+                        Some(Said::Announced(announced)) => open.announced = Some(announced),
+                        None => {}
+                    }
                     continue;
                 }
                 Some(Ours::Watermark) => {
@@ -608,13 +662,13 @@ impl StreamTable {
         }
     }
 
-    /// The marker that a row of `causeway_applied` says was written here, if it is of the channel `name`.
+    /// What a row of `causeway_applied` says was written here, if it is of the channel `name`.
     fn applied(
         &self,
         name: &str,
         before: Option<&[Cell]>,
         after: Option<&[Cell]>,
-    ) -> Result<Option<Marker>, Stop> {
+    ) -> Result<Option<Said>, Stop> {
         let Some(after) = after.filter(|after| self.text(after, "name") == Some(name)) else {
             return Ok(None);
         };
@@ -623,115 +677,19 @@ impl StreamTable {
         if before.map_or(Some(Cell::UInt(0)), batch) == batch(after) {
             return Ok(None);
         }
+        if let Some(announced) = self.text(after, "ddl") {
+            let announced = Announced::parse(announced).map(|announced| Some(Said::Announced(announced)));
+            return announced.ok_or_else(|| Stop::Garbled("what is announced cannot be read".to_owned()));
+        }
         let text = self.text(after, "marker").unwrap_or_default();
-        text.parse().map(Some).map_err(|text| Stop::Garbled(format!("`{text}` is no marker")))
+        let marker = text.parse().map(|marker| Some(Said::Marker(marker)));
+        marker.map_err(|text| Stop::Garbled(format!("`{text}` is no marker")))
     }
 
     fn token(&self, name: &str, after: Option<&[Cell]>) -> Option<Token> {
         let after = after.filter(|after| self.text(after, "name") == Some(name))?;
         Token::parse(self.text(after, "token")?.as_bytes())
     }
-}
-
-/// The words of a statement, in upper case but for quoted ones; comments count as blanks.
-struct Words<'t>(&'t str);
-
-impl Words<'_> {
-    /// The next word, as it was written.
-    fn raw(&mut self) -> String {
-        loop {
-            self.0 = self.0.trim_start();
-            let comment = if self.0.starts_with("/*") {
-                self.0.find("*/").map(|end| end + 2)
-            } else if self.0.starts_with('#') || self.0.starts_with("-- ") {
-                self.0.find('\n')
-            } else {
-                break;
-            };
-            self.0 = self.0.get(comment.unwrap_or(self.0.len())..).unwrap_or_default();
-        }
-        let mut word = String::new();
-        let mut rest = self.0.chars();
-        match rest.next() {
-            None => {}
-            Some(quote @ ('`' | '"' | '\'')) => {
-                word.push(quote);
-                for c in rest.by_ref() {
-                    if c == quote {
-                        break;
-                    }
-                    word.push(c);
-                }
-                self.0 = rest.as_str();
-            }
-            Some(first) if is_word(first) => {
-                let end = self.0.find(|c| !is_word(c)).unwrap_or(self.0.len());
-                let (found, rest) = self.0.split_at(end);
-                word.push_str(found);
-                self.0 = rest;
-            }
-            Some(other) => {
-                word.push(other);
-                self.0 = rest.as_str();
-            }
-        }
-        word
-    }
-
-    fn next(&mut self) -> String {
-        self.raw().to_uppercase()
-    }
-
-    /// A table's name: `name`, or `schema.name`.
-    fn table(&mut self, schema: &str) -> Option<(String, String)> {
-        let name = |word: String| word.strip_prefix(['`', '"']).map(str::to_owned).unwrap_or(word);
-        let first = name(self.raw());
-        if let Some(rest) = self.0.trim_start().strip_prefix('.') {
-            self.0 = rest;
-            return Some((first, name(self.raw())));
-        }
-        (!first.is_empty()).then(|| (schema.to_owned(), first))
-    }
-}
-
-fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_' || c == '$'
-}
-
-/// The statement and the table that it changes the definition or the whole content of, if it is one that does.
-fn changed_table(text: &str, schema: &str) -> Option<(String, (String, String))> {
-    let mut words = Words(text);
-    let mut what = words.next();
-    let skipped =
-        ["OR", "REPLACE", "UNIQUE", "FULLTEXT", "SPATIAL", "ONLINE", "OFFLINE", "IGNORE", "TEMPORARY"];
-    let mut word = words.next();
-    while skipped.contains(&word.as_str()) {
-        if word == "TEMPORARY" {
-            return None;
-        }
-        word = words.next();
-    }
-    match (what.as_str(), word.as_str()) {
-        ("TRUNCATE", "TABLE") | ("CREATE" | "ALTER" | "DROP" | "RENAME", "TABLE" | "TABLES") => {
-            what = format!("{what} TABLE");
-        }
-        ("TRUNCATE", _) => {
-            // `TABLE` may be left out.
-            words = Words(text);
-            words.next();
-        }
-        ("CREATE" | "DROP", "INDEX") => {
-            what = format!("{what} INDEX");
-            while !matches!(words.next().as_str(), "ON" | "") {}
-        }
-        _ => return None,
-    }
-    let mut ahead = Words(words.0);
-    if ahead.next() == "IF" {
-        while !matches!(ahead.next().as_str(), "EXISTS" | "") {}
-        words = ahead;
-    }
-    words.table(schema).map(|table| (what, table))
 }
 
 #[cfg(test)]
@@ -747,30 +705,5 @@ mod tests {
         assert_eq!(place_of(&later), Some(("binlog.000013".into(), 4, String::new())));
         assert_eq!(place_of(&Position { at: 5, ..found }), None);
         assert_eq!(position(&Bytes::new(), "binlog", 4, ""), None);
-    }
-
-    #[test]
-    fn statements_that_change_a_table_name_it() {
-        for (text, expected) in [
-            ("ALTER TABLE orders ADD COLUMN x INT", Some("ALTER TABLE shop.orders")),
-            ("/* tool */ alter table `crm`.`a b` drop column x", Some("ALTER TABLE crm.a b")),
-            ("TRUNCATE orders", Some("TRUNCATE shop.orders")),
-            ("truncate table crm.people", Some("TRUNCATE TABLE crm.people")),
-            ("DROP TABLE IF EXISTS `orders` /* generated by server */", Some("DROP TABLE shop.orders")),
-            ("CREATE TABLE IF NOT EXISTS t (id int)", Some("CREATE TABLE shop.t")),
-            ("CREATE UNIQUE INDEX i ON shop2.t (a)", Some("CREATE INDEX shop2.t")),
-            ("RENAME TABLE a TO b", Some("RENAME TABLE shop.a")),
-            ("CREATE TEMPORARY TABLE t (id int)", None),
-            ("GRANT ALL ON *.* TO x", None),
-            ("CREATE DATABASE d", None),
-            ("", None),
-            ("ALTER TABLE", None),
-            ("/* never closed", None),
-            ("DROP INDEX i", None),
-        ] {
-            let found =
-                changed_table(text, "shop").map(|(what, (schema, table))| format!("{what} {schema}.{table}"));
-            assert_eq!(found.as_deref(), expected, "{text}");
-        }
     }
 }

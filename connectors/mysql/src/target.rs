@@ -13,18 +13,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use causeway_core::{
-    Batch, Change, Error, Key, Keys, Marker, Outcome, Refused, Result, Seq, Site, Target, Term, Token,
+    Batch, Change, Error, Key, Keys, Marker, Op, Outcome, Refused, Result, Seq, Site, Target, Term, Token,
 };
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::info;
 
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{
     ANSWER_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, text, unavailable,
 };
+use crate::ddl::{Announced, Ddl, fingerprint, note, still_runs};
 use crate::names::{self, APPLIED, SCHEMA};
 use crate::read::{Known, Lock, rows};
 use crate::schema::{Table, carried, table_of};
@@ -222,6 +224,13 @@ async fn take_over(conn: &mut Conn, label: &str, name: &str, term: Term) -> Resu
     parsed.map_err(|text| unavailable(action, label, format!("`{text}` in {SCHEMA}.{APPLIED} is no marker")))
 }
 
+/// What the row of a channel says is about to be run.
+pub(crate) async fn announced(conn: &mut Conn, label: &str, name: &str) -> Result<Option<Announced>> {
+    let read = format!("SELECT ddl FROM {SCHEMA}.{APPLIED} WHERE name = '{name}'");
+    let found: Option<Option<String>> = in_time("look at the marker", label, conn.query_first(read)).await?;
+    Ok(found.flatten().and_then(|text| Announced::parse(&text)))
+}
+
 fn fenced(label: &str, held: Option<u64>, term: Term) -> Error {
     let held = held.map_or_else(String::new, |held| format!("its marker is of term {held}, "));
     let reason = format!("{held}ours is {}; if the log was made anew, run `syncd cleanup` first", term.0);
@@ -263,6 +272,30 @@ impl Worker {
     }
 
     async fn batch(&mut self, batch: Batch) -> Result<Outcome> {
+        if let Some(change) = batch.changes.iter().find(|change| change.op == Op::Ddl) {
+            let ran = self.define(change).await;
+            self.known.forget();
+            if let (Ok(()), Some(ddl)) = (&ran, Ddl::of(change)) {
+                note(&mut self.conn, &self.label, &self.name, &ddl, false).await?;
+            }
+            let marker = Batch { changes: Vec::new(), ..batch.clone() };
+            let moved = match ran {
+                Ok(()) => self.fast(&marker, &HashMap::new()).await,
+                Err(broken) => Err(broken),
+            };
+            return match moved {
+                Ok(outcome) => Ok(outcome),
+                Err(Broken::Locked | Broken::Unexpected) => {
+                    let reason = "other transactions hold the table".to_owned();
+                    Ok(Outcome::Rejected { transient: true, reason })
+                }
+                Err(Broken::Refused { code, message }) => {
+                    let reason = refusal(code, message);
+                    Ok(Outcome::Rejected { transient: is_transient(code), reason })
+                }
+                Err(Broken::Failed(error)) => Err(error),
+            };
+        }
         let watched = std::mem::take(&mut self.watched);
         for _ in 0..DEADLOCKS_MAX {
             let tried = match self.fast(&batch, &watched).await {
@@ -287,6 +320,49 @@ impl Worker {
         Err(unavailable("apply", &self.label, "other transactions hold these rows"))
     }
 
+    /// Runs a statement that commits by itself, if it did not run already.
+    async fn define(&mut self, change: &Change) -> std::result::Result<(), Broken> {
+        let wrong =
+            || Broken::Refused { code: 0, message: "it is no statement that changes a table".to_owned() };
+        let ddl = Ddl::of(change).ok_or_else(wrong)?;
+        let definition = ddl.definition().ok_or_else(wrong)?;
+        let table = definition.tables.first().ok_or_else(wrong)?;
+        let label = self.label.clone();
+        let earlier = announced(&mut self.conn, &label, &self.name)
+            .await
+            .map_err(Broken::Failed)?
+            .filter(|a| a.seq == change.seq);
+        if let Some(earlier) = earlier
+            && earlier.connection != self.conn.id()
+            && still_runs(&mut self.conn, &label, earlier.connection).await.map_err(Broken::Failed)?
+        {
+            let message = format!("connection {} still runs it", earlier.connection);
+            return Err(Broken::Refused { code: RUNS, message });
+        }
+        let is = fingerprint(&mut self.conn, &label, table).await.map_err(Broken::Failed)?;
+        if earlier.is_some_and(|earlier| earlier.before != is) {
+            return Ok(());
+        }
+        let announced = Announced { seq: change.seq, connection: self.conn.id(), before: is };
+        let sql = format!(
+            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, ddl = '{announced}' WHERE name = '{}' AND term = {}",
+            self.name, self.term.0
+        );
+        self.execute(&[Statement { sql, expected: Expected::Fence }]).await?;
+        if !ddl.schema.is_empty() {
+            let chosen = format!("USE `{}`", ddl.schema.replace('`', "``"));
+            self.execute(&[Statement { sql: chosen, expected: Expected::Nothing }]).await?;
+        }
+        // It may take hours: no answer is no fault.
+        match self.conn.query_drop(&ddl.sql).await {
+            Err(mysql_async::Error::Server(error)) if definition.is_one && IS_SO.contains(&error.code) => {
+                info!(endpoint = label, sql = ddl.sql, answer = error.message, "it is so already");
+                Ok(())
+            }
+            ran => ran.map_err(|error| self.broken(error)),
+        }
+    }
+
     async fn undo(&mut self) -> Result<()> {
         run(&mut self.conn, &self.label, "apply", "ROLLBACK").await
     }
@@ -294,7 +370,7 @@ impl Worker {
     /// Begins the transaction: the marker, where the term is ours.
     fn begin(&self, batch: &Batch) -> Vec<Statement> {
         let sql = format!(
-            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, marker = '{}' WHERE name = '{}' AND term = {}",
+            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, ddl = NULL, marker = '{}' WHERE name = '{}' AND term = {}",
             batch.marker, self.name, self.term.0
         );
         vec![
@@ -396,6 +472,9 @@ impl Worker {
             let table =
                 self.known.table(&mut self.conn, &self.label, &change.key).await.map_err(Broken::Failed)?;
             let Some(table) = table else {
+                if self.known.is_dropped(&change.key) {
+                    continue;
+                }
                 let name = table_of(&change.key)
                     .map_or_else(String::new, |(schema, name)| format!("{schema}.{name}"));
                 return Err(Broken::Refused {
@@ -543,6 +622,10 @@ fn refusal(code: u16, message: String) -> String {
 /// Our own code for a table that the server lacks, and for a column: as the server's own.
 const NO_TABLE: u16 = 1146;
 const NO_COLUMN: u16 = 1054;
+/// What a server answers where it already is as a statement would make it: a table, a column or an index is there, or is not.
+const IS_SO: [u16; 5] = [1050, 1051, 1060, 1061, 1091];
+/// Our own code for a statement that an earlier connection still runs: as the server's that it was interrupted.
+const RUNS: u16 = 1317;
 
 /// Whether a refusal lies in the server, or in its tables, and not in the row: it waits until that is mended.
 fn is_transient(code: u16) -> bool {
@@ -566,6 +649,7 @@ fn is_transient(code: u16) -> bool {
             | 1053
             | NO_TABLE
             | NO_COLUMN
+            | RUNS
     )
 }
 

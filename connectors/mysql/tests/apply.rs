@@ -4,9 +4,9 @@
 
 mod support;
 
-use causeway_core::{ErrorKind, Outcome, Site, Term};
+use causeway_core::{Change, DdlPolicy, ErrorKind, Event, Op, Outcome, Seq, Site, Term, Told};
 use causeway_testkit::mysql::numbers;
-use support::{batch, committed, pair, send};
+use support::{batch, changes, committed, events_until, pair, send};
 
 const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100), u INT, UNIQUE KEY (u))";
 
@@ -192,4 +192,107 @@ async fn what_stands_in_the_way_is_named() {
             .any(|f| f.fatal == fatal && f.site.as_deref() == site && f.what.starts_with(what));
         assert!(told, "{what}: {findings:#?}");
     }
+}
+
+/// The statements among `changes`, each with the rows behind it.
+fn statements(changes: &[Change]) -> Vec<Change> {
+    changes.iter().filter(|change| change.op == Op::Ddl).cloned().collect()
+}
+
+/// FF05: a statement that changes a table goes in where it stood between the rows, and the target's own stream does not
+/// tell of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_a_table_goes_in_once_and_does_not_come_back() {
+    let Some(pair) = pair(TABLE) else { return };
+    let mut back = pair.connector.source(Site::Second);
+    back.open(None, false, Told::new()).await.unwrap();
+    let came = pair
+        .captured(
+            "INSERT INTO suite.t VALUES (1, 'a', 1); USE suite; ALTER TABLE t ADD COLUMN w INT DEFAULT 7 FIRST; \
+             INSERT INTO suite.t VALUES (8, 2, 'b', 2); CREATE TABLE suite.more (id INT PRIMARY KEY); \
+             INSERT INTO suite.more VALUES (5); CREATE DATABASE elsewhere; CREATE TABLE elsewhere.t (id INT)",
+        )
+        .await;
+    assert_eq!(statements(&came).len(), 2, "{came:?}");
+    let policies: Vec<DdlPolicy> = statements(&came).iter().map(|c| pair.connector.ddl_policy(c)).collect();
+    assert_eq!(policies, [DdlPolicy::Apply; 2]);
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    for (n, change) in came.iter().enumerate() {
+        let change = Change { seq: Seq(n as u64), ..change.clone() };
+        assert_eq!(send(target.as_mut(), batch(1, n as u64 + 1, vec![change])).await.unwrap(), committed());
+    }
+    let rows =
+        pair.servers[1].sql("SELECT id, w, v FROM suite.t ORDER BY id; SELECT id FROM suite.more").unwrap();
+    assert_eq!(rows.split_whitespace().collect::<Vec<_>>(), ["1", "7", "a", "2", "8", "b", "5"]);
+    pair.servers[1].sql("ALTER TABLE suite.t DROP COLUMN v").unwrap();
+    let is_last = |e: &Event| matches!(e, Event::Change(c) if c.op == Op::Ddl);
+    let events = events_until(back.as_mut(), is_last).await.unwrap();
+    let markers = events.iter().filter(|e| matches!(e, Event::Marker { .. })).count();
+    assert_eq!(markers, came.len(), "each is told of once: {events:?}");
+    let told = changes(events);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(pair.connector.shown(&told[0]).contains("DROP COLUMN v"), "{told:?}");
+}
+
+/// FF44: after a break the table itself tells whether a statement ran; a connection that may still run it is waited for,
+/// and one that sleeps before it is ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_a_table_that_broke_off_is_done_once() {
+    let Some(pair) = pair(TABLE) else { return };
+    let came = pair.captured("ALTER TABLE suite.t ADD COLUMN w INT, ADD COLUMN x INT").await;
+    let change = Change { seq: Seq(4), ..statements(&came)[0].clone() };
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    let again = || batch(1, 5, vec![change.clone()]);
+    assert_eq!(send(target.as_mut(), again()).await.unwrap(), committed());
+    // As it was before the marker moved: announced, and run.
+    let before = "SELECT ddl IS NULL FROM causeway.causeway_applied";
+    assert_eq!(pair.servers[1].sql(before).unwrap().trim(), "1");
+    let announce = |seq: u64, connection: u64, before: &str| {
+        let sql = format!("UPDATE causeway.causeway_applied SET ddl = '{seq}:{connection}:{before}'");
+        pair.servers[1].sql(&sql).unwrap();
+    };
+    announce(4, 4_000_000, "abc");
+    assert_eq!(send(target.as_mut(), again()).await.unwrap(), committed());
+    // Announced for another place of the log: this one has not run, and the server says why it cannot.
+    announce(3, 4_000_000, "abc");
+    let Outcome::Rejected { transient: false, reason } = send(target.as_mut(), again()).await.unwrap() else {
+        panic!("it ran twice")
+    };
+    assert!(reason.contains("Duplicate column name 'w'"), "{reason}");
+    // One that runs.
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| drop(pair.servers[1].sql("SELECT 'ours', SLEEP(3)")));
+        let mut id = String::new();
+        while id.is_empty() {
+            let find =
+                "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT ''ours%' LIMIT 1";
+            id = pair.servers[1].sql(find).unwrap().trim().to_owned();
+        }
+        announce(4, id.parse().unwrap(), "abc");
+        let handle = tokio::runtime::Handle::current();
+        let outcome = tokio::task::block_in_place(|| handle.block_on(send(target.as_mut(), again())));
+        let Outcome::Rejected { transient: true, reason } = outcome.unwrap() else {
+            panic!("not waited for")
+        };
+        assert!(reason.contains("still runs it"), "{reason}");
+        running.join().unwrap();
+    });
+    assert_eq!(send(target.as_mut(), again()).await.unwrap(), committed());
+    // One that sleeps: an applier that was stopped between the two.
+    let mut older = pair.connector.target(Site::Second);
+    older.take_over(Term(1)).await.unwrap();
+    let sleeping = "SELECT id FROM information_schema.processlist WHERE command = 'Sleep' AND user = 'root' ORDER BY id DESC LIMIT 1";
+    let id: u64 = pair.servers[1].sql(sleeping).unwrap().trim().parse().unwrap();
+    announce(4, id, "abc");
+    assert_eq!(send(target.as_mut(), again()).await.unwrap(), committed());
+    let left = format!(
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE id = {id} AND command <> 'Killed'"
+    );
+    assert_eq!(pair.servers[1].sql(&left).unwrap().trim(), "0", "it could still run it");
+    let mut newer = pair.connector.target(Site::Second);
+    newer.take_over(Term(2)).await.unwrap();
+    let error = send(target.as_mut(), again()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced);
 }

@@ -109,6 +109,13 @@ impl Connector for Redis {
         matches!(key.space, Space::Db(db) if self.config.filter.carries(db, &key.name))
     }
 
+    fn shown(&self, change: &Change) -> String {
+        let command = change.value.as_deref().unwrap_or_default().to_ascii_uppercase();
+        let is = |name: &&str| command.windows(name.len()).any(|part| part == name.as_bytes());
+        let name = ["FLUSHALL", "FLUSHDB", "SWAPDB"].into_iter().find(is);
+        name.unwrap_or("a change of the whole store").to_owned()
+    }
+
     fn reaches_beyond(&self, change: &Change) -> bool {
         let command = change.value.as_deref().unwrap_or_default();
         change.op == Op::Ddl && !self.config.filter.holds_to(db_of(&change.key), command)

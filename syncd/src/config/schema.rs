@@ -35,8 +35,19 @@ struct StoreKeys {
     /// MySQL: of those, patterns of tables that are not carried.
     #[schemars(length(min = 1))]
     exclude: Option<Vec<String>>,
+    /// MySQL: what is done with changes of a table's definition; left out: what only adds is applied, all else held.
+    ddl: Option<Ddl>,
     /// How fast a snapshot is read and changes are applied.
     limits: Option<StoreLimits>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code, reason = "describes keys that connectors read")]
+enum Ddl {
+    Apply,
+    Hold,
+    Ignore,
 }
 
 #[derive(JsonSchema)]

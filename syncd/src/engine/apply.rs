@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use causeway_core::{
-    Batch, Change, Connector, Hlc, Key, Marker, Op, Outcome, Refused, Seq, Site, Target, Term,
+    Batch, Change, Connector, DdlPolicy, Hlc, Key, Marker, Op, Outcome, Refused, Seq, Site, Target, Term,
 };
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -565,7 +565,9 @@ impl Reign {
         walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
             let named = !change.key.name.is_empty() && change.part.is_none_or(|part| part.last);
             if change.seq >= settled && change.op == Op::Ddl {
-                whole.push(change);
+                if task.connector.empties(&change) {
+                    whole.push(change);
+                }
             } else if change.seq < settled || !named {
             } else if change.op == Op::Refresh {
                 wanted.push(change.key.detached());
@@ -1155,44 +1157,130 @@ impl Reign {
         self.settle(task, applied, end, low);
     }
 
-    /// The log says that it empties a store: waits for an operator.
+    /// The answer that was given for `change`, or the one that is given now.
+    async fn answer(&mut self, task: &mut ApplyTask, change: &Change) -> Result<HeldAnswer, EngineError> {
+        let given = lock(&task.answered).get(&task.partition, change.seq);
+        if let Some(answer) = given {
+            info!(partition = %task.partition, seq = %change.seq, ?answer, "held and answered before");
+            return Ok(answer);
+        }
+        self.ask_operator(task, change, None).await
+    }
+
+    async fn ask_operator(
+        &mut self,
+        task: &mut ApplyTask,
+        change: &Change,
+        refused: Option<&str>,
+    ) -> Result<HeldAnswer, EngineError> {
+        let answer = self.whole_store_answer(task, change, refused).await?;
+        lock(&task.answered)
+            .keep(&task.partition, change.seq, answer)
+            .map_err(|error| unavailable(task, "keep an answer beside the log", error.to_string()))?;
+        Ok(answer)
+    }
+
+    /// The log says that it empties a store, or changes what a table is: waits for an operator, where it has to.
     async fn hold(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
         self.drain(task, target).await?;
         let Some((_, change)) = self.reader.peek().cloned() else { return Ok(()) };
-        let given = lock(&task.answered).get(&task.partition, change.seq);
-        let answer = match given {
-            Some(answer) => {
-                info!(partition = %task.partition, seq = %change.seq, ?answer, "held and answered before");
-                answer
-            }
-            None => {
-                let answer = self.whole_store_answer(task, &change).await?;
-                lock(&task.answered)
-                    .keep(&task.partition, change.seq, answer)
-                    .map_err(|error| unavailable(task, "keep an answer beside the log", error.to_string()))?;
-                answer
-            }
+        let (empties, what) = (task.connector.empties(&change), task.connector.shown(&change));
+        let policy = match task.connector.reaches_beyond(&change) {
+            true => DdlPolicy::Hold,
+            false => task.connector.ddl_policy(&change),
         };
-        self.reader.pop();
+        let mut answer = match policy {
+            DdlPolicy::Apply => HeldAnswer::Apply,
+            DdlPolicy::Ignore => HeldAnswer::Drop,
+            DdlPolicy::Hold => self.answer(task, &change).await?,
+        };
+        // Until the origin is asked for what it took away, a crash must find the change again.
+        let pin = (answer == HeldAnswer::Apply && empties).then_some(change.seq);
+        self.pins.extend(pin);
         let to = change.seq.next();
-        let changes = if answer == HeldAnswer::Apply { vec![change] } else { Vec::new() };
-        let applied = changes.first().cloned();
-        // Until the origin is asked, a crash must find the change again.
-        self.pins.extend(applied.iter().map(|change| change.seq));
-        self.send(task, target, changes, false, to).await?;
-        if let Some(change) = applied {
-            // It took the marker with it.
-            task.shared.marker_lost.raise();
-            self.drain(task, target).await?;
-            self.restore(task, target, &change).await?;
-            self.unpin(change.seq);
-        } else if task.own.is_some() {
+        while answer == HeldAnswer::Apply {
+            match self.apply_alone(task, target, &change).await? {
+                None => {
+                    info!(partition = %task.partition, seq = %change.seq, what, "applied");
+                    self.reader.pop();
+                    if empties {
+                        // It took the marker with it.
+                        task.shared.marker_lost.raise();
+                        self.drain(task, target).await?;
+                        self.restore(task, target, &change).await?;
+                    }
+                    pin.into_iter().for_each(|pin| self.unpin(pin));
+                    self.settle_all(task);
+                    return Ok(());
+                }
+                Some(refused) => answer = self.ask_operator(task, &change, Some(&refused)).await?,
+            }
+        }
+        pin.into_iter().for_each(|pin| self.unpin(pin));
+        self.reader.pop();
+        self.send(task, target, Vec::new(), false, to).await?;
+        match (empties, &task.own) {
             // The origin gets back what it lacks now.
-            task.shared.ask.snapshot(false).await?;
-        } else {
-            warn!(partition = %task.partition, "dropped: the sites differ until a repair");
+            (true, Some(_)) => task.shared.ask.snapshot(false).await?,
+            (true, None) => warn!(partition = %task.partition, "dropped: the sites differ until a repair"),
+            (false, _) => {
+                warn!(partition = %task.partition, seq = %change.seq, what, "not applied: rows that need it \
+                wait until the same is done at the target")
+            }
         }
         Ok(())
+    }
+
+    /// Applies a change that is no transaction's. Nothing is under way. `Some`: the target refuses it, and why.
+    async fn apply_alone(
+        &mut self,
+        task: &ApplyTask,
+        target: &mut dyn Target,
+        change: &Change,
+    ) -> Result<Option<String>, EngineError> {
+        let (changes, to) = (Arc::new(vec![change.clone()]), change.seq.next());
+        let before = self.marker.clone();
+        loop {
+            let mut plan = self.plan(task, &changes, false).await?;
+            let span = self.marker.applied.min(to)..to;
+            let marker = self.announce(task, &changes, (span, self.low), &mut plan);
+            let sent = plan.decided.unwrap_or_else(|| changes.to_vec());
+            let batch = Batch { marker, changes: sent, watched: false, keep_existing: false };
+            let outcome = tokio::select! {
+                biased;
+                // It may take hours.
+                outcome = transact(task, target, batch) => outcome?,
+                () = task.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
+                () = task.stop.cancelled() => return Err(EngineError::Stopped),
+            };
+            let refused = match outcome {
+                Outcome::Committed { mut refused, .. } => refused.pop().map(|refused| refused.reason),
+                Outcome::Rejected { transient: true, reason } => {
+                    self.marker = before.clone();
+                    *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
+                    tokio::select! {
+                        biased;
+                        () = tokio::time::sleep(REJECTED_WAIT) => {}
+                        () = task.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
+                        () = task.stop.cancelled() => return Err(EngineError::Stopped),
+                    }
+                    continue;
+                }
+                Outcome::Rejected { transient: false, reason } => Some(reason),
+                Outcome::Touched => continue,
+            };
+            *lock(&task.stats.apply_error) = None;
+            if refused.is_some() {
+                self.marker = before;
+                return Ok(refused);
+            }
+            if !std::mem::replace(&mut self.begun, true) {
+                task.has_begun()?;
+            }
+            self.note(task, &plan.pairs).await;
+            task.stats.counts.applied.fetch_add(1, Ordering::SeqCst);
+            return Ok(None);
+        }
     }
 
     /// What an operator says of `change`, which concerns the whole store.
@@ -1200,10 +1288,14 @@ impl Reign {
         &mut self,
         task: &mut ApplyTask,
         change: &Change,
+        refused: Option<&str>,
     ) -> Result<HeldAnswer, EngineError> {
         let beyond = task.connector.reaches_beyond(change);
         loop {
-            let mut what = what_is_held(change);
+            let mut what = what_is_held(task, change);
+            if let Some(refused) = refused {
+                what.push_str(&format!("; the target refused it: {refused}"));
+            }
             if beyond {
                 what.push_str(
                     ", which would also reach what the channel does not carry: it can only be dropped",
@@ -1301,15 +1393,9 @@ fn ends_sweep(point: &super::restart::RestartPoint, seq: Seq) -> bool {
     point.snapshot.as_ref().is_some_and(|snapshot| snapshot.sweep && snapshot.end == Some(seq.0))
 }
 
-fn what_is_held(change: &Change) -> String {
-    let command = change.value.as_ref().map_or("", |value| {
-        ["FLUSHALL", "FLUSHDB", "SWAPDB"]
-            .into_iter()
-            .find(|name| value.to_ascii_uppercase().windows(name.len()).any(|part| part == name.as_bytes()))
-            .unwrap_or("a change of the whole store")
-    });
+fn what_is_held(task: &ApplyTask, change: &Change) -> String {
     let made = rfc3339(UNIX_EPOCH + Duration::from_millis(change.time));
-    format!("{command} at seq {}, made {made}", change.seq)
+    format!("{} at seq {}, made {made}", task.connector.shown(change), change.seq)
 }
 
 /// Where to cut `changes` in two without cutting a group; `None` if they are one change or one group.

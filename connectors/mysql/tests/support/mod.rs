@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use causeway_core::{
-    Batch, Change, ChannelSpec, Connector, Event, Hlc, Marker, Opened, Outcome, Position, Seq, Site, Source,
-    Target, Term, Told,
+    Batch, Change, ChannelSpec, Connector, Event, Hlc, Marker, Op, Opened, Outcome, Position, Seq, Site,
+    Source, Target, Term, Told,
 };
 use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server, other_mysql_server};
 
@@ -91,11 +91,13 @@ pub(crate) async fn until(source: &mut dyn Source, last: impl Fn(&Event) -> bool
 pub(crate) async fn up_to_now(source: &mut dyn Source, server: &MysqlServer) -> (Vec<Change>, Position) {
     server.sql("CREATE TABLE IF NOT EXISTS suite.ends (id INT PRIMARY KEY AUTO_INCREMENT)").unwrap();
     server.sql("INSERT INTO suite.ends VALUES ()").unwrap();
-    let is_end = |e: &Event| matches!(e, Event::Change(c) if is_ends(c));
-    let mut all = until(source, is_end).await;
-    let end = all.iter().position(is_ends).unwrap();
+    let is_end = |change: &Change| change.op == Op::Put && is_ends(change);
+    let mut all = until(source, |e| matches!(e, Event::Change(c) if is_end(c))).await;
+    let end = all.iter().position(is_end).unwrap();
     let at = all[end].pos.clone();
     all.truncate(end);
+    // And what made the table.
+    all.retain(|change| !is_ends(change));
     (all, at)
 }
 

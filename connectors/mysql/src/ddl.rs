@@ -1,0 +1,526 @@
+//! Statements that change what tables are: what the binlog says of them, which of them only add, and how they are run at a
+//! target so that each runs once.
+//!
+//! Such a statement commits by itself, so no transaction can hold it together with the marker. The row of
+//! `causeway_applied` announces it first, with the connection that will run it and what the table was; then it runs, and
+//! then the marker moves. The site's own capture leaves out what the announced connection does, and after a crash the table
+//! tells whether it ran: it is another one, or it is not.
+
+use bytes::Bytes;
+use causeway_core::{Change, DdlPolicy, Error, Key, Op, Position, Result, Seq, Space};
+use mysql_async::Conn;
+use mysql_async::prelude::Queryable;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Tables;
+use crate::conn::{failed, in_time};
+use crate::names::{GONE, SCHEMA};
+
+/// A statement as it stands in the log, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ddl {
+    /// The database that was chosen where it ran; may be empty.
+    pub(crate) schema: String,
+    /// As it was written.
+    pub(crate) sql: String,
+}
+
+/// What a statement does, and to which tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Definition {
+    /// `ALTER TABLE`
+    pub(crate) what: String,
+    /// Schema and name.
+    pub(crate) tables: Vec<(String, String)>,
+    /// It takes nothing away from anybody: a table, a column or an index is added.
+    pub(crate) only_adds: bool,
+    /// It does one thing: where the server says that this is so already, it is done.
+    pub(crate) is_one: bool,
+    /// What is no longer there, and what is there now: of a table its columns, or itself where that is empty.
+    pub(crate) gone: Vec<(String, String)>,
+    pub(crate) there: Vec<(String, String)>,
+}
+
+impl Ddl {
+    /// Reads it back.
+    pub(crate) fn of(change: &Change) -> Option<Ddl> {
+        (change.op == Op::Ddl).then(|| serde_json::from_slice(change.value.as_deref()?).ok()).flatten()
+    }
+
+    /// The change of the log; `None` if it concerns no table that is carried.
+    pub(crate) fn change(self, tables: &Tables, time: u64) -> Option<Change> {
+        let definition = self.definition()?;
+        let (schema, name) = definition.tables.iter().find(|(schema, name)| tables.carries(schema, name))?;
+        let key = Key { space: Space::Table(format!("{schema}.{name}").into()), name: Bytes::new() };
+        // Two texts always have a JSON form, and memory takes it.
+        let value = serde_json::to_vec(&self).ok()?;
+        Some(Change::captured(Op::Ddl, key, Some(value.into()), Position::default(), time))
+    }
+
+    pub(crate) fn definition(&self) -> Option<Definition> {
+        definition(&self.sql, &self.schema)
+    }
+
+    /// What the channel does with it.
+    pub(crate) fn policy(&self, set: Option<DdlPolicy>) -> DdlPolicy {
+        set.unwrap_or(match self.definition() {
+            Some(definition) if definition.only_adds => DdlPolicy::Apply,
+            _ => DdlPolicy::Hold,
+        })
+    }
+
+    /// Whether rows of tables that stay are gone with it.
+    pub(crate) fn empties(&self) -> bool {
+        self.definition().is_some_and(|definition| definition.what.starts_with("TRUNCATE"))
+    }
+}
+
+/// What a row of `causeway_applied` says is about to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Announced {
+    /// The change's place in the log.
+    pub(crate) seq: Seq,
+    /// The connection's number at the server.
+    pub(crate) connection: u32,
+    /// What the table was.
+    pub(crate) before: u64,
+}
+
+impl std::fmt::Display for Announced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{:x}", self.seq.0, self.connection, self.before)
+    }
+}
+
+impl Announced {
+    pub(crate) fn parse(text: &str) -> Option<Announced> {
+        let mut parts = text.split(':');
+        let (seq, connection) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let before = u64::from_str_radix(parts.next()?, 16).ok()?;
+        parts.next().is_none().then_some(Announced { seq: Seq(seq), connection, before })
+    }
+}
+
+/// What a table is, as a number: 0, there is none.
+pub(crate) async fn fingerprint(
+    conn: &mut Conn,
+    label: &str,
+    (schema, name): &(String, String),
+) -> Result<u64> {
+    let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
+    let sql = format!("SHOW CREATE TABLE {}.{}", quoted(schema), quoted(name));
+    let ask = "look at a table";
+    let row: Option<mysql_async::Row> =
+        match in_time(ask, label, async { Ok(conn.query_first(sql).await) }).await? {
+            // There is no such table, or no such database.
+            Err(mysql_async::Error::Server(error)) if matches!(error.code, 1146 | 1049) => return Ok(0),
+            found => found.map_err(|error| failed(ask, label, error))?,
+        };
+    let text: Option<String> = row.and_then(|row| row.get_opt(1)?.ok());
+    let text = text.ok_or_else(|| crate::conn::unavailable(ask, label, "no answer"))?;
+    // The next number to be given changes with every row.
+    let said = text.split_whitespace().filter(|word| !word.starts_with("AUTO_INCREMENT="));
+    Ok(xxhash_rust::xxh3::xxh3_64(said.collect::<Vec<_>>().join(" ").as_bytes()).max(1))
+}
+
+/// Notes in the server what its tables no longer have: what the peer writes into it, as it has not seen that yet, is left
+/// out then. Of a statement of the peer nothing is gone: its rows come in order.
+pub(crate) async fn note(conn: &mut Conn, label: &str, name: &str, ddl: &Ddl, is_own: bool) -> Result<()> {
+    let Some(definition) = ddl.definition() else { return Ok(()) };
+    let action = "note what a table no longer has";
+    for (space, column) in definition.there {
+        // A new table has all of its columns.
+        let sql = format!("DELETE FROM {SCHEMA}.{GONE} WHERE name = ? AND space = ? AND ? IN ('', col)");
+        in_time(action, label, conn.exec_drop(sql, (name, space, column))).await?;
+    }
+    for (space, column) in definition.gone.into_iter().filter(|_| is_own) {
+        let sql = format!("REPLACE INTO {SCHEMA}.{GONE} (name, space, col) VALUES (?, ?, ?)");
+        in_time(action, label, conn.exec_drop(sql, (name, space, column))).await?;
+    }
+    Ok(())
+}
+
+/// The columns that a table of the server no longer has; an empty one is the table itself.
+pub(crate) async fn gone(conn: &mut Conn, label: &str, space: &str) -> Result<Vec<String>> {
+    let sql = format!("SELECT DISTINCT col FROM {SCHEMA}.{GONE} WHERE space = ?");
+    in_time("look what a table no longer has", label, conn.exec(sql, (space,))).await
+}
+
+/// Whether `connection` still runs a statement; one that only waits is ended, as its process may wake up and run it.
+///
+/// # Errors
+///
+/// The server does not answer.
+pub(crate) async fn still_runs(conn: &mut Conn, label: &str, connection: u32) -> Result<bool> {
+    let sql = format!("SELECT command FROM information_schema.processlist WHERE id = {connection}");
+    let command: Option<String> = in_time("look at a connection", label, conn.query_first(sql)).await?;
+    match command.as_deref() {
+        None => Ok(false),
+        Some("Sleep") => {
+            let killed =
+                in_time("end a connection", label, conn.query_drop(format!("KILL {connection}"))).await;
+            // It may have ended by itself.
+            match killed {
+                Err(Error::Unavailable { .. }) | Ok(()) => Ok(false),
+                Err(other) => Err(other),
+            }
+        }
+        Some(_) => Ok(true),
+    }
+}
+
+/// The words of a statement, in upper case but for quoted ones; comments count as blanks.
+pub(crate) struct Words<'t>(pub(crate) &'t str);
+
+impl Words<'_> {
+    /// The next word, as it was written.
+    pub(crate) fn raw(&mut self) -> String {
+        loop {
+            self.0 = self.0.trim_start();
+            let comment = if self.0.starts_with("/*") {
+                self.0.find("*/").map(|end| end + 2)
+            } else if self.0.starts_with('#') || self.0.starts_with("-- ") {
+                self.0.find('\n')
+            } else {
+                break;
+            };
+            self.0 = self.0.get(comment.unwrap_or(self.0.len())..).unwrap_or_default();
+        }
+        let mut word = String::new();
+        let mut rest = self.0.chars();
+        match rest.next() {
+            None => {}
+            Some(quote @ ('`' | '"' | '\'')) => {
+                word.push(quote);
+                for c in rest.by_ref() {
+                    if c == quote {
+                        break;
+                    }
+                    word.push(c);
+                }
+                self.0 = rest.as_str();
+            }
+            Some(first) if is_word(first) => {
+                let end = self.0.find(|c| !is_word(c)).unwrap_or(self.0.len());
+                let (found, rest) = self.0.split_at(end);
+                word.push_str(found);
+                self.0 = rest;
+            }
+            Some(other) => {
+                word.push(other);
+                self.0 = rest.as_str();
+            }
+        }
+        word
+    }
+
+    pub(crate) fn next(&mut self) -> String {
+        self.raw().to_uppercase()
+    }
+
+    /// A table's name: `name`, or `schema.name`.
+    fn table(&mut self, schema: &str) -> Option<(String, String)> {
+        let name = |word: String| word.strip_prefix(['`', '"']).map(str::to_owned).unwrap_or(word);
+        let first = name(self.raw());
+        if let Some(rest) = self.0.trim_start().strip_prefix('.') {
+            self.0 = rest;
+            return Some((first, name(self.raw())));
+        }
+        (!first.is_empty()).then(|| (schema.to_owned(), first))
+    }
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == '$'
+}
+
+/// What `text`, run where the database `schema` was chosen, does to the definition or the whole content of tables; `None`:
+/// nothing.
+fn definition(text: &str, schema: &str) -> Option<Definition> {
+    let mut words = Words(text);
+    let verb = words.next();
+    let skipped =
+        ["OR", "REPLACE", "UNIQUE", "FULLTEXT", "SPATIAL", "ONLINE", "OFFLINE", "IGNORE", "TEMPORARY"];
+    let (mut word, mut replaces) = (words.next(), false);
+    while skipped.contains(&word.as_str()) {
+        if word == "TEMPORARY" {
+            return None;
+        }
+        replaces |= word == "REPLACE";
+        word = words.next();
+    }
+    let what = match (verb.as_str(), word.as_str()) {
+        ("TRUNCATE", "TABLE") | ("CREATE" | "ALTER" | "DROP" | "RENAME", "TABLE" | "TABLES") => {
+            format!("{verb} TABLE")
+        }
+        ("TRUNCATE", _) => {
+            // `TABLE` may be left out.
+            words = Words(text);
+            words.next();
+            verb
+        }
+        ("CREATE" | "DROP", "INDEX") => {
+            while !matches!(words.next().as_str(), "ON" | "") {}
+            format!("{verb} INDEX")
+        }
+        _ => return None,
+    };
+    let mut ahead = Words(words.0);
+    if ahead.next() == "IF" {
+        while !matches!(ahead.next().as_str(), "EXISTS" | "") {}
+        words = ahead;
+    }
+    let mut tables = vec![words.table(schema)?];
+    let only_adds = match what.as_str() {
+        "CREATE TABLE" => !replaces,
+        "CREATE INDEX" => true,
+        "ALTER TABLE" => only_adds(words.0),
+        "DROP TABLE" | "RENAME TABLE" => {
+            // Lists: `a, b` and `a TO b, c TO d`.
+            loop {
+                match words.next().as_str() {
+                    "," | "TO" => tables.extend(words.table(schema)),
+                    "" => break,
+                    _ => {}
+                }
+            }
+            false
+        }
+        _ => false,
+    };
+    let is_one = match what.as_str() {
+        "ALTER TABLE" => actions(words.0).len() == 1,
+        _ => tables.len() == 1,
+    };
+    let full = |(schema, name): &(String, String)| format!("{schema}.{name}");
+    let (mut gone, mut there) = (Vec::new(), Vec::new());
+    match what.as_str() {
+        "ALTER TABLE" => {
+            let table = tables.first().map(full).unwrap_or_default();
+            for action in actions(words.0) {
+                let column = |all: &mut Vec<_>, name: String| all.push((table.clone(), name));
+                dropped(&action).into_iter().for_each(|name| column(&mut gone, name));
+                added(&action).into_iter().for_each(|name| column(&mut there, name));
+            }
+            tables.extend(renamed(words.0, schema));
+        }
+        "DROP TABLE" => gone.extend(tables.iter().map(|table| (full(table), String::new()))),
+        "CREATE TABLE" => there.extend(tables.iter().map(|table| (full(table), String::new()))),
+        "RENAME TABLE" => {
+            there.extend(tables.iter().skip(1).step_by(2).map(|table| (full(table), String::new())))
+        }
+        _ => {}
+    }
+    Some(Definition { what, tables, only_adds, is_one, gone, there })
+}
+
+/// The parts of an ALTER TABLE: what stands between its commas, outside of all brackets. Words as they were written.
+fn actions(text: &str) -> Vec<Vec<String>> {
+    let (mut words, mut depth) = (Words(text), 0_usize);
+    let mut all = vec![Vec::new()];
+    loop {
+        let word = words.raw();
+        match word.as_str() {
+            "" => return all,
+            "(" => depth += 1,
+            ")" => depth = depth.saturating_sub(1),
+            "," if depth == 0 => {
+                all.push(Vec::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(action) = all.last_mut() {
+            action.push(word);
+        }
+    }
+}
+
+fn is(word: Option<&String>, all: &[&str]) -> bool {
+    word.is_some_and(|word| all.iter().any(|one| one.eq_ignore_ascii_case(word)))
+}
+
+/// Whether an ALTER TABLE adds columns and indexes, and does nothing else.
+fn only_adds(text: &str) -> bool {
+    let not_only = ["PRIMARY", "CONSTRAINT", "FOREIGN", "PARTITION", "PERIOD", "SYSTEM", "CHECK"];
+    actions(text).iter().all(|action| {
+        let says_how = is(action.first(), &["ALGORITHM", "LOCK", "WAIT", "NOWAIT"]);
+        let adds = is(action.first(), &["ADD"]) && !is(action.get(1), &not_only);
+        says_how || adds && !action.iter().any(|word| is(Some(word), &["REFERENCES"]))
+    })
+}
+
+/// What is no column in ADD or DROP.
+const NO_COLUMN: [&str; 12] = [
+    "INDEX",
+    "KEY",
+    "PRIMARY",
+    "FOREIGN",
+    "CONSTRAINT",
+    "CHECK",
+    "PARTITION",
+    "PERIOD",
+    "SYSTEM",
+    "UNIQUE",
+    "FULLTEXT",
+    "SPATIAL",
+];
+
+/// The words of an action behind `verb` and `COLUMN`, where it is one of columns.
+fn behind<'a>(action: &'a [String], verb: &str) -> &'a [String] {
+    let mut rest = match action {
+        [first, rest @ ..] if verb.eq_ignore_ascii_case(first) => rest,
+        _ => return &[],
+    };
+    if is(rest.first(), &NO_COLUMN) {
+        return &[];
+    }
+    for skipped in ["COLUMN", "IF", "NOT", "EXISTS"] {
+        if let [first, after @ ..] = rest
+            && skipped.eq_ignore_ascii_case(first)
+        {
+            rest = after;
+        }
+    }
+    rest
+}
+
+fn column(word: &str) -> String {
+    word.strip_prefix(['`', '"']).unwrap_or(word).to_lowercase()
+}
+
+fn dropped(action: &[String]) -> Option<String> {
+    behind(action, "DROP").first().map(|name| column(name))
+}
+
+/// One column, or a list of them in brackets.
+fn added(action: &[String]) -> Vec<String> {
+    let rest = behind(action, "ADD");
+    if rest.first().is_none_or(|first| first != "(") {
+        return rest.first().map(|name| column(name)).into_iter().collect();
+    }
+    let (mut depth, mut begins, mut names) = (0_usize, false, Vec::new());
+    for word in rest {
+        match word.as_str() {
+            "(" => depth += 1,
+            ")" => depth = depth.saturating_sub(1),
+            name if begins => names.push(column(name)),
+            _ => {}
+        }
+        begins = depth == 1 && (word == "(" || word == ",");
+    }
+    names
+}
+
+/// What an ALTER TABLE makes of the table's name.
+fn renamed(text: &str, schema: &str) -> Option<(String, String)> {
+    let mut words = Words(text);
+    let (mut depth, mut begins) = (0_usize, true);
+    loop {
+        let word = words.next();
+        match word.as_str() {
+            "" => return None,
+            "(" => depth += 1,
+            ")" => depth = depth.saturating_sub(1),
+            "RENAME" if begins && depth == 0 => {
+                let mut ahead = Words(words.0);
+                match ahead.next().as_str() {
+                    "COLUMN" | "INDEX" | "KEY" => {}
+                    "TO" | "AS" | "=" => return ahead.table(schema),
+                    _ => return words.table(schema),
+                }
+            }
+            _ => {}
+        }
+        begins = word == "," && depth == 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_that_change_a_table_name_it() {
+        for (text, expected) in [
+            ("ALTER TABLE orders ADD COLUMN x INT", "ALTER TABLE shop.orders adds"),
+            (
+                "alter table orders add x decimal(5,2) default 1 after y, add unique key `k, z` (x, y)",
+                "ALTER TABLE shop.orders adds",
+            ),
+            ("ALTER TABLE orders ADD (a INT, b INT), ALGORITHM=INSTANT", "ALTER TABLE shop.orders adds"),
+            ("ALTER TABLE orders ADD PRIMARY KEY (id)", "ALTER TABLE shop.orders"),
+            (
+                "ALTER TABLE orders ADD CONSTRAINT f FOREIGN KEY (x) REFERENCES y (z)",
+                "ALTER TABLE shop.orders",
+            ),
+            ("ALTER TABLE orders ADD COLUMN x INT, DROP COLUMN y", "ALTER TABLE shop.orders"),
+            (
+                "ALTER TABLE orders RENAME COLUMN a TO b, RENAME TO crm.sales",
+                "ALTER TABLE shop.orders crm.sales",
+            ),
+            ("ALTER TABLE orders RENAME sales", "ALTER TABLE shop.orders shop.sales"),
+            ("ALTER TABLE orders ENGINE=InnoDB", "ALTER TABLE shop.orders"),
+            ("/* tool */ alter table `crm`.`a b` drop column x", "ALTER TABLE crm.a b"),
+            ("TRUNCATE orders", "TRUNCATE shop.orders"),
+            ("truncate table crm.people", "TRUNCATE TABLE crm.people"),
+            ("DROP TABLE IF EXISTS `orders` /* generated by server */", "DROP TABLE shop.orders"),
+            ("DROP TABLE `a`,`crm`.`b` CASCADE", "DROP TABLE shop.a crm.b"),
+            ("CREATE TABLE IF NOT EXISTS t (id int)", "CREATE TABLE shop.t adds"),
+            ("CREATE OR REPLACE TABLE t (id int)", "CREATE TABLE shop.t"),
+            ("CREATE UNIQUE INDEX i ON shop2.t (a)", "CREATE INDEX shop2.t adds"),
+            ("DROP INDEX i ON t", "DROP INDEX shop.t"),
+            ("RENAME TABLE a TO b, b TO crm.c", "RENAME TABLE shop.a shop.b shop.b crm.c"),
+            ("CREATE TEMPORARY TABLE t (id int)", ""),
+            ("GRANT ALL ON *.* TO x", ""),
+            ("CREATE DATABASE d", ""),
+            ("", ""),
+            ("ALTER TABLE", ""),
+            ("/* never closed", ""),
+            ("DROP INDEX i", ""),
+            ("ALTER TABLE t ADD `never closed", "ALTER TABLE shop.t adds"),
+        ] {
+            let found = definition(text, "shop").map_or(String::new(), |found| {
+                let tables: Vec<String> = found.tables.iter().map(|(s, t)| format!(" {s}.{t}")).collect();
+                format!("{}{}{}", found.what, tables.concat(), if found.only_adds { " adds" } else { "" })
+            });
+            assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn statements_say_what_is_gone_and_what_is_there() {
+        for (text, gone, there) in [
+            (
+                "ALTER TABLE t DROP a, DROP COLUMN IF EXISTS `B`, DROP INDEX i, DROP PRIMARY KEY",
+                "s.t.a s.t.b",
+                "",
+            ),
+            (
+                "alter table t add (x int, y decimal(5,2)), add z int, add index (q), drop w",
+                "s.t.w",
+                "s.t.x s.t.y s.t.z",
+            ),
+            ("ALTER TABLE t ADD COLUMN IF NOT EXISTS x INT", "", "s.t.x"),
+            ("DROP TABLE a, b.c", "s.a. b.c.", ""),
+            ("CREATE TABLE t (id INT)", "", "s.t."),
+            ("RENAME TABLE a TO b, c TO d", "", "s.b. s.d."),
+            ("TRUNCATE t", "", ""),
+        ] {
+            let found = definition(text, "s").unwrap();
+            let all = |all: Vec<(String, String)>| -> String {
+                all.iter().map(|(space, column)| format!("{space}.{column}")).collect::<Vec<_>>().join(" ")
+            };
+            assert_eq!((all(found.gone).as_str(), all(found.there).as_str()), (gone, there), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_announced_reads_back() {
+        let announced = Announced { seq: Seq(7), connection: 12, before: u64::MAX };
+        assert_eq!(Announced::parse(&announced.to_string()), Some(announced));
+        for wrong in ["", "7", "7:x:1", "7:1:g", "7:1:1:1"] {
+            assert_eq!(Announced::parse(wrong), None, "{wrong}");
+        }
+    }
+}
