@@ -174,7 +174,8 @@ fn a_copy_under_writes_goes_on_whatever_is_killed() -> Result<()> {
     };
     let mut kills = 0;
     while copied(&pair)? < 150_000 {
-        std::thread::sleep(Duration::from_millis(random.random_range(600..1200)));
+        // On a machine that is busy a start alone takes this long.
+        std::thread::sleep(Duration::from_millis(random.random_range(600..1200) + 40 * kills));
         if kills % 3 == 2 {
             pair.servers[0].kill();
             pair.servers[0].restart()?;
@@ -221,7 +222,7 @@ fn tables_change_while_both_sites_write() -> Result<()> {
     changed.with_context(|| pair.seat.log_end())?;
     pair.wait_until_settled()?;
     pair.equal(&["shop.t", "shop.more"])?;
-    let columns = "SELECT table_name, column_name, column_type, ordinal_position FROM information_schema.columns WHERE \
+    let columns = "SELECT table_name, column_name, data_type, ordinal_position FROM information_schema.columns WHERE \
                    table_schema = 'shop' ORDER BY 1, 4";
     let indexes = "SELECT table_name, index_name, column_name FROM information_schema.statistics WHERE table_schema = \
                    'shop' ORDER BY 1, 2, 3";

@@ -175,6 +175,12 @@ pub trait Connector: Send + Sync {
         true
     }
 
+    /// Whether one that empties takes `key`.
+    fn takes(&self, change: &Change, key: &Key) -> bool {
+        let _ = (change, key);
+        true
+    }
+
     /// What an operator is shown of a [`Op::Ddl`](crate::Op::Ddl): the command's name, or the statement.
     fn shown(&self, change: &Change) -> String {
         let _ = change;

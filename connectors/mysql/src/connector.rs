@@ -1,6 +1,7 @@
 //! A channel's pair of servers: what [`open`](crate::open) returns.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use causeway_core::{
@@ -22,7 +23,11 @@ const SHOWN_MAX: usize = 120;
 #[derive(Debug)]
 pub struct Mysql {
     config: Arc<MysqlConfig>,
+    definitions: Arc<Definitions>,
 }
+
+/// Of each site, how many statements were seen that changed its tables: what is known of them is old then.
+pub(crate) type Definitions = [AtomicU64; 2];
 
 impl Mysql {
     /// Reads a channel's configuration; connects to nothing.
@@ -31,7 +36,7 @@ impl Mysql {
     ///
     /// As [`MysqlConfig::parse`].
     pub fn new(spec: &ChannelSpec) -> std::result::Result<Mysql, OpenError> {
-        Ok(Mysql { config: Arc::new(MysqlConfig::parse(spec)?) })
+        Ok(Mysql { config: Arc::new(MysqlConfig::parse(spec)?), definitions: Arc::default() })
     }
 }
 
@@ -53,11 +58,11 @@ impl Connector for Mysql {
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {
-        Box::new(MysqlSource::new(Arc::clone(&self.config), site))
+        Box::new(MysqlSource::new(Arc::clone(&self.config), Arc::clone(&self.definitions), site))
     }
 
     fn target(&self, site: Site) -> Box<dyn Target> {
-        Box::new(MysqlTarget::new(Arc::clone(&self.config), site))
+        Box::new(MysqlTarget::new(Arc::clone(&self.config), Arc::clone(&self.definitions), site))
     }
 
     fn units(&self, change: &Change) -> Vec<(Unit, Class)> {
@@ -73,6 +78,10 @@ impl Connector for Mysql {
 
     fn empties(&self, change: &Change) -> bool {
         Ddl::of(change).is_some_and(|ddl| ddl.empties())
+    }
+
+    fn takes(&self, change: &Change, key: &Key) -> bool {
+        change.key.space == key.space
     }
 
     fn shown(&self, change: &Change) -> String {

@@ -32,12 +32,15 @@ pub(crate) struct Definition {
     pub(crate) what: String,
     /// Schema and name.
     pub(crate) tables: Vec<(String, String)>,
-    /// It takes nothing away from anybody: a table, a column or an index is added.
+    /// It takes nothing away from anybody, and does the same at each site: a table, a column or an index is added.
     pub(crate) only_adds: bool,
+    /// It takes rows away.
+    pub(crate) empties: bool,
     /// It does one thing: where the server says that this is so already, it is done.
     pub(crate) is_one: bool,
-    /// What is no longer there, and what is there now: of a table its columns, or itself where that is empty.
+    /// What is no longer there: of a table a column, or itself where that is empty.
     pub(crate) gone: Vec<(String, String)>,
+    /// What is there now; `*`: a table with all of its columns.
     pub(crate) there: Vec<(String, String)>,
 }
 
@@ -71,7 +74,7 @@ impl Ddl {
 
     /// Whether rows of tables that stay are gone with it.
     pub(crate) fn empties(&self) -> bool {
-        self.definition().is_some_and(|definition| definition.what.starts_with("TRUNCATE"))
+        self.definition().is_some_and(|definition| definition.empties)
     }
 }
 
@@ -82,13 +85,15 @@ pub(crate) struct Announced {
     pub(crate) seq: Seq,
     /// The connection's number at the server.
     pub(crate) connection: u32,
-    /// What the table was.
+    /// What the tables were.
     pub(crate) before: u64,
+    /// When the server was started, in seconds since 1970: connections have other numbers since then.
+    pub(crate) started: u64,
 }
 
 impl std::fmt::Display for Announced {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}:{:x}", self.seq.0, self.connection, self.before)
+        write!(f, "{}:{}:{:x}:{}", self.seq.0, self.connection, self.before, self.started)
     }
 }
 
@@ -97,30 +102,39 @@ impl Announced {
         let mut parts = text.split(':');
         let (seq, connection) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let before = u64::from_str_radix(parts.next()?, 16).ok()?;
-        parts.next().is_none().then_some(Announced { seq: Seq(seq), connection, before })
+        let started = parts.next()?.parse().ok()?;
+        parts.next().is_none().then_some(Announced { seq: Seq(seq), connection, before, started })
     }
 }
 
-/// What a table is, as a number: 0, there is none.
-pub(crate) async fn fingerprint(
-    conn: &mut Conn,
-    label: &str,
-    (schema, name): &(String, String),
-) -> Result<u64> {
+/// What tables are, as a number.
+pub(crate) async fn fingerprint(conn: &mut Conn, label: &str, tables: &[(String, String)]) -> Result<u64> {
+    let (ask, mut all) = ("look at a table", String::new());
     let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
-    let sql = format!("SHOW CREATE TABLE {}.{}", quoted(schema), quoted(name));
-    let ask = "look at a table";
-    let row: Option<mysql_async::Row> =
-        match in_time(ask, label, async { Ok(conn.query_first(sql).await) }).await? {
-            // There is no such table, or no such database.
-            Err(mysql_async::Error::Server(error)) if matches!(error.code, 1146 | 1049) => return Ok(0),
-            found => found.map_err(|error| failed(ask, label, error))?,
-        };
-    let text: Option<String> = row.and_then(|row| row.get_opt(1)?.ok());
-    let text = text.ok_or_else(|| crate::conn::unavailable(ask, label, "no answer"))?;
-    // The next number to be given changes with every row.
-    let said = text.split_whitespace().filter(|word| !word.starts_with("AUTO_INCREMENT="));
-    Ok(xxhash_rust::xxh3::xxh3_64(said.collect::<Vec<_>>().join(" ").as_bytes()).max(1))
+    for (schema, name) in tables {
+        let sql = format!("SHOW CREATE TABLE {}.{}", quoted(schema), quoted(name));
+        let row: Option<mysql_async::Row> =
+            match in_time(ask, label, async { Ok(conn.query_first(sql).await) }).await? {
+                // There is no such table, or no such database.
+                Err(mysql_async::Error::Server(error)) if matches!(error.code, 1146 | 1049) => None,
+                found => found.map_err(|error| failed(ask, label, error))?,
+            };
+        let text: String = row.and_then(|row| row.get_opt(1)?.ok()).unwrap_or_default();
+        // The next number to be given changes with every row.
+        let said = text.split_whitespace().filter(|word| !word.starts_with("AUTO_INCREMENT="));
+        said.for_each(|word| all.extend([" ", word]));
+        all.push(';');
+    }
+    Ok(xxhash_rust::xxh3::xxh3_64(all.as_bytes()))
+}
+
+/// When the server was started, in seconds since 1970.
+pub(crate) async fn started(conn: &mut Conn, label: &str) -> Result<u64> {
+    let ask = "ask since when it runs";
+    let now: Option<u64> = in_time(ask, label, conn.query_first("SELECT UNIX_TIMESTAMP()")).await?;
+    let uptime: Option<(String, u64)> =
+        in_time(ask, label, conn.query_first("SHOW GLOBAL STATUS LIKE 'Uptime'")).await?;
+    Ok(now.unwrap_or(0).saturating_sub(uptime.map_or(0, |(_, seconds)| seconds)))
 }
 
 /// Notes in the server what its tables no longer have: what the peer writes into it, as it has not seen that yet, is left
@@ -129,8 +143,7 @@ pub(crate) async fn note(conn: &mut Conn, label: &str, name: &str, ddl: &Ddl, is
     let Some(definition) = ddl.definition() else { return Ok(()) };
     let action = "note what a table no longer has";
     for (space, column) in definition.there {
-        // A new table has all of its columns.
-        let sql = format!("DELETE FROM {SCHEMA}.{GONE} WHERE name = ? AND space = ? AND ? IN ('', col)");
+        let sql = format!("DELETE FROM {SCHEMA}.{GONE} WHERE name = ? AND space = ? AND ? IN ('*', col)");
         in_time(action, label, conn.exec_drop(sql, (name, space, column))).await?;
     }
     for (space, column) in definition.gone.into_iter().filter(|_| is_own) {
@@ -146,13 +159,21 @@ pub(crate) async fn gone(conn: &mut Conn, label: &str, space: &str) -> Result<Ve
     in_time("look what a table no longer has", label, conn.exec(sql, (space,))).await
 }
 
-/// Whether `connection` still runs a statement; one that only waits is ended, as its process may wake up and run it.
+/// Whether the announced connection still runs a statement; one that only waits is ended, as its process may wake up and
+/// run it.
 ///
 /// # Errors
 ///
 /// The server does not answer.
-pub(crate) async fn still_runs(conn: &mut Conn, label: &str, connection: u32) -> Result<bool> {
-    let sql = format!("SELECT command FROM information_schema.processlist WHERE id = {connection}");
+pub(crate) async fn still_runs(conn: &mut Conn, label: &str, earlier: Announced) -> Result<bool> {
+    // Two seconds that were rounded.
+    if started(conn, label).await?.abs_diff(earlier.started) > 2 {
+        return Ok(false);
+    }
+    let connection = earlier.connection;
+    let sql = format!(
+        "SELECT command FROM information_schema.processlist WHERE id = {connection} AND user = SUBSTRING_INDEX(USER(), '@', 1)"
+    );
     let command: Option<String> = in_time("look at a connection", label, conn.query_first(sql)).await?;
     match command.as_deref() {
         None => Ok(false),
@@ -192,10 +213,11 @@ impl Words<'_> {
             None => {}
             Some(quote @ ('`' | '"' | '\'')) => {
                 word.push(quote);
-                for c in rest.by_ref() {
-                    if c == quote {
-                        break;
-                    }
+                while let Some(c) = rest.next() {
+                    // A name has no escapes.
+                    let c =
+                        if c == '\\' && quote != '`' { rest.next() } else { Some(c).filter(|c| *c != quote) };
+                    let Some(c) = c else { break };
                     word.push(c);
                 }
                 self.0 = rest.as_str();
@@ -241,12 +263,13 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
     let verb = words.next();
     let skipped =
         ["OR", "REPLACE", "UNIQUE", "FULLTEXT", "SPATIAL", "ONLINE", "OFFLINE", "IGNORE", "TEMPORARY"];
-    let (mut word, mut replaces) = (words.next(), false);
+    let (mut word, mut takes) = (words.next(), false);
     while skipped.contains(&word.as_str()) {
         if word == "TEMPORARY" {
             return None;
         }
-        replaces |= word == "REPLACE";
+        // A table, or rows that are in the way.
+        takes |= word == "REPLACE" || word == "IGNORE";
         word = words.next();
     }
     let what = match (verb.as_str(), word.as_str()) {
@@ -266,14 +289,14 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
         _ => return None,
     };
     let mut ahead = Words(words.0);
-    if ahead.next() == "IF" {
+    let is_careful = ahead.next() == "IF";
+    if is_careful {
         while !matches!(ahead.next().as_str(), "EXISTS" | "") {}
         words = ahead;
     }
     let mut tables = vec![words.table(schema)?];
     let only_adds = match what.as_str() {
-        "CREATE TABLE" => !replaces,
-        "CREATE INDEX" => true,
+        "CREATE TABLE" | "CREATE INDEX" => true,
         "ALTER TABLE" => only_adds(words.0),
         "DROP TABLE" | "RENAME TABLE" => {
             // Lists: `a, b` and `a TO b, c TO d`.
@@ -288,16 +311,21 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
         }
         _ => false,
     };
-    let is_one = match what.as_str() {
-        "ALTER TABLE" => actions(words.0).len() == 1,
+    // What a server of some version runs and we skip, and what is not UTF-8.
+    let only_adds = only_adds && !takes && !["/*!", "/*M!", "\u{fffd}"].iter().any(|odd| text.contains(odd));
+    let is_one = match (what.as_str(), &actions(words.0)[..]) {
+        ("ALTER TABLE", [action]) => is(action.first(), &["ADD", "DROP"]),
+        ("ALTER TABLE" | "RENAME TABLE", _) => false,
         _ => tables.len() == 1,
     };
+    let mut empties = what.starts_with("TRUNCATE");
     let full = |(schema, name): &(String, String)| format!("{schema}.{name}");
     let (mut gone, mut there) = (Vec::new(), Vec::new());
     match what.as_str() {
         "ALTER TABLE" => {
             let table = tables.first().map(full).unwrap_or_default();
             for action in actions(words.0) {
+                empties |= is(action.first(), &["TRUNCATE", "DROP"]) && is(action.get(1), &["PARTITION"]);
                 let column = |all: &mut Vec<_>, name: String| all.push((table.clone(), name));
                 dropped(&action).into_iter().for_each(|name| column(&mut gone, name));
                 added(&action).into_iter().for_each(|name| column(&mut there, name));
@@ -305,13 +333,17 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
             tables.extend(renamed(words.0, schema));
         }
         "DROP TABLE" => gone.extend(tables.iter().map(|table| (full(table), String::new()))),
-        "CREATE TABLE" => there.extend(tables.iter().map(|table| (full(table), String::new()))),
+        "CREATE TABLE" => {
+            // Where it is there already it may be another one than this says.
+            let all = if is_careful { "" } else { "*" };
+            there.extend(tables.iter().map(|table| (full(table), all.to_owned())));
+        }
         "RENAME TABLE" => {
-            there.extend(tables.iter().skip(1).step_by(2).map(|table| (full(table), String::new())))
+            there.extend(tables.iter().skip(1).step_by(2).map(|table| (full(table), "*".to_owned())))
         }
         _ => {}
     }
-    Some(Definition { what, tables, only_adds, is_one, gone, there })
+    Some(Definition { what, tables, only_adds, empties, is_one, gone, there })
 }
 
 /// The parts of an ALTER TABLE: what stands between its commas, outside of all brackets. Words as they were written.
@@ -340,13 +372,38 @@ fn is(word: Option<&String>, all: &[&str]) -> bool {
     word.is_some_and(|word| all.iter().any(|one| one.eq_ignore_ascii_case(word)))
 }
 
-/// Whether an ALTER TABLE adds columns and indexes, and does nothing else.
+/// Whether an ALTER TABLE adds columns and indexes, and does nothing else; and whether it fills rows that are there with the
+/// same at both sites, and rows that the other site adds meanwhile have a value.
 fn only_adds(text: &str) -> bool {
     let not_only = ["PRIMARY", "CONSTRAINT", "FOREIGN", "PARTITION", "PERIOD", "SYSTEM", "CHECK"];
+    let differs = [
+        "REFERENCES",
+        "CURRENT_TIMESTAMP",
+        "NOW",
+        "LOCALTIME",
+        "LOCALTIMESTAMP",
+        "SYSDATE",
+        "CURDATE",
+        "CURTIME",
+        "CURRENT_DATE",
+        "CURRENT_TIME",
+        "UTC_TIMESTAMP",
+        "UNIX_TIMESTAMP",
+        "UUID",
+        "RAND",
+        "AUTO_INCREMENT",
+        "RANDOM_BYTES",
+        "NEXTVAL",
+        "CURRENT_USER",
+        "USER",
+    ];
     actions(text).iter().all(|action| {
-        let says_how = is(action.first(), &["ALGORITHM", "LOCK", "WAIT", "NOWAIT"]);
-        let adds = is(action.first(), &["ADD"]) && !is(action.get(1), &not_only);
-        says_how || adds && !action.iter().any(|word| is(Some(word), &["REFERENCES"]))
+        let [verb, rest @ ..] = &action[..] else { return false };
+        let says_how = is(Some(verb), &["ALGORITHM", "LOCK"]) && rest.len() <= 2;
+        let has = |word: &str| rest.iter().any(|one| one.eq_ignore_ascii_case(word));
+        let needs_value = has("NULL") && has("NOT") && !has("DEFAULT") && !has("AS");
+        let adds = is(Some(verb), &["ADD"]) && !is(rest.first(), &not_only) && !needs_value;
+        says_how || adds && !rest.iter().any(|word| is(Some(word), &differs))
     })
 }
 
@@ -449,6 +506,14 @@ mod tests {
                 "ALTER TABLE shop.orders adds",
             ),
             ("ALTER TABLE orders ADD (a INT, b INT), ALGORITHM=INSTANT", "ALTER TABLE shop.orders adds"),
+            ("ALTER TABLE orders WAIT 5 DROP COLUMN y", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD x INT COMMENT 'it\\'s', DROP COLUMN y", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD x INT COMMENT 'it''s, DROP y' ", "ALTER TABLE shop.orders adds"),
+            ("ALTER TABLE orders ADD x INT /*!80000 , DROP COLUMN y */", "ALTER TABLE shop.orders"),
+            ("ALTER IGNORE TABLE orders ADD UNIQUE (x)", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD x INT NOT NULL", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD x INT NOT NULL DEFAULT 0", "ALTER TABLE shop.orders adds"),
+            ("ALTER TABLE orders ADD x DATETIME DEFAULT CURRENT_TIMESTAMP", "ALTER TABLE shop.orders"),
             ("ALTER TABLE orders ADD PRIMARY KEY (id)", "ALTER TABLE shop.orders"),
             (
                 "ALTER TABLE orders ADD CONSTRAINT f FOREIGN KEY (x) REFERENCES y (z)",
@@ -503,8 +568,9 @@ mod tests {
             ),
             ("ALTER TABLE t ADD COLUMN IF NOT EXISTS x INT", "", "s.t.x"),
             ("DROP TABLE a, b.c", "s.a. b.c.", ""),
-            ("CREATE TABLE t (id INT)", "", "s.t."),
-            ("RENAME TABLE a TO b, c TO d", "", "s.b. s.d."),
+            ("CREATE TABLE t (id INT)", "", "s.t.*"),
+            ("CREATE TABLE IF NOT EXISTS t (id INT)", "", "s.t."),
+            ("RENAME TABLE a TO b, c TO d", "", "s.b.* s.d.*"),
             ("TRUNCATE t", "", ""),
         ] {
             let found = definition(text, "s").unwrap();
@@ -517,9 +583,9 @@ mod tests {
 
     #[test]
     fn what_is_announced_reads_back() {
-        let announced = Announced { seq: Seq(7), connection: 12, before: u64::MAX };
+        let announced = Announced { seq: Seq(7), connection: 12, before: u64::MAX, started: 5 };
         assert_eq!(Announced::parse(&announced.to_string()), Some(announced));
-        for wrong in ["", "7", "7:x:1", "7:1:g", "7:1:1:1"] {
+        for wrong in ["", "7", "7:x:1:1", "7:1:g:1", "7:1:1", "7:1:1:1:1"] {
             assert_eq!(Announced::parse(wrong), None, "{wrong}");
         }
     }

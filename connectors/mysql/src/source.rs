@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
+use crate::connector::Definitions;
 use crate::ddl::{Ddl, note};
 use crate::names;
 use crate::read::{Known, Lock, rows};
@@ -40,6 +41,7 @@ const LEFT_OUT_NAMED: usize = 1000;
 /// One site's server as a source.
 pub struct MysqlSource {
     config: Arc<MysqlConfig>,
+    definitions: Arc<Definitions>,
     site: Site,
     live: Option<Live>,
     /// Why the place where the stream broke is of no use.
@@ -103,8 +105,8 @@ const NO_SUCH_EVENT: u16 = 1220;
 
 impl MysqlSource {
     /// `site`'s server; connects to nothing yet.
-    pub fn new(config: Arc<MysqlConfig>, site: Site) -> MysqlSource {
-        MysqlSource { config, site, live: None, lost: None }
+    pub(crate) fn new(config: Arc<MysqlConfig>, definitions: Arc<Definitions>, site: Site) -> MysqlSource {
+        MysqlSource { config, definitions, site, live: None, lost: None }
     }
 
     fn server(&self) -> &Server {
@@ -355,6 +357,10 @@ impl Source for MysqlSource {
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
         let live = self.live("read the binlog")?;
         let came = live.next(events, bytes_max).await;
+        let seen = std::mem::take(&mut live.decoder.definitions);
+        if let (true, Some(count)) = (seen > 0, self.definitions.get(self.site.index())) {
+            count.fetch_add(seen, Ordering::SeqCst);
+        }
         if let Err(error) = &came {
             if let Error::PositionLost { reason, .. } = error {
                 self.lost = Some(reason.clone());
@@ -458,7 +464,11 @@ impl Live {
                     self.heard = Instant::now();
                     match event {
                         Some(Ok(event)) => {
+                            let seen = self.decoder.definitions;
                             self.take(&event)?;
+                            if self.decoder.definitions != seen {
+                                self.known.forget();
+                            }
                             // Not here: this may be given up at any await.
                             for ddl in self.decoder.defined.drain(..) {
                                 if let Err(error) = self.defined.try_send(ddl) {
@@ -512,9 +522,6 @@ impl Live {
                     self.ready.push_back(idle);
                 }
                 (event, _) => {
-                    if matches!(event, Event::LeftOut { .. }) {
-                        self.known.forget();
-                    }
                     self.ready.push_back(event);
                 }
             }

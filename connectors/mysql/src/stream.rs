@@ -58,15 +58,17 @@ struct Transaction {
     savepoints: Vec<(String, usize)>,
     marker: Option<Marker>,
     changes: Vec<Change>,
-    announced: Option<Announced>,
+    announced: Option<Option<Announced>>,
     tokens: Vec<Token>,
     left_out: Vec<(Key, String)>,
 }
 
 /// What our applier wrote into its row.
-enum Said {
-    Marker(Marker),
-    Announced(Announced),
+#[derive(Default)]
+struct Said {
+    marker: Option<Marker>,
+    /// What it is about to run; `Some(None)`: nothing any more.
+    announced: Option<Option<Announced>>,
 }
 
 /// Reads one server's binlog from a place on.
@@ -93,7 +95,9 @@ pub(crate) struct Decoder {
     told: HashSet<Space>,
     /// Rows that changed since each of these began, whoever changed them.
     windows: HashMap<Token, Window>,
-    /// Statements of the application that changed tables, until they are taken.
+    /// Statements that changed tables, ours too.
+    pub(crate) definitions: u64,
+    /// Those of the application, until they are taken.
     pub(crate) defined: Vec<Ddl>,
     /// The connection that runs what our applier has announced.
     announced: Option<u32>,
@@ -178,6 +182,7 @@ impl Decoder {
             groups: 0,
             told: HashSet::new(),
             windows: HashMap::new(),
+            definitions: 0,
             defined: Vec::new(),
             announced: None,
             cut: VecDeque::new(),
@@ -227,7 +232,11 @@ impl Decoder {
             end => end,
         };
         match data {
-            EventData::FormatDescriptionEvent(_) => {
+            EventData::FormatDescriptionEvent(begins) => {
+                // Set where the server was started: what it ran ended with it.
+                if begins.create_timestamp() != 0 && self.described {
+                    self.announced = None;
+                }
                 // It may be that of the file's beginning, where the stream begins further on.
                 self.described = true;
                 // Numbers of tables begin anew with a server's start.
@@ -276,6 +285,7 @@ impl Decoder {
             }
             EventData::XidEvent(_) => self.end(end, events),
             EventData::QueryEvent(query) => {
+                // What is not UTF-8 shows as what an operator has to look at.
                 let ddl = Ddl { schema: query.schema().into_owned(), sql: query.query().into_owned() };
                 let is_ours = self.announced == Some(query.thread_id());
                 self.query(ddl, is_ours, header.timestamp(), end, events)?;
@@ -383,11 +393,14 @@ impl Decoder {
         if let (Some(_), Some((_, open))) = (done.told_to, self.cut.back_mut()) {
             *open = Some(pos.at);
         }
-        if let Some(announced) = done.announced {
-            self.expect(announced, begin);
-        } else if done.marker.is_some() && self.announced.take().is_some() {
-            let open = self.cut.iter_mut().filter(|(_, end)| end.is_none());
-            open.for_each(|(_, end)| *end = Some(pos.at));
+        match done.announced {
+            Some(Some(announced)) => self.expect(announced, begin),
+            Some(None) => {
+                self.announced = None;
+                let open = self.cut.iter_mut().filter(|(_, end)| end.is_none());
+                open.for_each(|(_, end)| *end = Some(pos.at));
+            }
+            None => {}
         }
         match done.marker {
             Some(marker) => events.push(Event::Marker { marker, pos: pos.clone() }),
@@ -452,6 +465,14 @@ impl Decoder {
                 let has_rows = self.open.as_ref().is_some_and(|open| open.begun)
                     || statement.sql.trim_end().ends_with("START TRANSACTION");
                 let change = statement.clone().change(&self.tables, u64::from(seconds) * 1000);
+                if let Some(change) = &change {
+                    self.definitions += 1;
+                    // A chunk that is read just now may be of the table before it or behind it.
+                    for window in self.windows.values_mut().filter(|window| window.table == change.key.space)
+                    {
+                        window.rows = None;
+                    }
+                }
                 if let Some(change) = change.filter(|_| !is_ours) {
                     self.defined.push(statement);
                     let open = self.open.get_or_insert_default();
@@ -554,11 +575,9 @@ impl Decoder {
             let after = after.map(|row| table.cells(row)).transpose()?;
             match table.ours {
                 Some(Ours::Applied) => {
-                    match table.applied(&self.name, before.as_deref(), after.as_deref())? {
-                        Some(Said::Marker(marker)) => open.marker = Some(marker),
-                        Some(Said::Announced(announced)) => open.announced = Some(announced),
-                        None => {}
-                    }
+                    let said = table.applied(&self.name, before.as_deref(), after.as_deref())?;
+                    open.marker = said.marker.or(open.marker.take());
+                    open.announced = said.announced.or(open.announced);
                     continue;
                 }
                 Some(Ours::Watermark) => {
@@ -663,27 +682,24 @@ impl StreamTable {
     }
 
     /// What a row of `causeway_applied` says was written here, if it is of the channel `name`.
-    fn applied(
-        &self,
-        name: &str,
-        before: Option<&[Cell]>,
-        after: Option<&[Cell]>,
-    ) -> Result<Option<Said>, Stop> {
+    fn applied(&self, name: &str, before: Option<&[Cell]>, after: Option<&[Cell]>) -> Result<Said, Stop> {
         let Some(after) = after.filter(|after| self.text(after, "name") == Some(name)) else {
-            return Ok(None);
+            return Ok(Said::default());
         };
+        let mut said = Said::default();
+        let ddl = |row: &[Cell]| self.text(row, "ddl").map(str::to_owned);
+        if before.and_then(ddl) != ddl(after) {
+            let announced = ddl(after).map(|text| Announced::parse(&text).ok_or(text)).transpose();
+            said.announced =
+                Some(announced.map_err(|text| Stop::Garbled(format!("`{text}` announces nothing")))?);
+        }
+        // A take-over leaves it as it is, and so does what is announced.
         let batch = |row: &[Cell]| self.column(row, "batch").cloned();
-        // A take-over leaves it as it is.
-        if before.map_or(Some(Cell::UInt(0)), batch) == batch(after) {
-            return Ok(None);
+        if before.map_or(Some(Cell::UInt(0)), batch) != batch(after) {
+            let marker = self.text(after, "marker").unwrap_or_default().parse();
+            said.marker = Some(marker.map_err(|text| Stop::Garbled(format!("`{text}` is no marker")))?);
         }
-        if let Some(announced) = self.text(after, "ddl") {
-            let announced = Announced::parse(announced).map(|announced| Some(Said::Announced(announced)));
-            return announced.ok_or_else(|| Stop::Garbled("what is announced cannot be read".to_owned()));
-        }
-        let text = self.text(after, "marker").unwrap_or_default();
-        let marker = text.parse().map(|marker| Some(Said::Marker(marker)));
-        marker.map_err(|text| Stop::Garbled(format!("`{text}` is no marker")))
+        Ok(said)
     }
 
     fn token(&self, name: &str, after: Option<&[Cell]>) -> Option<Token> {

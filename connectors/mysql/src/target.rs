@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,7 +27,8 @@ use crate::config::{MysqlConfig, Server};
 use crate::conn::{
     ANSWER_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, text, unavailable,
 };
-use crate::ddl::{Announced, Ddl, fingerprint, note, still_runs};
+use crate::connector::Definitions;
+use crate::ddl::{Announced, Ddl, fingerprint, note, started, still_runs};
 use crate::names::{self, APPLIED, SCHEMA};
 use crate::read::{Known, Lock, rows};
 use crate::schema::{Table, carried, table_of};
@@ -47,6 +49,7 @@ const QUEUE: usize = 64;
 /// One site's server, as the target of its peer's changes.
 pub struct MysqlTarget {
     config: Arc<MysqlConfig>,
+    definitions: Arc<Definitions>,
     site: Site,
     link: Option<Link>,
     settled: Seq,
@@ -76,6 +79,10 @@ enum Job {
 /// What has the connection.
 struct Worker {
     config: Arc<MysqlConfig>,
+    definitions: Arc<Definitions>,
+    /// What is known of the tables is of then.
+    definitions_known: u64,
+    site: Site,
     label: String,
     name: String,
     term: Term,
@@ -91,8 +98,8 @@ struct Worker {
 
 impl MysqlTarget {
     /// `site`'s server; connects to nothing yet.
-    pub fn new(config: Arc<MysqlConfig>, site: Site) -> MysqlTarget {
-        MysqlTarget { config, site, link: None, settled: Seq(0) }
+    pub(crate) fn new(config: Arc<MysqlConfig>, definitions: Arc<Definitions>, site: Site) -> MysqlTarget {
+        MysqlTarget { config, definitions, site, link: None, settled: Seq(0) }
     }
 
     fn server(&self) -> &Server {
@@ -139,6 +146,9 @@ impl Target for MysqlTarget {
         let (say, outcomes) = mpsc::channel(QUEUE);
         let worker = Worker {
             config: Arc::clone(&self.config),
+            definitions: Arc::clone(&self.definitions),
+            definitions_known: 0,
+            site: self.site,
             label,
             name,
             term,
@@ -272,6 +282,11 @@ impl Worker {
     }
 
     async fn batch(&mut self, batch: Batch) -> Result<Outcome> {
+        let definitions =
+            self.definitions.get(self.site.index()).map_or(0, |count| count.load(Ordering::SeqCst));
+        if std::mem::replace(&mut self.definitions_known, definitions) != definitions {
+            self.known.forget();
+        }
         if let Some(change) = batch.changes.iter().find(|change| change.op == Op::Ddl) {
             let ran = self.define(change).await;
             self.known.forget();
@@ -290,8 +305,9 @@ impl Worker {
                     Ok(Outcome::Rejected { transient: true, reason })
                 }
                 Err(Broken::Refused { code, message }) => {
-                    let reason = refusal(code, message);
-                    Ok(Outcome::Rejected { transient: is_transient(code), reason })
+                    // A table or a column that is missing is for an operator to say what to do about.
+                    let transient = is_transient(code) && ![NO_TABLE, NO_COLUMN].contains(&code);
+                    Ok(Outcome::Rejected { transient, reason: refusal(code, message) })
                 }
                 Err(Broken::Failed(error)) => Err(error),
             };
@@ -326,29 +342,30 @@ impl Worker {
             || Broken::Refused { code: 0, message: "it is no statement that changes a table".to_owned() };
         let ddl = Ddl::of(change).ok_or_else(wrong)?;
         let definition = ddl.definition().ok_or_else(wrong)?;
-        let table = definition.tables.first().ok_or_else(wrong)?;
         let label = self.label.clone();
-        let earlier = announced(&mut self.conn, &label, &self.name)
-            .await
-            .map_err(Broken::Failed)?
-            .filter(|a| a.seq == change.seq);
+        let earlier = announced(&mut self.conn, &label, &self.name).await.map_err(Broken::Failed)?;
+        let earlier = earlier.filter(|earlier| earlier.seq == change.seq);
         if let Some(earlier) = earlier
             && earlier.connection != self.conn.id()
-            && still_runs(&mut self.conn, &label, earlier.connection).await.map_err(Broken::Failed)?
+            && still_runs(&mut self.conn, &label, earlier).await.map_err(Broken::Failed)?
         {
             let message = format!("connection {} still runs it", earlier.connection);
             return Err(Broken::Refused { code: RUNS, message });
         }
-        let is = fingerprint(&mut self.conn, &label, table).await.map_err(Broken::Failed)?;
-        if earlier.is_some_and(|earlier| earlier.before != is) {
-            return Ok(());
+        let before = fingerprint(&mut self.conn, &label, &definition.tables).await.map_err(Broken::Failed)?;
+        match earlier {
+            Some(earlier) if earlier.before != before => return Ok(()),
+            Some(_) if definition.what == "RENAME TABLE" => {
+                // Two that are alike may have been swapped.
+                self.announce("NULL").await?;
+                let message = "it may have run before a break: look, and answer `drop` if it has".to_owned();
+                return Err(Broken::Refused { code: 0, message });
+            }
+            _ => {}
         }
-        let announced = Announced { seq: change.seq, connection: self.conn.id(), before: is };
-        let sql = format!(
-            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, ddl = '{announced}' WHERE name = '{}' AND term = {}",
-            self.name, self.term.0
-        );
-        self.execute(&[Statement { sql, expected: Expected::Fence }]).await?;
+        let (seq, connection) = (change.seq, self.conn.id());
+        let started = started(&mut self.conn, &label).await.map_err(Broken::Failed)?;
+        self.announce(&format!("'{}'", Announced { seq, connection, before, started })).await?;
         if !ddl.schema.is_empty() {
             let chosen = format!("USE `{}`", ddl.schema.replace('`', "``"));
             self.execute(&[Statement { sql: chosen, expected: Expected::Nothing }]).await?;
@@ -359,8 +376,22 @@ impl Worker {
                 info!(endpoint = label, sql = ddl.sql, answer = error.message, "it is so already");
                 Ok(())
             }
+            Err(error @ mysql_async::Error::Server(_)) => {
+                // It has not run: what becomes of the table until it is tried again says nothing.
+                self.announce("NULL").await?;
+                Err(self.broken(error))
+            }
             ran => ran.map_err(|error| self.broken(error)),
         }
+    }
+
+    /// Says in our row which statement is about to be run; leaves the marker as it is.
+    async fn announce(&mut self, ddl: &str) -> std::result::Result<(), Broken> {
+        let sql = format!(
+            "UPDATE {SCHEMA}.{APPLIED} SET ddl = {ddl} WHERE name = '{}' AND term = {}",
+            self.name, self.term.0
+        );
+        self.execute(&[Statement { sql, expected: Expected::Fence }]).await
     }
 
     async fn undo(&mut self) -> Result<()> {
@@ -370,8 +401,12 @@ impl Worker {
     /// Begins the transaction: the marker, where the term is ours.
     fn begin(&self, batch: &Batch) -> Vec<Statement> {
         let sql = format!(
-            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, ddl = NULL, marker = '{}' WHERE name = '{}' AND term = {}",
-            batch.marker, self.name, self.term.0
+            "UPDATE {SCHEMA}.{APPLIED} SET batch = batch + 1, marker = '{marker}', ddl = IF(CAST(SUBSTRING_INDEX(ddl, ':', 1) AS \
+             UNSIGNED) < {applied}, NULL, ddl) WHERE name = '{name}' AND term = {term}",
+            marker = batch.marker,
+            applied = batch.marker.applied.0,
+            name = self.name,
+            term = self.term.0
         );
         vec![
             Statement { sql: "BEGIN".into(), expected: Expected::Nothing },

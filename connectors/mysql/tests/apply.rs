@@ -249,8 +249,12 @@ async fn a_change_of_a_table_that_broke_off_is_done_once() {
     // As it was before the marker moved: announced, and run.
     let before = "SELECT ddl IS NULL FROM causeway.causeway_applied";
     assert_eq!(pair.servers[1].sql(before).unwrap().trim(), "1");
+    let uptime = pair.servers[1].sql("SELECT UNIX_TIMESTAMP(); SHOW GLOBAL STATUS LIKE 'Uptime'").unwrap();
+    let numbers: Vec<u64> = uptime.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let started = numbers[0] - numbers[1];
     let announce = |seq: u64, connection: u64, before: &str| {
-        let sql = format!("UPDATE causeway.causeway_applied SET ddl = '{seq}:{connection}:{before}'");
+        let sql =
+            format!("UPDATE causeway.causeway_applied SET ddl = '{seq}:{connection}:{before}:{started}'");
         pair.servers[1].sql(&sql).unwrap();
     };
     announce(4, 4_000_000, "abc");
@@ -261,6 +265,10 @@ async fn a_change_of_a_table_that_broke_off_is_done_once() {
         panic!("it ran twice")
     };
     assert!(reason.contains("Duplicate column name 'w'"), "{reason}");
+    // It is mended, and tried again: what was refused has not run.
+    pair.servers[1].sql("ALTER TABLE suite.t DROP COLUMN w, DROP COLUMN x").unwrap();
+    assert_eq!(send(target.as_mut(), again()).await.unwrap(), committed());
+    pair.servers[1].sql("SELECT w, x FROM suite.t").unwrap();
     // One that runs.
     std::thread::scope(|scope| {
         let running = scope.spawn(|| drop(pair.servers[1].sql("SELECT 'ours', SLEEP(3)")));

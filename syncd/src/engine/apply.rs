@@ -635,7 +635,9 @@ impl Reign {
         for change in whole {
             // The origin of a dropped one may not have its keys back yet.
             let given = lock(&task.answered).get(&task.partition, change.seq);
-            if given == Some(HeldAnswer::Apply) {
+            let applied = given == Some(HeldAnswer::Apply)
+                || given.is_none() && task.connector.ddl_policy(&change) == DdlPolicy::Apply;
+            if applied {
                 self.restore(task, target, &change).await?;
             }
         }
@@ -1328,7 +1330,8 @@ impl Reign {
             task.ask_for_snapshot(task.log.bounds(&task.partition).end).await?;
         }
         let moved: Vec<Key> = written.values().filter_map(|key| connector.moved(whole, key)).collect();
-        let keys: Vec<Key> = written.into_values().chain(moved).collect();
+        let taken = written.into_values().filter(|key| connector.takes(whole, key));
+        let keys: Vec<Key> = taken.chain(moved).collect();
         if !keys.is_empty() {
             lock(&task.shared.put_back).extend(keys.iter().map(key_digest));
             self.ask(&task.origin, whole.seq, keys);
