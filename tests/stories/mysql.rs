@@ -84,11 +84,12 @@ impl Pair {
 #[test]
 fn what_exists_and_what_follows_arrive_at_the_other_site() -> Result<()> {
     let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
-    pair.sql_at_both(
-        "CREATE DATABASE shop; CREATE TABLE shop.orders (id INT PRIMARY KEY, what VARCHAR(40), price DECIMAL(8,2)); \
-         CREATE TABLE shop.lines (order_id INT, n SMALLINT, text TEXT, UNIQUE KEY (text(50)), PRIMARY KEY (order_id, n))",
-    )?;
     let [dc, cloud] = &pair.servers;
+    dc.sql(
+        "CREATE DATABASE shop; CREATE TABLE shop.orders (id INT PRIMARY KEY, what VARCHAR(40), price DECIMAL(8,2)); \
+         CREATE TABLE shop.lines (order_id INT, n SMALLINT, text TEXT, UNIQUE KEY (text(50)), PRIMARY KEY (order_id, n), \
+         FOREIGN KEY (order_id) REFERENCES shop.orders (id))",
+    )?;
     let rows = numbers(5_000);
     dc.sql(&format!(
         "USE shop; INSERT INTO shop.orders SELECT seq, CONCAT('thing ', seq), seq / 7 FROM {rows}; \
@@ -130,7 +131,8 @@ fn a_gap_under_writes_closes_and_both_sites_end_equal() -> Result<()> {
     pair.seat.wait_until_drained(DRAIN)?;
     pair.seat.kill()?;
     dc.sql("UPDATE shop.hot SET v = 'in the gap' WHERE id % 100 = 1; DELETE FROM shop.hot WHERE id BETWEEN 30000 AND 30100")?;
-    cloud.sql("UPDATE shop.hot SET v = 'of cloud' WHERE id % 100 = 2")?;
+    // Not of rows that dc deletes just then: where a stream is lost, such a row may differ (docs/CONVERGENCE.md, section 5).
+    cloud.sql("UPDATE shop.hot SET v = 'of cloud' WHERE id % 100 = 2 AND id NOT BETWEEN 30000 AND 30100")?;
     while dc.sql("SHOW BINARY LOGS")?.contains("binlog.000001") {
         dc.sql("FLUSH BINARY LOGS")?;
         dc.sql(&format!("PURGE BINARY LOGS TO '{}'", dc.binlog()?))?;

@@ -1,6 +1,6 @@
 //! Looks at both servers before anything runs, and says what stands in the way.
 
-use causeway_core::{Error, Finding, Result, Site};
+use causeway_core::{DdlPolicy, Error, Finding, Result, Site};
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 
@@ -36,7 +36,7 @@ pub(crate) async fn check(config: &MysqlConfig, sites: &[Site]) -> Result<Vec<Fi
         servers.push(one(config, *site, &mut findings).await?);
     }
     if let [first, second] = &servers[..] {
-        between(first, second, &mut findings);
+        between(first, second, config.ddl != Some(DdlPolicy::Ignore), &mut findings);
     }
     Ok(findings)
 }
@@ -197,7 +197,8 @@ async fn rights(
     }
 }
 
-fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {
+/// `makes`: tables that a target lacks are made there.
+fn between(first: &Server, second: &Server, makes: bool, findings: &mut Vec<Finding>) {
     if first.history.is_some() && first.history == second.history {
         let what = "both sites are the same server".to_owned();
         let advice = "give one of them another URL".to_owned();
@@ -206,7 +207,7 @@ fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {
     }
     for (source, target) in [(first, second), (second, first)] {
         if source.is_source && target.is_target {
-            source.tables.iter().for_each(|table| fits(table, target, findings));
+            source.tables.iter().for_each(|table| fits(table, target, makes, findings));
         }
     }
     let both = first.is_source && second.is_source;
@@ -241,20 +242,23 @@ fn between(first: &Server, second: &Server, findings: &mut Vec<Finding>) {
 }
 
 /// Whether what `table` holds fits into the target.
-fn fits(table: &Table, target: &Server, findings: &mut Vec<Finding>) {
+fn fits(table: &Table, target: &Server, makes: bool, findings: &mut Vec<Finding>) {
     let mut add = |fatal: bool, what: String, advice: &str| {
         findings.push(finding(fatal, &target.site, what, advice));
     };
     let fatal = !target.begun;
     let there = target.tables.iter().find(|there| there.schema == table.schema && there.name == table.name);
     let Some(there) = there else {
-        let advice = match target.begun {
-            false => {
+        let advice = match (target.begun, makes) {
+            (true, _) => "if it does not come by itself, make it: its rows wait, and all behind them",
+            (false, true) => {
+                "a snapshot of the other site makes it; else make it: its rows wait, and all behind them"
+            }
+            (false, false) => {
                 "make it: `mysqldump --no-data --routines=0 SCHEMA TABLE` at the other site writes the statement"
             }
-            true => "if it does not come by itself, make it: its rows wait, and all behind them",
         };
-        return add(fatal, format!("the table {} is missing", table.full_name()), advice);
+        return add(fatal && !makes, format!("the table {} is missing", table.full_name()), advice);
     };
     for column in table.columns.iter().filter(|column| !column.generated) {
         if !there.columns.iter().any(|other| other.name == column.name) {

@@ -107,19 +107,40 @@ impl Announced {
     }
 }
 
+/// The statement that makes a table of the server at another one, unless it is there.
+pub(crate) async fn creation(
+    conn: &mut Conn,
+    label: &str,
+    (schema, name): (&str, &str),
+) -> Result<Option<Ddl>> {
+    let Some(text) = show_create(conn, label, (schema, name)).await? else { return Ok(None) };
+    let Some(rest) = text.strip_prefix("CREATE TABLE ") else { return Ok(None) };
+    // Which number is given next is each site's own.
+    let begin = rest.rfind("\n)").unwrap_or(0);
+    let (columns, options) = rest.split_at(begin);
+    let options: Vec<&str> = options.split(' ').filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect();
+    let sql = format!("CREATE TABLE IF NOT EXISTS {columns}{}", options.join(" "));
+    Ok(Some(Ddl { schema: schema.to_owned(), sql }))
+}
+
+async fn show_create(conn: &mut Conn, label: &str, (schema, name): (&str, &str)) -> Result<Option<String>> {
+    let ask = "look at a table";
+    let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
+    let sql = format!("SHOW CREATE TABLE {}.{}", quoted(schema), quoted(name));
+    let row: Option<mysql_async::Row> =
+        match in_time(ask, label, async { Ok(conn.query_first(sql).await) }).await? {
+            // There is no such table, or no such database.
+            Err(mysql_async::Error::Server(error)) if matches!(error.code, 1146 | 1049) => None,
+            found => found.map_err(|error| failed(ask, label, error))?,
+        };
+    Ok(row.and_then(|row| row.get_opt(1)?.ok()))
+}
+
 /// What tables are, as a number.
 pub(crate) async fn fingerprint(conn: &mut Conn, label: &str, tables: &[(String, String)]) -> Result<u64> {
-    let (ask, mut all) = ("look at a table", String::new());
-    let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
+    let mut all = String::new();
     for (schema, name) in tables {
-        let sql = format!("SHOW CREATE TABLE {}.{}", quoted(schema), quoted(name));
-        let row: Option<mysql_async::Row> =
-            match in_time(ask, label, async { Ok(conn.query_first(sql).await) }).await? {
-                // There is no such table, or no such database.
-                Err(mysql_async::Error::Server(error)) if matches!(error.code, 1146 | 1049) => None,
-                found => found.map_err(|error| failed(ask, label, error))?,
-            };
-        let text: String = row.and_then(|row| row.get_opt(1)?.ok()).unwrap_or_default();
+        let text = show_create(conn, label, (schema, name)).await?.unwrap_or_default();
         // The next number to be given changes with every row.
         let said = text.split_whitespace().filter(|word| !word.starts_with("AUTO_INCREMENT="));
         said.for_each(|word| all.extend([" ", word]));
@@ -311,8 +332,10 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
         }
         _ => false,
     };
-    // What a server of some version runs and we skip, and what is not UTF-8.
-    let only_adds = only_adds && !takes && !["/*!", "/*M!", "\u{fffd}"].iter().any(|odd| text.contains(odd));
+    // What a server of some version runs and we skip.
+    let hides = what == "ALTER TABLE" && (text.contains("/*!") || text.contains("/*M!"));
+    // What is not UTF-8 is shown so.
+    let only_adds = only_adds && !takes && !hides && !text.contains('\u{fffd}');
     let is_one = match (what.as_str(), &actions(words.0)[..]) {
         ("ALTER TABLE", [action]) => is(action.first(), &["ADD", "DROP"]),
         ("ALTER TABLE" | "RENAME TABLE", _) => false,
@@ -587,6 +610,21 @@ mod tests {
         assert_eq!(Announced::parse(&announced.to_string()), Some(announced));
         for wrong in ["", "7", "7:x:1:1", "7:1:g:1", "7:1:1", "7:1:1:1:1"] {
             assert_eq!(Announced::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever stands there, it is read to its end.
+        #[test]
+        fn any_text_is_read(text in ".{0,80}", parts in proptest::collection::vec(0..12_usize, 0..20)) {
+            let words = [
+                "ALTER TABLE t ", "ADD ", "DROP ", "COLUMN ", "(", ")", ",", "`", "'", "\\", "/*", "RENAME TO ",
+            ];
+            let pieces: String = parts.iter().filter_map(|part| words.get(*part).copied()).collect();
+            for text in [text.clone(), format!("ALTER TABLE {text}"), pieces.clone(), format!("{pieces}{text}")] {
+                let _ = definition(&text, "s");
+                let _ = Announced::parse(&text);
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
 use crate::connector::Definitions;
-use crate::ddl::{Ddl, note};
+use crate::ddl::{Ddl, creation, note};
 use crate::names;
 use crate::read::{Known, Lock, rows};
 use crate::schema::{self, Table, carried, table_of};
@@ -304,7 +304,16 @@ impl Source for MysqlSource {
                 let (left_out, tables) = split(tables);
                 if opened != Opened::Resumed {
                     let total = tables.iter().map(|table| table.rows).sum();
-                    ready.push_back(Event::SnapshotStarted { total: Some(total), pos: at });
+                    ready.push_back(Event::SnapshotStarted { total: Some(total), pos: at.clone() });
+                }
+                if from.is_none() {
+                    // The tables first.
+                    for table in &tables {
+                        let made = creation(&mut side, &label, (&table.schema, &table.name)).await?;
+                        let change = made.and_then(|made| made.change(&self.config.tables, now()));
+                        ready
+                            .extend(change.map(|change| Event::Change(Change { pos: at.clone(), ..change })));
+                    }
                 }
                 let reader = Reader {
                     server: self.server().clone(),

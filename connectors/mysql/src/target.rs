@@ -288,6 +288,11 @@ impl Worker {
             self.known.forget();
         }
         if let Some(change) = batch.changes.iter().find(|change| change.op == Op::Ddl) {
+            if batch.changes.len() > 1 {
+                let reason =
+                    "a statement that commits by itself is in a transaction of other changes".to_owned();
+                return Ok(Outcome::Rejected { transient: false, reason });
+            }
             let ran = self.define(change).await;
             self.known.forget();
             if let (Ok(()), Some(ddl)) = (&ran, Ddl::of(change)) {
@@ -366,6 +371,10 @@ impl Worker {
         let (seq, connection) = (change.seq, self.conn.id());
         let started = started(&mut self.conn, &label).await.map_err(Broken::Failed)?;
         self.announce(&format!("'{}'", Announced { seq, connection, before, started })).await?;
+        if let ("CREATE TABLE", Some((schema, _))) = (definition.what.as_str(), definition.tables.first()) {
+            let sql = format!("CREATE DATABASE IF NOT EXISTS `{}`", schema.replace('`', "``"));
+            self.execute(&[Statement { sql, expected: Expected::Nothing }]).await?;
+        }
         if !ddl.schema.is_empty() {
             let chosen = format!("USE `{}`", ddl.schema.replace('`', "``"));
             self.execute(&[Statement { sql: chosen, expected: Expected::Nothing }]).await?;

@@ -182,7 +182,7 @@ async fn what_stands_in_the_way_is_named() {
         (true, Some("dc"), "suite.keyless cannot be carried: it has no primary key"),
         (true, Some("dc"), "suite.m cannot be carried: it is a BASE TABLE of MyISAM"),
         (true, Some("dc"), "suite.child has a foreign key that changes its rows by itself"),
-        (true, Some("cloud"), "the table suite.here is missing"),
+        (false, Some("cloud"), "the table suite.here is missing"),
         (true, Some("cloud"), "suite.t lacks the column v"),
         (false, Some("cloud"), "the trigger tr of suite.t runs again"),
         (false, None, "both sites give the same numbers to AUTO_INCREMENT columns"),

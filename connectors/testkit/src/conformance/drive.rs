@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use causeway_core::{
-    Batch, Change, Event, Hlc, Key, Marker, Opened, Outcome, Position, Seq, Site, Source, Target, Term, Told,
+    Batch, Change, Event, Hlc, Key, Marker, Op, Opened, Outcome, Position, Seq, Site, Source, Target, Term,
+    Told,
 };
 
 use super::{Subject, TestValue, TestWrite};
@@ -168,8 +169,14 @@ impl Applier {
         let mut batch = Vec::new();
         for change in changes {
             let whole = change.group.is_none_or(|g| g.last);
+            // Such a one comes alone.
+            let alone = |change: &Change| change.op == Op::Ddl;
+            if alone(&change) && !batch.is_empty() {
+                let batch = self.batch(std::mem::take(&mut batch));
+                committed(self.send(batch).await?)?;
+            }
             batch.push(change);
-            if whole && batch.len() >= 50 {
+            if whole && batch.len() >= 50 || batch.last().is_some_and(alone) {
                 let batch = self.batch(std::mem::take(&mut batch));
                 committed(self.send(batch).await?)?;
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, bail, ensure};
-use causeway_core::{Event, Outcome, Site};
+use causeway_core::{Change, Event, Op, Outcome, Site};
 
 use super::Subject;
 use super::drive::{
@@ -156,7 +156,7 @@ pub(super) async fn a_read_keeps_what_exists_if_it_is_told_to(subject: &dyn Subj
     subject.write(SECOND, &[set("x", "there")]).await?;
     let mut reader = Reader::anew(subject, FIRST, true).await?;
     let events = reader.until("the snapshot", |e| matches!(e, Event::SnapshotEnded { .. })).await?;
-    let reads = changes(&events);
+    let reads: Vec<Change> = changes(&events).into_iter().filter(|change| change.op == Op::Read).collect();
     let x = reads.iter().position(|c| c.key.name == name("x")).context("no read of x")?;
 
     let (mut applier, _) = Applier::new(subject, SECOND, 1).await?;
