@@ -20,6 +20,8 @@ struct Server {
     tables: Vec<Table>,
     /// Something was applied: a table or a column that it lacks may be on its way.
     begun: bool,
+    /// Findings about tables that cannot be carried, with whether it is for want of a key.
+    not_carried: Vec<(bool, Finding)>,
     /// `auto_increment_increment` and `auto_increment_offset`.
     auto_increment: (u64, u64),
     has_auto_increment: bool,
@@ -34,6 +36,14 @@ pub(crate) async fn check(config: &MysqlConfig, sites: &[Site]) -> Result<Vec<Fi
     let (mut findings, mut servers) = (Vec::new(), Vec::new());
     for site in sites {
         servers.push(one(config, *site, &mut findings).await?);
+    }
+    let begun = servers.iter().any(|server| server.begun);
+    for server in &mut servers {
+        for (keyless, mut found) in std::mem::take(&mut server.not_carried) {
+            // What came later must not keep all else from going on: its rows are left out, and named.
+            found.fatal = !begun || !keyless;
+            findings.push(found);
+        }
     }
     if let [first, second] = &servers[..] {
         between(first, second, config.ddl != Some(DdlPolicy::Ignore), &mut findings);
@@ -71,12 +81,11 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
         let what = "no table is there that `tables` names".to_owned();
         findings.push(finding(false, &name, what, "compare the patterns with `SHOW TABLES`"));
     }
+    let mut not_carried = Vec::new();
     for table in &tables {
         if let Some(reason) = table.not_carried() {
             let what = format!("{} cannot be carried: {reason}", table.full_name());
-            // What came later must not keep all else from going on: its rows are left out, and named.
-            let fatal = !begun || !table.key.is_empty();
-            findings.push(finding(fatal, &name, what, "name it in `exclude`"));
+            not_carried.push((table.key.is_empty(), finding(true, &name, what, "name it in `exclude`")));
         }
     }
     let ask = "look at the tables";
@@ -132,6 +141,7 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
         history,
         tables,
         begun,
+        not_carried,
         auto_increment,
         has_auto_increment,
     })
@@ -277,7 +287,7 @@ fn fits(table: &Table, target: &Server, makes: bool, findings: &mut Vec<Finding>
             "{} has another primary key here, or one of another type or collation",
             table.full_name()
         );
-        add(true, what, "make it the same at both sites");
+        add(fatal, what, "make it the same at both sites");
     }
 }
 

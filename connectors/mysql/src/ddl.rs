@@ -23,6 +23,10 @@ pub(crate) struct Ddl {
     pub(crate) schema: String,
     /// As it was written.
     pub(crate) sql: String,
+    /// Nobody wrote it: it makes a table that was there when a snapshot began, where the target has none. With how its
+    /// database writes text: `CHARACTER SET utf8mb4 COLLATE utf8mb4_bin`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) made: Option<String>,
 }
 
 /// What a statement does, and to which tables.
@@ -36,6 +40,8 @@ pub(crate) struct Definition {
     pub(crate) only_adds: bool,
     /// It takes rows away.
     pub(crate) empties: bool,
+    /// Rows have other names behind it: of a table, or of a key.
+    pub(crate) moves: bool,
     /// It does one thing: where the server says that this is so already, it is done.
     pub(crate) is_one: bool,
     /// What is no longer there: of a table a column, or itself where that is empty.
@@ -66,6 +72,9 @@ impl Ddl {
 
     /// What the channel does with it.
     pub(crate) fn policy(&self, set: Option<DdlPolicy>) -> DdlPolicy {
+        if self.made.is_some() && set != Some(DdlPolicy::Ignore) {
+            return DdlPolicy::Apply;
+        }
         set.unwrap_or(match self.definition() {
             Some(definition) if definition.only_adds => DdlPolicy::Apply,
             _ => DdlPolicy::Hold,
@@ -116,11 +125,26 @@ pub(crate) async fn creation(
     let Some(text) = show_create(conn, label, (schema, name)).await? else { return Ok(None) };
     let Some(rest) = text.strip_prefix("CREATE TABLE ") else { return Ok(None) };
     // Which number is given next is each site's own.
-    let begin = rest.rfind("\n)").unwrap_or(0);
-    let (columns, options) = rest.split_at(begin);
+    let (columns, options) = rest.split_at(rest.rfind("\n)").unwrap_or(0));
+    let (options, comment) = options.split_at(options.find(" COMMENT=").unwrap_or(options.len()));
     let options: Vec<&str> = options.split(' ').filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect();
-    let sql = format!("CREATE TABLE IF NOT EXISTS {columns}{}", options.join(" "));
-    Ok(Some(Ddl { schema: schema.to_owned(), sql }))
+    let sql = format!("CREATE TABLE IF NOT EXISTS {columns}{}{comment}", options.join(" "));
+    let ask = "SELECT CONCAT('CHARACTER SET ', default_character_set_name, ' COLLATE ', default_collation_name) FROM \
+               information_schema.schemata WHERE schema_name = ?";
+    let made: Option<String> = in_time("look at a database", label, conn.exec_first(ask, (schema,))).await?;
+    Ok(Some(Ddl { schema: schema.to_owned(), sql, made: Some(made.unwrap_or_default()) }))
+}
+
+/// Whether the server has the table.
+pub(crate) async fn is_there(conn: &mut Conn, label: &str, (schema, name): (&str, &str)) -> Result<bool> {
+    Ok(show_create(conn, label, (schema, name)).await?.is_some())
+}
+
+/// Whether the server has the database.
+pub(crate) async fn has_database(conn: &mut Conn, label: &str, schema: &str) -> Result<bool> {
+    let ask = "SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = ?";
+    let count: Option<u64> = in_time("look at a database", label, conn.exec_first(ask, (schema,))).await?;
+    Ok(count.unwrap_or(0) > 0)
 }
 
 async fn show_create(conn: &mut Conn, label: &str, (schema, name): (&str, &str)) -> Result<Option<String>> {
@@ -161,7 +185,7 @@ pub(crate) async fn started(conn: &mut Conn, label: &str) -> Result<u64> {
 /// Notes in the server what its tables no longer have: what the peer writes into it, as it has not seen that yet, is left
 /// out then. Of a statement of the peer nothing is gone: its rows come in order.
 pub(crate) async fn note(conn: &mut Conn, label: &str, name: &str, ddl: &Ddl, is_own: bool) -> Result<()> {
-    let Some(definition) = ddl.definition() else { return Ok(()) };
+    let Some(definition) = ddl.definition().filter(|_| ddl.made.is_none()) else { return Ok(()) };
     let action = "note what a table no longer has";
     for (space, column) in definition.there {
         let sql = format!("DELETE FROM {SCHEMA}.{GONE} WHERE name = ? AND space = ? AND ? IN ('*', col)");
@@ -337,11 +361,12 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
     // What is not UTF-8 is shown so.
     let only_adds = only_adds && !takes && !hides && !text.contains('\u{fffd}');
     let is_one = match (what.as_str(), &actions(words.0)[..]) {
-        ("ALTER TABLE", [action]) => is(action.first(), &["ADD", "DROP"]),
+        ("ALTER TABLE", [action]) => is(action.first(), &["ADD", "DROP"]) && !lists(action),
         ("ALTER TABLE" | "RENAME TABLE", _) => false,
         _ => tables.len() == 1,
     };
     let mut empties = what.starts_with("TRUNCATE");
+    let mut moves = what == "RENAME TABLE";
     let full = |(schema, name): &(String, String)| format!("{schema}.{name}");
     let (mut gone, mut there) = (Vec::new(), Vec::new());
     match what.as_str() {
@@ -353,7 +378,11 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
                 dropped(&action).into_iter().for_each(|name| column(&mut gone, name));
                 added(&action).into_iter().for_each(|name| column(&mut there, name));
             }
-            tables.extend(renamed(words.0, schema));
+            let to = renamed(words.0, schema);
+            let keys =
+                |action: &Vec<String>| action.iter().any(|word| is(Some(word), &["PRIMARY", "EXCHANGE"]));
+            moves = to.is_some() || actions(words.0).iter().any(keys);
+            tables.extend(to);
         }
         "DROP TABLE" => gone.extend(tables.iter().map(|table| (full(table), String::new()))),
         "CREATE TABLE" => {
@@ -366,7 +395,7 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
         }
         _ => {}
     }
-    Some(Definition { what, tables, only_adds, empties, is_one, gone, there })
+    Some(Definition { what, tables, only_adds, empties, moves, is_one, gone, there })
 }
 
 /// The parts of an ALTER TABLE: what stands between its commas, outside of all brackets. Words as they were written.
@@ -395,6 +424,11 @@ fn is(word: Option<&String>, all: &[&str]) -> bool {
     word.is_some_and(|word| all.iter().any(|one| one.eq_ignore_ascii_case(word)))
 }
 
+/// `ADD (a INT, b INT)`
+fn lists(action: &[String]) -> bool {
+    behind(action, "ADD").first().is_some_and(|first| first == "(")
+}
+
 /// Whether an ALTER TABLE adds columns and indexes, and does nothing else; and whether it fills rows that are there with the
 /// same at both sites, and rows that the other site adds meanwhile have a value.
 fn only_adds(text: &str) -> bool {
@@ -415,17 +449,21 @@ fn only_adds(text: &str) -> bool {
         "UUID",
         "RAND",
         "AUTO_INCREMENT",
-        "RANDOM_BYTES",
         "NEXTVAL",
         "CURRENT_USER",
-        "USER",
+        "SERIAL",
     ];
     actions(text).iter().all(|action| {
         let [verb, rest @ ..] = &action[..] else { return false };
         let says_how = is(Some(verb), &["ALGORITHM", "LOCK"]) && rest.len() <= 2;
         let has = |word: &str| rest.iter().any(|one| one.eq_ignore_ascii_case(word));
         let needs_value = has("NULL") && has("NOT") && !has("DEFAULT") && !has("AS");
-        let adds = is(Some(verb), &["ADD"]) && !is(rest.first(), &not_only) && !needs_value;
+        let computes = rest.iter().position(|word| is(Some(word), &["DEFAULT"])).is_some_and(|at| {
+            let behind = rest.get(at + 1..).unwrap_or_default();
+            behind.iter().take(2).any(|word| word == "(")
+        });
+        let adds = is(Some(verb), &["ADD"]) && !is(rest.first(), &not_only) && !lists(action);
+        let adds = adds && !needs_value && !computes;
         says_how || adds && !rest.iter().any(|word| is(Some(word), &differs))
     })
 }
@@ -528,7 +566,12 @@ mod tests {
                 "alter table orders add x decimal(5,2) default 1 after y, add unique key `k, z` (x, y)",
                 "ALTER TABLE shop.orders adds",
             ),
-            ("ALTER TABLE orders ADD (a INT, b INT), ALGORITHM=INSTANT", "ALTER TABLE shop.orders adds"),
+            ("ALTER TABLE orders ADD a INT, ALGORITHM=INSTANT", "ALTER TABLE shop.orders adds"),
+            ("ALTER TABLE orders ADD (a INT NOT NULL, b INT DEFAULT 0)", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD n SERIAL", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD d DATE DEFAULT (UTC_DATE())", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD d BIGINT DEFAULT UUID_SHORT()", "ALTER TABLE shop.orders"),
+            ("ALTER TABLE orders ADD d BIGINT DEFAULT 5 COMMENT '(x)'", "ALTER TABLE shop.orders adds"),
             ("ALTER TABLE orders WAIT 5 DROP COLUMN y", "ALTER TABLE shop.orders"),
             ("ALTER TABLE orders ADD x INT COMMENT 'it\\'s', DROP COLUMN y", "ALTER TABLE shop.orders"),
             ("ALTER TABLE orders ADD x INT COMMENT 'it''s, DROP y' ", "ALTER TABLE shop.orders adds"),

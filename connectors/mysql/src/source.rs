@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
 use crate::connector::Definitions;
-use crate::ddl::{Ddl, creation, note};
+use crate::ddl::{Ddl, creation, note, started};
 use crate::names;
 use crate::read::{Known, Lock, rows};
 use crate::schema::{self, Table, carried, table_of};
@@ -289,6 +289,7 @@ impl Source for MysqlSource {
             .ok_or_else(|| unavailable("read the binlog", &label, "the binlog's files have no numbers"))?;
         if opened != Opened::Resumed
             && let Some(announced) = announced(&mut side, &label, &name).await?
+            && started(&mut side, &label).await?.abs_diff(announced.started) <= 2
         {
             let here = decoder.position();
             decoder.expect(announced, here);
@@ -415,13 +416,15 @@ const DEFINED_MAX: usize = 1024;
 /// Notes what statements took from tables, one after the other; until nobody sends any more.
 async fn note_all(server: Server, name: String, mut defined: mpsc::Receiver<Ddl>) {
     while let Some(ddl) = defined.recv().await {
-        let noting = async {
-            let mut conn = connect(&server).await?;
-            note(&mut conn, &server.label(), &name, &ddl, true).await
-        };
-        if let Err(error) = noting.await {
+        for wait in [1, 2, 5, 10, 30, 60, 300] {
+            let noting = async {
+                let mut conn = connect(&server).await?;
+                note(&mut conn, &server.label(), &name, &ddl, true).await
+            };
+            let Err(error) = noting.await else { break };
             warn!(endpoint = server.label(), sql = ddl.sql, %error, "it is not noted what tables no longer have: what \
                 the peer still writes there waits");
+            tokio::time::sleep(Duration::from_secs(wait)).await;
         }
     }
 }
@@ -449,6 +452,8 @@ impl Live {
             let mut bytes = 0;
             while let Some(event) = self.ready.pop_front() {
                 let whole = match &event {
+                    // What makes the tables stands in one append with the snapshot's beginning.
+                    Event::Change(change) if change.op == Op::Ddl => false,
                     Event::Change(change) => {
                         bytes += change.cost();
                         change.group.is_none_or(|group| group.last)
@@ -520,6 +525,11 @@ impl Live {
                 reason,
             },
         })?;
+        if std::mem::take(&mut self.decoder.moved) && self.snapshot.is_some() {
+            // How far it is, is told by names.
+            let reason = "a table or a key got another name while a snapshot was read".to_owned();
+            return Err(Error::PositionLost { position: self.decoder.position().to_string(), reason });
+        }
         for event in events {
             match (event, self.ready.back()) {
                 (Event::Token(token), _) => self.passed(token)?,

@@ -97,6 +97,8 @@ pub(crate) struct Decoder {
     windows: HashMap<Token, Window>,
     /// Statements that changed tables, ours too.
     pub(crate) definitions: u64,
+    /// One of them gave rows other names.
+    pub(crate) moved: bool,
     /// Those of the application, until they are taken.
     pub(crate) defined: Vec<Ddl>,
     /// The connection that runs what our applier has announced.
@@ -183,6 +185,7 @@ impl Decoder {
             told: HashSet::new(),
             windows: HashMap::new(),
             definitions: 0,
+            moved: false,
             defined: Vec::new(),
             announced: None,
             cut: VecDeque::new(),
@@ -286,7 +289,8 @@ impl Decoder {
             EventData::XidEvent(_) => self.end(end, events),
             EventData::QueryEvent(query) => {
                 // What is not UTF-8 shows as what an operator has to look at.
-                let ddl = Ddl { schema: query.schema().into_owned(), sql: query.query().into_owned() };
+                let (schema, sql) = (query.schema().into_owned(), query.query().into_owned());
+                let ddl = Ddl { schema, sql, made: None };
                 let is_ours = self.announced == Some(query.thread_id());
                 self.query(ddl, is_ours, header.timestamp(), end, events)?;
             }
@@ -465,12 +469,18 @@ impl Decoder {
                 let has_rows = self.open.as_ref().is_some_and(|open| open.begun)
                     || statement.sql.trim_end().ends_with("START TRANSACTION");
                 let change = statement.clone().change(&self.tables, u64::from(seconds) * 1000);
-                if let Some(change) = &change {
+                if let (Some(_), Some(definition)) = (&change, statement.definition()) {
                     self.definitions += 1;
+                    self.moved |= definition.moves;
                     // A chunk that is read just now may be of the table before it or behind it.
-                    for window in self.windows.values_mut().filter(|window| window.table == change.key.space)
-                    {
-                        window.rows = None;
+                    for window in self.windows.values_mut() {
+                        let is_its = |(schema, name): &(String, String)| match &window.table {
+                            Space::Table(full) => format!("{schema}.{name}").as_bytes() == full.as_ref(),
+                            _ => false,
+                        };
+                        if definition.tables.iter().any(is_its) {
+                            window.rows = None;
+                        }
                     }
                 }
                 if let Some(change) = change.filter(|_| !is_ours) {

@@ -28,7 +28,7 @@ use crate::conn::{
     ANSWER_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, text, unavailable,
 };
 use crate::connector::Definitions;
-use crate::ddl::{Announced, Ddl, fingerprint, note, started, still_runs};
+use crate::ddl::{Announced, Ddl, fingerprint, gone, has_database, is_there, note, started, still_runs};
 use crate::names::{self, APPLIED, SCHEMA};
 use crate::read::{Known, Lock, rows};
 use crate::schema::{Table, carried, table_of};
@@ -310,8 +310,8 @@ impl Worker {
                     Ok(Outcome::Rejected { transient: true, reason })
                 }
                 Err(Broken::Refused { code, message }) => {
-                    // A table or a column that is missing is for an operator to say what to do about.
-                    let transient = is_transient(code) && ![NO_TABLE, NO_COLUMN].contains(&code);
+                    // What is missing, also a right, is for an operator to say what to do about.
+                    let transient = is_transient(code) && !OPERATORS.contains(&code);
                     Ok(Outcome::Rejected { transient, reason: refusal(code, message) })
                 }
                 Err(Broken::Failed(error)) => Err(error),
@@ -347,6 +347,7 @@ impl Worker {
             || Broken::Refused { code: 0, message: "it is no statement that changes a table".to_owned() };
         let ddl = Ddl::of(change).ok_or_else(wrong)?;
         let definition = ddl.definition().ok_or_else(wrong)?;
+        let table = definition.tables.first().ok_or_else(wrong)?;
         let label = self.label.clone();
         let earlier = announced(&mut self.conn, &label, &self.name).await.map_err(Broken::Failed)?;
         let earlier = earlier.filter(|earlier| earlier.seq == change.seq);
@@ -368,17 +369,25 @@ impl Worker {
             }
             _ => {}
         }
-        let (seq, connection) = (change.seq, self.conn.id());
-        let started = started(&mut self.conn, &label).await.map_err(Broken::Failed)?;
-        self.announce(&format!("'{}'", Announced { seq, connection, before, started })).await?;
-        if let ("CREATE TABLE", Some((schema, _))) = (definition.what.as_str(), definition.tables.first()) {
-            let sql = format!("CREATE DATABASE IF NOT EXISTS `{}`", schema.replace('`', "``"));
-            self.execute(&[Statement { sql, expected: Expected::Nothing }]).await?;
+        if let Some(database) = &ddl.made {
+            let dropped = gone(&mut self.conn, &label, &format!("{}.{}", table.0, table.1)).await;
+            let dropped = dropped.map_err(Broken::Failed)?.iter().any(String::is_empty);
+            let named = (table.0.as_str(), table.1.as_str());
+            if dropped || is_there(&mut self.conn, &label, named).await.map_err(Broken::Failed)? {
+                return Ok(());
+            }
+            if !has_database(&mut self.conn, &label, &table.0).await.map_err(Broken::Failed)? {
+                let sql = format!("CREATE DATABASE `{}` {database}", table.0.replace('`', "``"));
+                self.execute(&[Statement { sql, expected: Expected::Nothing }]).await?;
+            }
         }
         if !ddl.schema.is_empty() {
             let chosen = format!("USE `{}`", ddl.schema.replace('`', "``"));
             self.execute(&[Statement { sql: chosen, expected: Expected::Nothing }]).await?;
         }
+        let (seq, connection) = (change.seq, self.conn.id());
+        let started = started(&mut self.conn, &label).await.map_err(Broken::Failed)?;
+        self.announce(&format!("'{}'", Announced { seq, connection, before, started })).await?;
         // It may take hours: no answer is no fault.
         match self.conn.query_drop(&ddl.sql).await {
             Err(mysql_async::Error::Server(error)) if definition.is_one && IS_SO.contains(&error.code) => {
@@ -666,6 +675,8 @@ fn refusal(code: u16, message: String) -> String {
 /// Our own code for a table that the server lacks, and for a column: as the server's own.
 const NO_TABLE: u16 = 1146;
 const NO_COLUMN: u16 = 1054;
+/// Of a statement that changes a table: a table, a column or a right is missing.
+const OPERATORS: [u16; 6] = [NO_TABLE, NO_COLUMN, 1044, 1142, 1143, 1227];
 /// What a server answers where it already is as a statement would make it: a table, a column or an index is there, or is not.
 const IS_SO: [u16; 5] = [1050, 1051, 1060, 1061, 1091];
 /// Our own code for a statement that an earlier connection still runs: as the server's that it was interrupted.

@@ -1187,9 +1187,9 @@ impl Reign {
         self.drain(task, target).await?;
         let Some((_, change)) = self.reader.peek().cloned() else { return Ok(()) };
         let (empties, what) = (task.connector.empties(&change), task.connector.shown(&change));
-        let policy = match task.connector.reaches_beyond(&change) {
-            true => DdlPolicy::Hold,
-            false => task.connector.ddl_policy(&change),
+        let policy = match task.connector.ddl_policy(&change) {
+            DdlPolicy::Apply if task.connector.reaches_beyond(&change) => DdlPolicy::Hold,
+            policy => policy,
         };
         let mut answer = match policy {
             DdlPolicy::Apply => HeldAnswer::Apply,
