@@ -157,6 +157,38 @@ fn a_dropped_flush_stays_dropped_when_the_target_comes_back_empty() -> Result<()
     link.verify()
 }
 
+/// A flush that the target refuses is held again, with its reason, and can then be dropped.
+#[test]
+fn a_flush_that_the_target_refuses_is_held_with_the_reason() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let args = ["--rename-command", "FLUSHALL", ""].map(str::to_owned).to_vec();
+    let stores = [durable(), Options { args, ..durable() }];
+    let mut link = Link::new(stores, &Setup { snapshot: "dc", ..Setup::default() })?;
+    link.stores[0].connect()?.must(&["SET", "kept", "1"])?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    link.stores[0].connect()?.must(&["FLUSHALL"])?;
+    let held = |s: &Status| s.channels[0].directions[0].held.clone().unwrap_or_default();
+    link.wait_until("held", DRAIN, |s| held(s).contains("FLUSHALL at seq"))?;
+    link.answer_held("apply")?;
+    link.wait_until("refused", DRAIN, |s| held(s).contains("; the target refused it: "))?;
+    ensure!(link.stores[1].connect()?.must(&["GET", "kept"])?.text().as_deref() == Some("1"), "it is gone");
+    // A restart tries once more, and asks again.
+    link.kill()?;
+    link.start()?;
+    link.wait_until("refused again", DRAIN, |s| held(s).contains("; the target refused it: "))?;
+    link.answer_held("drop")?;
+    let is_back = |_: &Status| {
+        let kept = link.stores[0].connect().and_then(|mut store| store.must(&["GET", "kept"]));
+        kept.is_ok_and(|kept| kept.text().as_deref() == Some("1"))
+    };
+    link.wait_until("the copy back", DRAIN, is_back)?;
+    link.wait_until_drained(DRAIN)?;
+    link.verify()
+}
+
 /// A marker that SWAPDB brings back from another database is an old one: nothing is applied twice.
 #[test]
 fn a_marker_that_swapdb_brings_back_is_not_believed() -> Result<()> {
