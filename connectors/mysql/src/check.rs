@@ -20,8 +20,6 @@ struct Server {
     tables: Vec<Table>,
     /// Something was applied: a table or a column that it lacks may be on its way.
     begun: bool,
-    /// Findings about tables that cannot be carried, with whether it is for want of a key.
-    not_carried: Vec<(bool, Finding)>,
     /// `auto_increment_increment` and `auto_increment_offset`.
     auto_increment: (u64, u64),
     has_auto_increment: bool,
@@ -38,11 +36,13 @@ pub(crate) async fn check(config: &MysqlConfig, sites: &[Site]) -> Result<Vec<Fi
         servers.push(one(config, *site, &mut findings).await?);
     }
     let begun = servers.iter().any(|server| server.begun);
-    for server in &mut servers {
-        for (keyless, mut found) in std::mem::take(&mut server.not_carried) {
+    for server in &servers {
+        for table in &server.tables {
+            let Some(reason) = table.not_carried() else { continue };
+            let what = format!("{} cannot be carried: {reason}", table.full_name());
             // What came later must not keep all else from going on: its rows are left out, and named.
-            found.fatal = !begun || !keyless;
-            findings.push(found);
+            let fatal = !begun || !table.key.is_empty();
+            findings.push(finding(fatal, &server.site, what, "name it in `exclude`"));
         }
     }
     if let [first, second] = &servers[..] {
@@ -80,13 +80,6 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
     if tables.is_empty() {
         let what = "no table is there that `tables` names".to_owned();
         findings.push(finding(false, &name, what, "compare the patterns with `SHOW TABLES`"));
-    }
-    let mut not_carried = Vec::new();
-    for table in &tables {
-        if let Some(reason) = table.not_carried() {
-            let what = format!("{} cannot be carried: {reason}", table.full_name());
-            not_carried.push((table.key.is_empty(), finding(true, &name, what, "name it in `exclude`")));
-        }
     }
     let ask = "look at the tables";
     let cascades: Vec<(String, String)> = in_time(
@@ -141,7 +134,6 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
         history,
         tables,
         begun,
-        not_carried,
         auto_increment,
         has_auto_increment,
     })

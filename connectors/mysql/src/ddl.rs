@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Tables;
 use crate::conn::{failed, in_time};
 use crate::names::{GONE, SCHEMA};
+use crate::schema::sql_name;
 
 /// A statement as it stands in the log, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,12 +58,11 @@ impl Ddl {
     }
 
     /// The change of the log; `None` if it concerns no table that is carried.
-    pub(crate) fn change(self, tables: &Tables, time: u64) -> Option<Change> {
-        let definition = self.definition()?;
+    pub(crate) fn change(&self, definition: &Definition, tables: &Tables, time: u64) -> Option<Change> {
         let (schema, name) = definition.tables.iter().find(|(schema, name)| tables.carries(schema, name))?;
         let key = Key { space: Space::Table(format!("{schema}.{name}").into()), name: Bytes::new() };
         // Two texts always have a JSON form, and memory takes it.
-        let value = serde_json::to_vec(&self).ok()?;
+        let value = serde_json::to_vec(self).ok()?;
         Some(Change::captured(Op::Ddl, key, Some(value.into()), Position::default(), time))
     }
 
@@ -135,11 +135,6 @@ pub(crate) async fn creation(
     Ok(Some(Ddl { schema: schema.to_owned(), sql, made: Some(made.unwrap_or_default()) }))
 }
 
-/// Whether the server has the table.
-pub(crate) async fn is_there(conn: &mut Conn, label: &str, (schema, name): (&str, &str)) -> Result<bool> {
-    Ok(show_create(conn, label, (schema, name)).await?.is_some())
-}
-
 /// Whether the server has the database.
 pub(crate) async fn has_database(conn: &mut Conn, label: &str, schema: &str) -> Result<bool> {
     let ask = "SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = ?";
@@ -147,10 +142,14 @@ pub(crate) async fn has_database(conn: &mut Conn, label: &str, schema: &str) -> 
     Ok(count.unwrap_or(0) > 0)
 }
 
-async fn show_create(conn: &mut Conn, label: &str, (schema, name): (&str, &str)) -> Result<Option<String>> {
+/// What a table is, as the server writes it; `None`: it has none of the name.
+pub(crate) async fn show_create(
+    conn: &mut Conn,
+    label: &str,
+    (schema, name): (&str, &str),
+) -> Result<Option<String>> {
     let ask = "look at a table";
-    let quoted = |name: &str| format!("`{}`", name.replace('`', "``"));
-    let sql = format!("SHOW CREATE TABLE {}.{}", quoted(schema), quoted(name));
+    let sql = format!("SHOW CREATE TABLE {}", sql_name(schema, name));
     let row: Option<mysql_async::Row> =
         match in_time(ask, label, async { Ok(conn.query_first(sql).await) }).await? {
             // There is no such table, or no such database.
@@ -287,7 +286,7 @@ impl Words<'_> {
 
     /// A table's name: `name`, or `schema.name`.
     fn table(&mut self, schema: &str) -> Option<(String, String)> {
-        let name = |word: String| word.strip_prefix(['`', '"']).map(str::to_owned).unwrap_or(word);
+        let name = |word: String| unquoted(&word).to_owned();
         let first = name(self.raw());
         if let Some(rest) = self.0.trim_start().strip_prefix('.') {
             self.0 = rest;
@@ -340,9 +339,10 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
         words = ahead;
     }
     let mut tables = vec![words.table(schema)?];
+    let actions = if what == "ALTER TABLE" { actions(words.0) } else { Vec::new() };
     let only_adds = match what.as_str() {
         "CREATE TABLE" | "CREATE INDEX" => true,
-        "ALTER TABLE" => only_adds(words.0),
+        "ALTER TABLE" => only_adds(&actions),
         "DROP TABLE" | "RENAME TABLE" => {
             // Lists: `a, b` and `a TO b, c TO d`.
             loop {
@@ -360,7 +360,7 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
     let hides = what == "ALTER TABLE" && (text.contains("/*!") || text.contains("/*M!"));
     // What is not UTF-8 is shown so.
     let only_adds = only_adds && !takes && !hides && !text.contains('\u{fffd}');
-    let is_one = match (what.as_str(), &actions(words.0)[..]) {
+    let is_one = match (what.as_str(), &actions[..]) {
         ("ALTER TABLE", [action]) => is(action.first(), &["ADD", "DROP"]) && !lists(action),
         ("ALTER TABLE" | "RENAME TABLE", _) => false,
         _ => tables.len() == 1,
@@ -372,17 +372,15 @@ fn definition(text: &str, schema: &str) -> Option<Definition> {
     match what.as_str() {
         "ALTER TABLE" => {
             let table = tables.first().map(full).unwrap_or_default();
-            for action in actions(words.0) {
+            for action in &actions {
                 empties |= is(action.first(), &["TRUNCATE", "DROP"]) && is(action.get(1), &["PARTITION"]);
                 let column = |all: &mut Vec<_>, name: String| all.push((table.clone(), name));
-                dropped(&action).into_iter().for_each(|name| column(&mut gone, name));
-                added(&action).into_iter().for_each(|name| column(&mut there, name));
+                dropped(action).into_iter().for_each(|name| column(&mut gone, name));
+                added(action).into_iter().for_each(|name| column(&mut there, name));
+                let to = renamed(action, schema);
+                moves |= to.is_some() || action.iter().any(|word| is(Some(word), &["PRIMARY", "EXCHANGE"]));
+                tables.extend(to);
             }
-            let to = renamed(words.0, schema);
-            let keys =
-                |action: &Vec<String>| action.iter().any(|word| is(Some(word), &["PRIMARY", "EXCHANGE"]));
-            moves = to.is_some() || actions(words.0).iter().any(keys);
-            tables.extend(to);
         }
         "DROP TABLE" => gone.extend(tables.iter().map(|table| (full(table), String::new()))),
         "CREATE TABLE" => {
@@ -431,7 +429,7 @@ fn lists(action: &[String]) -> bool {
 
 /// Whether an ALTER TABLE adds columns and indexes, and does nothing else; and whether it fills rows that are there with the
 /// same at both sites, and rows that the other site adds meanwhile have a value.
-fn only_adds(text: &str) -> bool {
+fn only_adds(actions: &[Vec<String>]) -> bool {
     let not_only = ["PRIMARY", "CONSTRAINT", "FOREIGN", "PARTITION", "PERIOD", "SYSTEM", "CHECK"];
     let differs = [
         "REFERENCES",
@@ -453,7 +451,7 @@ fn only_adds(text: &str) -> bool {
         "CURRENT_USER",
         "SERIAL",
     ];
-    actions(text).iter().all(|action| {
+    actions.iter().all(|action| {
         let [verb, rest @ ..] = &action[..] else { return false };
         let says_how = is(Some(verb), &["ALGORITHM", "LOCK"]) && rest.len() <= 2;
         let has = |word: &str| rest.iter().any(|one| one.eq_ignore_ascii_case(word));
@@ -503,8 +501,13 @@ fn behind<'a>(action: &'a [String], verb: &str) -> &'a [String] {
     rest
 }
 
+/// A name without its quotes; [`Words`] takes the last one away.
+fn unquoted(word: &str) -> &str {
+    word.strip_prefix(['`', '"']).unwrap_or(word)
+}
+
 fn column(word: &str) -> String {
-    word.strip_prefix(['`', '"']).unwrap_or(word).to_lowercase()
+    unquoted(word).to_lowercase()
 }
 
 fn dropped(action: &[String]) -> Option<String> {
@@ -530,27 +533,22 @@ fn added(action: &[String]) -> Vec<String> {
     names
 }
 
-/// What an ALTER TABLE makes of the table's name.
-fn renamed(text: &str, schema: &str) -> Option<(String, String)> {
-    let mut words = Words(text);
-    let (mut depth, mut begins) = (0_usize, true);
-    loop {
-        let word = words.next();
-        match word.as_str() {
-            "" => return None,
-            "(" => depth += 1,
-            ")" => depth = depth.saturating_sub(1),
-            "RENAME" if begins && depth == 0 => {
-                let mut ahead = Words(words.0);
-                match ahead.next().as_str() {
-                    "COLUMN" | "INDEX" | "KEY" => {}
-                    "TO" | "AS" | "=" => return ahead.table(schema),
-                    _ => return words.table(schema),
-                }
-            }
-            _ => {}
-        }
-        begins = word == "," && depth == 0;
+/// What an action makes of the table's name.
+fn renamed(action: &[String], schema: &str) -> Option<(String, String)> {
+    let mut to = match action {
+        [verb, rest @ ..] if verb.eq_ignore_ascii_case("RENAME") => rest,
+        _ => return None,
+    };
+    if is(to.first(), &["COLUMN", "INDEX", "KEY"]) {
+        return None;
+    }
+    if is(to.first(), &["TO", "AS", "="]) {
+        to = &to[1..];
+    }
+    match to {
+        [of, dot, name, ..] if dot == "." => Some((unquoted(of).to_owned(), unquoted(name).to_owned())),
+        [name, ..] => Some((schema.to_owned(), unquoted(name).to_owned())),
+        [] => None,
     }
 }
 

@@ -52,11 +52,7 @@ impl Table {
 
     /// The same as SQL.
     pub(crate) fn sql_name(&self) -> String {
-        let mut out = String::new();
-        write_name(&mut out, &self.schema);
-        out.push('.');
-        write_name(&mut out, &self.name);
-        out
+        sql_name(&self.schema, &self.name)
     }
 
     pub(crate) fn space(&self) -> Space {
@@ -117,6 +113,15 @@ impl Column {
             _ => self.charset.clone().map_or(KeyKind::Other, KeyKind::Text),
         }
     }
+}
+
+/// A table's name as SQL.
+pub(crate) fn sql_name(schema: &str, name: &str) -> String {
+    let mut out = String::new();
+    write_name(&mut out, schema);
+    out.push('.');
+    write_name(&mut out, name);
+    out
 }
 
 /// Why a table without a primary key is not carried.

@@ -311,7 +311,8 @@ impl Source for MysqlSource {
                     // The tables first.
                     for table in &tables {
                         let made = creation(&mut side, &label, (&table.schema, &table.name)).await?;
-                        let change = made.and_then(|made| made.change(&self.config.tables, now()));
+                        let change = made
+                            .and_then(|made| made.change(&made.definition()?, &self.config.tables, now()));
                         ready
                             .extend(change.map(|change| Event::Change(Change { pos: at.clone(), ..change })));
                     }

@@ -288,11 +288,9 @@ impl Decoder {
             }
             EventData::XidEvent(_) => self.end(end, events),
             EventData::QueryEvent(query) => {
-                // What is not UTF-8 shows as what an operator has to look at.
-                let (schema, sql) = (query.schema().into_owned(), query.query().into_owned());
-                let ddl = Ddl { schema, sql, made: None };
                 let is_ours = self.announced == Some(query.thread_id());
-                self.query(ddl, is_ours, header.timestamp(), end, events)?;
+                let at = (header.timestamp(), end);
+                self.query(&query.query(), &query.schema(), is_ours, at, events)?;
             }
             EventData::XaPrepareLogEvent(_) => {
                 return Err(Stop::Lost("an XA transaction, which is not carried".into()));
@@ -389,7 +387,8 @@ impl Decoder {
 
     /// A transaction is whole.
     fn end(&mut self, end: u64, events: &mut Vec<Event>) {
-        let begin = self.position();
+        let announces = self.open.as_ref().is_some_and(|open| open.announced.flatten().is_some());
+        let begin = announces.then(|| self.position());
         self.at = end;
         self.gtid.clone_from(&self.next_gtid);
         let pos = self.position();
@@ -397,14 +396,14 @@ impl Decoder {
         if let (Some(_), Some((_, open))) = (done.told_to, self.cut.back_mut()) {
             *open = Some(pos.at);
         }
-        match done.announced {
-            Some(Some(announced)) => self.expect(announced, begin),
-            Some(None) => {
+        match (done.announced, begin) {
+            (Some(Some(announced)), Some(begin)) => self.expect(announced, begin),
+            (Some(None), _) => {
                 self.announced = None;
                 let open = self.cut.iter_mut().filter(|(_, end)| end.is_none());
                 open.for_each(|(_, end)| *end = Some(pos.at));
             }
-            None => {}
+            _ => {}
         }
         match done.marker {
             Some(marker) => events.push(Event::Marker { marker, pos: pos.clone() }),
@@ -418,13 +417,13 @@ impl Decoder {
 
     fn query(
         &mut self,
-        statement: Ddl,
+        text: &str,
+        schema: &str,
         is_ours: bool,
-        seconds: u32,
-        end: u64,
+        (seconds, end): (u32, u64),
         events: &mut Vec<Event>,
     ) -> Result<(), Stop> {
-        let mut words = Words(&statement.sql);
+        let mut words = Words(text);
         match words.next().as_str() {
             "BEGIN" => self.begin(),
             "COMMIT" => self.end(end, events),
@@ -467,9 +466,12 @@ impl Decoder {
             _ => {
                 // What MySQL writes of CREATE TABLE … SELECT, whose rows follow.
                 let has_rows = self.open.as_ref().is_some_and(|open| open.begun)
-                    || statement.sql.trim_end().ends_with("START TRANSACTION");
-                let change = statement.clone().change(&self.tables, u64::from(seconds) * 1000);
-                if let (Some(_), Some(definition)) = (&change, statement.definition()) {
+                    || text.trim_end().ends_with("START TRANSACTION");
+                let ddl = Ddl { schema: schema.to_owned(), sql: text.to_owned(), made: None };
+                let definition = ddl.definition();
+                let time = u64::from(seconds) * 1000;
+                let change = definition.as_ref().and_then(|d| ddl.change(d, &self.tables, time));
+                if let (Some(_), Some(definition)) = (&change, &definition) {
                     self.definitions += 1;
                     self.moved |= definition.moves;
                     // A chunk that is read just now may be of the table before it or behind it.
@@ -484,7 +486,7 @@ impl Decoder {
                     }
                 }
                 if let Some(change) = change.filter(|_| !is_ours) {
-                    self.defined.push(statement);
+                    self.defined.push(ddl);
                     let open = self.open.get_or_insert_default();
                     match has_rows {
                         false => open.changes.push(change),

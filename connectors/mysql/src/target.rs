@@ -28,9 +28,10 @@ use crate::conn::{
     ANSWER_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, text, unavailable,
 };
 use crate::connector::Definitions;
-use crate::ddl::{Announced, Ddl, fingerprint, gone, has_database, is_there, note, started, still_runs};
+use crate::ddl::{Announced, Ddl, fingerprint, gone, has_database, note, show_create, started, still_runs};
 use crate::names::{self, APPLIED, SCHEMA};
 use crate::read::{Known, Lock, rows};
+use crate::row::write_name;
 use crate::schema::{Table, carried, table_of};
 use crate::sql::{self, Expected, Row, Statement};
 use crate::tokens::write_token;
@@ -358,6 +359,20 @@ impl Worker {
             let message = format!("connection {} still runs it", earlier.connection);
             return Err(Broken::Refused { code: RUNS, message });
         }
+        if let Some(database) = &ddl.made {
+            let dropped = gone(&mut self.conn, &label, &format!("{}.{}", table.0, table.1)).await;
+            let dropped = dropped.map_err(Broken::Failed)?.iter().any(String::is_empty);
+            let there = show_create(&mut self.conn, &label, (&table.0, &table.1)).await;
+            if dropped || there.map_err(Broken::Failed)?.is_some() {
+                return Ok(());
+            }
+            if !has_database(&mut self.conn, &label, &table.0).await.map_err(Broken::Failed)? {
+                let mut sql = "CREATE DATABASE ".to_owned();
+                write_name(&mut sql, &table.0);
+                sql.extend([" ", database]);
+                self.execute(&[Statement { sql, expected: Expected::Nothing }]).await?;
+            }
+        }
         let before = fingerprint(&mut self.conn, &label, &definition.tables).await.map_err(Broken::Failed)?;
         match earlier {
             Some(earlier) if earlier.before != before => return Ok(()),
@@ -369,21 +384,10 @@ impl Worker {
             }
             _ => {}
         }
-        if let Some(database) = &ddl.made {
-            let dropped = gone(&mut self.conn, &label, &format!("{}.{}", table.0, table.1)).await;
-            let dropped = dropped.map_err(Broken::Failed)?.iter().any(String::is_empty);
-            let named = (table.0.as_str(), table.1.as_str());
-            if dropped || is_there(&mut self.conn, &label, named).await.map_err(Broken::Failed)? {
-                return Ok(());
-            }
-            if !has_database(&mut self.conn, &label, &table.0).await.map_err(Broken::Failed)? {
-                let sql = format!("CREATE DATABASE `{}` {database}", table.0.replace('`', "``"));
-                self.execute(&[Statement { sql, expected: Expected::Nothing }]).await?;
-            }
-        }
         if !ddl.schema.is_empty() {
-            let chosen = format!("USE `{}`", ddl.schema.replace('`', "``"));
-            self.execute(&[Statement { sql: chosen, expected: Expected::Nothing }]).await?;
+            let mut sql = "USE ".to_owned();
+            write_name(&mut sql, &ddl.schema);
+            self.execute(&[Statement { sql, expected: Expected::Nothing }]).await?;
         }
         let (seq, connection) = (change.seq, self.conn.id());
         let started = started(&mut self.conn, &label).await.map_err(Broken::Failed)?;

@@ -33,7 +33,8 @@ async fn a_row_that_does_not_fit_is_refused_with_its_transaction() {
     };
     assert_eq!(refused.iter().map(|refused| refused.index).collect::<Vec<_>>(), [1, 2, 4]);
     assert!(refused[0].reason.contains("Data too long for column 'v'"), "{refused:?}");
-    assert!(refused[2].reason.contains("Duplicate entry") && refused[2].reason.contains("u'"), "{refused:?}");
+    let of_index = ["'u'", "'t.u'"].iter().any(|index| refused[2].reason.contains(index));
+    assert!(refused[2].reason.contains("Duplicate entry") && of_index, "{refused:?}");
     assert!(refused.iter().all(|refused| !refused.reason.contains("hunter2")), "{refused:?}");
     let rows = pair.servers[1].sql("SELECT id FROM suite.t ORDER BY id").unwrap();
     assert_eq!(rows.split_whitespace().collect::<Vec<_>>(), ["4", "50"]);
@@ -194,7 +195,7 @@ async fn what_stands_in_the_way_is_named() {
     }
 }
 
-/// The statements among `changes`, each with the rows behind it.
+/// The statements among `changes`.
 fn statements(changes: &[Change]) -> Vec<Change> {
     changes.iter().filter(|change| change.op == Op::Ddl).cloned().collect()
 }

@@ -322,6 +322,16 @@ impl ApplyTask {
         }
     }
 
+    /// Waits before a server that could not take a batch is asked again.
+    async fn wait_to_ask_again(&self) -> Result<(), EngineError> {
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(REJECTED_WAIT) => Ok(()),
+            () = self.shared.gate.until_wanted() => Err(EngineError::CaptureWaits),
+            () = self.stop.cancelled() => Err(EngineError::Stopped),
+        }
+    }
+
     /// Of what the target site wrote itself below `seq` some cannot be read any more: its own capture begins
     /// anew, and says what every key holds.
     pub(crate) fn lost_own(&self, seq: Seq) -> Result<(), EngineError> {
@@ -1102,12 +1112,7 @@ impl Reign {
         }
         while let Some(sent) = self.rejected.pop_front() {
             if transient {
-                tokio::select! {
-                    biased;
-                    () = tokio::time::sleep(REJECTED_WAIT) => {}
-                    () = task.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
-                    () = task.stop.cancelled() => return Err(EngineError::Stopped),
-                }
+                task.wait_to_ask_again().await?;
             }
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
             let marker = self.announce(task, &sent.changes, (sent.from..sent.to, sent.low), &mut plan);
@@ -1260,12 +1265,7 @@ impl Reign {
                 Outcome::Rejected { transient: true, reason } => {
                     self.marker = before.clone();
                     *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
-                    tokio::select! {
-                        biased;
-                        () = tokio::time::sleep(REJECTED_WAIT) => {}
-                        () = task.shared.gate.until_wanted() => return Err(EngineError::CaptureWaits),
-                        () = task.stop.cancelled() => return Err(EngineError::Stopped),
-                    }
+                    task.wait_to_ask_again().await?;
                     continue;
                 }
                 Outcome::Rejected { transient: false, reason } => Some(reason),
