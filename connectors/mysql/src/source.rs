@@ -25,7 +25,7 @@ use crate::names;
 use crate::read::{Known, Lock, rows};
 use crate::schema::{self, Table, carried, table_of};
 use crate::snapshot::{Progress, ReadChunk, Reader, Said};
-use crate::stream::{Decoder, Stop, place_of, position, progress_of};
+use crate::stream::{Decoder, Stop, place_of, position, progress_of, with_progress};
 use crate::target::announced;
 use crate::tokens::write_token;
 
@@ -552,14 +552,11 @@ impl Live {
     /// With how far the snapshot is in the log then: of a chunk that stands at `durable` there may be more to come.
     fn restart_point(&self, durable: &Position) -> Position {
         self.asked_for.fetch_max(durable.at, Ordering::Relaxed);
-        let mut point = self.decoder.restart_point(durable);
+        let point = self.decoder.restart_point(durable);
         let ended = self.snapshot_ended.is_some_and(|ended| ended < durable.at);
         let reached = self.progress.iter().rev().find(|(at, _)| *at < durable.at).filter(|_| !ended);
-        if let Some((_, progress)) = reached {
-            let context = String::from_utf8_lossy(&point.context);
-            point.context = format!("{context};{}", progress.text()).into();
-        }
-        point
+        // Where the last restart read on, that place told how far it was then.
+        with_progress(point, reached.map(|(_, progress)| progress))
     }
 
     /// What no later restart point needs: they never go back.

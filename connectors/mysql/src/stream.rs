@@ -158,6 +158,14 @@ pub(crate) fn progress_of(position: &Position) -> Option<Progress> {
     Progress::parse(std::str::from_utf8(&position.context).ok()?.split_once(';')?.1)
 }
 
+/// The same place, with how far a snapshot is there, whatever it told before.
+pub(crate) fn with_progress(position: Position, progress: Option<&Progress>) -> Position {
+    let context = String::from_utf8_lossy(&position.context);
+    let place = context.split(';').next().unwrap_or_default();
+    let context = progress.map_or_else(|| place.to_owned(), |progress| format!("{place};{}", progress.text()));
+    Position { context: context.into(), ..position }
+}
+
 /// Binlog events of MariaDB that the driver has no form for, and that say nothing of rows: comments, checkpoints, lists
 /// of GTIDs, the beginning of encryption.
 const MARIADB_QUIET: [u8; 4] = [160, 161, 163, 164];
@@ -733,5 +741,11 @@ mod tests {
         assert_eq!(place_of(&later), Some(("binlog.000013".into(), 4, String::new())));
         assert_eq!(place_of(&Position { at: 5, ..found }), None);
         assert_eq!(position(&Bytes::new(), "binlog", 4, ""), None);
+        // A snapshot's progress, also where the place told an earlier one.
+        let progress = |key: &str| Progress { table: "shop.t".into(), key: Some(key.into()) };
+        let told = with_progress(with_progress(later.clone(), Some(&progress("1"))), Some(&progress("2")));
+        assert_eq!(progress_of(&told), Some(progress("2")));
+        assert_eq!(place_of(&told), place_of(&later));
+        assert_eq!(with_progress(told, None), later);
     }
 }

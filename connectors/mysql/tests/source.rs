@@ -255,6 +255,10 @@ async fn a_snapshot_that_broke_goes_on() {
         .unwrap();
     let mut source = pair.connector.source(Site::First);
     assert_eq!(source.open(Some(&restart), true, Told::new()).await.unwrap(), Opened::Resumed);
+    // It breaks again before anything came: the place is told as it is, and goes on as before.
+    let again = source.restart_point(&restart);
+    assert_eq!(again, restart);
+    assert_eq!(source.open(Some(&again), true, Told::new()).await.unwrap(), Opened::Resumed);
     let second = until(source.as_mut(), is_snapshot_end).await;
     let reads = |all: &[Change]| all.iter().filter(|change| change.op == Op::Read).count();
     assert!(reads(&second) < 38_000, "it began anew: {} of {}", reads(&second), reads(&first));

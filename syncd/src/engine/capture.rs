@@ -681,8 +681,8 @@ impl Capture {
                 }
                 Event::SnapshotEnded { pos, left_out } => {
                     self.deleted_in_gap(task, source, &pos, &left_out, batch).await?;
-                    self.passed = pos.clone();
-                    self.last = pos;
+                    // One that goes on and had only its end left says so before the stream is back where it was.
+                    self.reached(pos);
                     let end = self.next_seq.0;
                     self.progressed = true;
                     if let Some(snapshot) = &mut self.point.snapshot {
