@@ -2,12 +2,12 @@ use std::time::{Duration, Instant};
 
 use crate::cli::Check;
 use crate::compare::{Judge, Settings, compare};
-use crate::config::{self, Wanted};
+use crate::config::{self, Store, Wanted};
 use crate::daemon::Daemons;
 use crate::error::{Error, Result};
 use crate::progress::Bar;
 use crate::report::{ChannelReport, Report};
-use crate::{html, redis};
+use crate::{html, mysql, redis};
 
 /// How often a key that differs is read again before it is undecided.
 const ROUNDS_MAX: usize = 6;
@@ -40,10 +40,18 @@ pub(crate) async fn run(arguments: &Check) -> Result<bool> {
     let start = Instant::now();
     let mut channels = Vec::new();
     for channel in &config.channels {
-        let readers = redis::open_pair(channel, &config.sites, arguments.ops_per_second).await?;
         let traffic = Daemons::new(&client, &config.apis, &channel.name, arguments.settle);
-        let [first, second] = &readers;
-        let outcome = compare([first, second], &traffic, &Bar::new(&channel.name), settings).await?;
+        let (bar, rate) = (Bar::new(&channel.name), arguments.ops_per_second);
+        let outcome = match &channel.store {
+            Store::Redis(scope) => {
+                let [first, second] = redis::open_pair(channel, scope, &config.sites, rate).await?;
+                compare([&first, &second], &traffic, &bar, settings).await?
+            }
+            Store::Mysql(tables) => {
+                let [first, second] = mysql::open_pair(channel, tables, &config.sites, rate).await?;
+                compare([&first, &second], &traffic, &bar, settings).await?
+            }
+        };
         channels.push(ChannelReport { name: channel.name.clone(), outcome });
     }
     let report = Report {

@@ -4,11 +4,13 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use causeway_core::Pattern;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Error, Result};
 use crate::filter::{Scope, escape};
+use crate::mysql::Tables;
 
 /// The configuration, as far as a check needs it.
 #[derive(Debug)]
@@ -28,10 +30,19 @@ pub(crate) struct Config {
 pub(crate) struct Channel {
     /// Its name.
     pub(crate) name: String,
-    /// Which keys it carries.
-    pub(crate) scope: Scope,
+    /// What it carries, of which kind of store.
+    pub(crate) store: Store,
     /// How to reach it at each site.
     pub(crate) endpoints: [Endpoints; 2],
+}
+
+/// What a channel carries.
+#[derive(Debug)]
+pub(crate) enum Store {
+    /// Keys.
+    Redis(Scope),
+    /// Tables.
+    Mysql(Tables),
 }
 
 /// How to reach a channel's instance at one site. Not `Debug` for its secrets' sake.
@@ -219,32 +230,60 @@ fn channel(
         Some(store) => file.text(store, "store")?,
         None => return Err(file.bad(node.span(), format!("channel `{name}` has no `store`"))),
     };
-    if store != "redis" {
-        let span = table.get("store").map(Spanned::span).unwrap_or_default();
-        let message = format!(
-            "channel `{name}`: this release compares `redis` only, not `{store}`; name a channel by --channel"
-        );
-        return Err(file.bad(span, message));
-    }
-    let patterns = |key: &str| -> Result<Vec<Vec<u8>>> {
-        Ok(file.texts(table, key)?.into_iter().map(String::into_bytes).collect())
+    let (store, form) = match store.as_str() {
+        "redis" => (Store::Redis(keys(file, node, table, &name, wanted)?), "redis://…"),
+        "mysql" => (Store::Mysql(tables(file, node, table, &name, wanted)?), "mysql://…"),
+        other => {
+            let span = table.get("store").map(Spanned::span).unwrap_or_default();
+            let message = format!(
+                "channel `{name}`: this release compares `redis` and `mysql`, not `{other}`; name a channel by --channel"
+            );
+            return Err(file.bad(span, message));
+        }
     };
-    let tenant = match &wanted.tenant {
-        Some(id) => Some(tenant(file, node, table, &name, id)?),
-        None => None,
-    };
-    let scope =
-        Scope { keys: patterns("keys")?, except: patterns("except")?, dbs: databases(file, table)?, tenant };
     let of_site = |site: &str| match table.get(site) {
         Some(at) => endpoints(file, at, file.table(at, site)?, site),
         None => Err(file.bad(
             node.span(),
-            format!(
-                "channel `{name}` does not say where it is at `{site}`: {site} = {{ url = \"redis://…\" }}"
-            ),
+            format!("channel `{name}` does not say where it is at `{site}`: {site} = {{ url = \"{form}\" }}"),
         )),
     };
-    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, scope })
+    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, store })
+}
+
+/// Which keys a channel of Redis carries.
+fn keys(file: &File<'_>, node: &Node<'_>, table: &DeTable<'_>, name: &str, wanted: &Wanted) -> Result<Scope> {
+    let patterns = |key: &str| -> Result<Vec<Vec<u8>>> {
+        Ok(file.texts(table, key)?.into_iter().map(String::into_bytes).collect())
+    };
+    let tenant = match &wanted.tenant {
+        Some(id) => Some(tenant(file, node, table, name, id)?),
+        None => None,
+    };
+    Ok(Scope { keys: patterns("keys")?, except: patterns("except")?, dbs: databases(file, table)?, tenant })
+}
+
+/// Which tables a channel of MySQL carries.
+fn tables(
+    file: &File<'_>,
+    node: &Node<'_>,
+    table: &DeTable<'_>,
+    name: &str,
+    wanted: &Wanted,
+) -> Result<Tables> {
+    if wanted.tenant.is_some() {
+        let message =
+            format!("channel `{name}`: this release does not tell rows of a tenant; leave --tenant out");
+        return Err(file.bad(node.span(), message));
+    }
+    let patterns = |key: &str| -> Result<Vec<Pattern>> {
+        Ok(file.texts(table, key)?.iter().map(|glob| Pattern::new(glob)).collect())
+    };
+    let include = patterns("tables")?;
+    if include.is_empty() {
+        return Err(file.bad(node.span(), format!("channel `{name}` has no `tables`: tables = [\"shop.*\"]")));
+    }
+    Ok(Tables { include, exclude: patterns("exclude")? })
 }
 
 fn tenant(
@@ -379,8 +418,9 @@ store = "mysql"
         assert_eq!((config.link.as_str(), config.sites[1].as_str()), ("dc-cloud", "cloud"));
         assert_eq!(config.apis, ["http://127.0.0.1:7400"]);
         let tags = &config.channels[0];
-        assert_eq!(tags.scope.dbs, [0, 3]);
-        assert_eq!(tags.scope.tenant.as_deref(), Some(&[b"push:a\\*:*".to_vec()][..]));
+        let Store::Redis(scope) = &tags.store else { panic!("{:?}", tags.store) };
+        assert_eq!(scope.dbs, [0, 3]);
+        assert_eq!(scope.tenant.as_deref(), Some(&[b"push:a\\*:*".to_vec()][..]));
         assert_eq!(tags.endpoints[0].password.as_deref(), Some("verifier"));
         assert_eq!(tags.endpoints[1].urls.len(), 2);
         assert_eq!(format!("{:?}", tags.endpoints[0]), "Endpoints { .. }");
@@ -401,7 +441,9 @@ store = "mysql"
             let message = message(&text, Some("tags"));
             assert!(message.contains(expected), "{message}");
         }
-        assert!(message(GOOD, None).contains("`redis` only, not `mysql`"));
+        let other = GOOD.replace("\"mysql\"", "\"memory\"");
+        assert!(message(&other, None).contains("`redis` and `mysql`, not `memory`"));
+        assert!(message(GOOD, Some("orders")).contains("channel `orders` has no `tables`"));
         assert!(message(GOOD, Some("tag")).contains("there are: tags, orders"));
     }
 }

@@ -10,13 +10,16 @@ mod cli;
 mod compare;
 mod config;
 mod daemon;
+mod digest;
 mod error;
 mod filter;
 mod html;
+mod mysql;
 mod pace;
 mod progress;
 mod redis;
 mod report;
+mod site;
 
 use std::process::ExitCode;
 

@@ -162,7 +162,8 @@ pub(crate) fn progress_of(position: &Position) -> Option<Progress> {
 pub(crate) fn with_progress(position: Position, progress: Option<&Progress>) -> Position {
     let context = String::from_utf8_lossy(&position.context);
     let place = context.split(';').next().unwrap_or_default();
-    let context = progress.map_or_else(|| place.to_owned(), |progress| format!("{place};{}", progress.text()));
+    let context =
+        progress.map_or_else(|| place.to_owned(), |progress| format!("{place};{}", progress.text()));
     Position { context: context.into(), ..position }
 }
 

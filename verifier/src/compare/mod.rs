@@ -4,6 +4,7 @@
 mod judge;
 mod pass;
 mod settle;
+mod stretches;
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,20 @@ pub(crate) struct Page {
     pub(crate) next: Option<u64>,
 }
 
+/// A part of a space's keys in their order: those behind `after`, up to and with `to`; `None`: it has no end there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    pub(crate) after: Option<Bytes>,
+    pub(crate) to: Option<Bytes>,
+}
+
+/// What a store says of a stretch without naming its keys: equal at both sites where the stretch is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sum {
+    pub(crate) keys: u64,
+    pub(crate) digest: u128,
+}
+
 /// One site of a channel, read for a comparison.
 pub(crate) trait Reader: Send + Sync {
     /// What [`look`](Reader::look) finds: what a read may take for granted until it finds otherwise.
@@ -66,6 +81,46 @@ pub(crate) trait Reader: Send + Sync {
 
     /// Indices of those of `names` that do not exist here, ascending.
     fn absent(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<usize>>> + Send;
+
+    /// Whether its keys count among those compared.
+    fn counts(&self, space: &Space) -> bool {
+        let _ = space;
+        true
+    }
+
+    /// Whether the keys of `space` have one order at both sites, and what is below is there for it.
+    fn is_ordered(&self, space: &Space) -> bool {
+        let _ = space;
+        false
+    }
+
+    /// The key that stands `keys` behind `after`, or behind the beginning; `None`: there are fewer.
+    fn key_behind(
+        &self,
+        space: &Space,
+        after: Option<&Bytes>,
+        keys: u64,
+    ) -> impl Future<Output = Result<Option<Bytes>>> + Send {
+        let _ = (space, after, keys);
+        std::future::ready(Ok(None))
+    }
+
+    /// What the store says of a stretch.
+    fn sum(&self, space: &Space, stretch: &Stretch) -> impl Future<Output = Result<Sum>> + Send {
+        let _ = (space, stretch);
+        std::future::ready(Ok(Sum::default()))
+    }
+
+    /// All keys of a stretch, and what they hold; `None`: there are more than `keys_max`.
+    fn states(
+        &self,
+        space: &Space,
+        stretch: &Stretch,
+        keys_max: usize,
+    ) -> impl Future<Output = Result<Option<Vec<(Bytes, State)>>>> + Send {
+        let _ = (space, stretch, keys_max);
+        std::future::ready(Ok(None))
+    }
 }
 
 /// Lets the traffic come to rest before keys are read again.

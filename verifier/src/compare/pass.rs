@@ -4,7 +4,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use bytes::Bytes;
 use causeway_core::Space;
 use futures_util::{Stream, StreamExt, stream};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::judge::now_ms;
 use super::settle::{Candidate, settle};
@@ -34,8 +34,8 @@ pub(crate) struct Settings {
 }
 
 /// Compares everything in the readers' scope: lists the first site's keys and reads each at both sites, then
-/// lists the second site's and looks for those that the first has not. What differs is read again after
-/// `traffic` has come to rest, see [`settle`].
+/// lists the second site's and looks for those that the first has not; where keys have an order, stretch by stretch,
+/// see [`Run::stretches`]. What differs is read again after `traffic` has come to rest, see [`settle`].
 ///
 /// Memory: the pages under way, a set of at most [`COUNTED_MAX`] hashes, and at most [`CANDIDATES_MAX`]
 /// candidates.
@@ -59,10 +59,16 @@ pub(crate) async fn compare<R: Reader>(
         outcome: Outcome::default(),
     };
     let spaces = [first.spaces().await?, second.spaces().await?];
-    run.counted.expect(spaces[0].iter().map(|(_, keys)| *keys as usize).sum());
-
     progress.begin("comparing", spaces[0].iter().map(|(_, keys)| keys).sum());
+    let is_ordered = |space: &Space| first.is_ordered(space) && second.is_ordered(space);
+    // Those of a stretch come once.
+    let one_by_one = spaces[0].iter().filter(|(space, _)| !is_ordered(space));
+    run.counted.expect(one_by_one.map(|(_, keys)| *keys as usize).sum());
     for (space, _) in &spaces[0] {
+        if is_ordered(space) {
+            run.stretches(space, progress).await?;
+            continue;
+        }
         let pages = pages(first, space).map(|page| async move {
             let page = page?;
             let states = read_both(sites, space, &page.names).await?;
@@ -78,8 +84,9 @@ pub(crate) async fn compare<R: Reader>(
     }
     progress.end();
 
-    progress.begin("looking for extra keys", spaces[1].iter().map(|(_, keys)| keys).sum());
-    for (space, _) in &spaces[1] {
+    let others = || spaces[1].iter().filter(|(space, _)| !is_ordered(space));
+    progress.begin("looking for extra keys", others().map(|(_, keys)| keys).sum());
+    for (space, _) in others() {
         let pages = pages(second, space).map(|page| async move {
             let page = page?;
             let absent = first.absent(space, &page.names).await?;
@@ -90,7 +97,7 @@ pub(crate) async fn compare<R: Reader>(
             let (page, absent) = read?;
             progress.advance(page.scanned);
             for name in absent.into_iter().filter_map(|at| page.names.get(at)) {
-                run.counted.add(space, name);
+                run.count(space, name);
                 run.suspect(space, name.clone());
             }
             run.settle_if_full().await?;
@@ -103,12 +110,12 @@ pub(crate) async fn compare<R: Reader>(
     Ok(run.outcome)
 }
 
-struct Run<'a, R, T> {
-    sites: [&'a R; 2],
+pub(super) struct Run<'a, R, T> {
+    pub(super) sites: [&'a R; 2],
     traffic: &'a T,
-    settings: Settings,
+    pub(super) settings: Settings,
     candidates: HashSet<Candidate>,
-    counted: Counted,
+    pub(super) counted: Counted,
     outcome: Outcome,
 }
 
@@ -116,7 +123,7 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
     fn judge(&mut self, space: &Space, names: Vec<Bytes>, states: Vec<[Option<State>; 2]>) {
         let now = now_ms();
         for (name, sites) in names.into_iter().zip(states) {
-            self.counted.add(space, &name);
+            self.count(space, &name);
             // Absent at both: deleted since it was listed, or changed into another kind of value.
             if sites == [None, None] || self.settings.judge.judge(sites, now) != Verdict::Equal {
                 self.suspect(space, name);
@@ -124,14 +131,20 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
         }
     }
 
+    fn count(&mut self, space: &Space, name: &[u8]) {
+        if self.sites[0].counts(space) {
+            self.counted.add(space, name);
+        }
+    }
+
     /// Takes note of a key that may differ, once.
-    fn suspect(&mut self, space: &Space, name: Bytes) {
+    pub(super) fn suspect(&mut self, space: &Space, name: Bytes) {
         if !self.outcome.reported.contains(&hash(space, &name)) {
             self.candidates.insert((space.clone(), name));
         }
     }
 
-    async fn settle_if_full(&mut self) -> Result<()> {
+    pub(super) async fn settle_if_full(&mut self) -> Result<()> {
         if self.candidates.len() >= CANDIDATES_MAX { self.settle().await } else { Ok(()) }
     }
 
@@ -168,9 +181,9 @@ async fn read_both<R: Reader>(
 
 /// Counts different keys.
 #[derive(Default)]
-struct Counted {
+pub(super) struct Counted {
     hashes: HashSet<u64, BuildHasherDefault<AsIs>>,
-    count: u64,
+    pub(super) count: u64,
     roughly: bool,
 }
 
@@ -195,7 +208,8 @@ impl Counted {
 pub(super) fn hash(space: &Space, name: &[u8]) -> u64 {
     let seed = match space {
         Space::Db(db) => u64::from(*db) + 1,
-        _ => 0,
+        Space::Table(name) | Space::Index(name) | Space::Bucket(name) => xxh3_64(name),
+        Space::Whole => 0,
     };
     xxh3_64_with_seed(name, seed)
 }

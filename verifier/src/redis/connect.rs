@@ -7,6 +7,7 @@ use redis::{
 
 use crate::config::Endpoints;
 use crate::error::{Error, Result};
+use crate::site::Site;
 
 /// How long a server may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -14,30 +15,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one pipeline may take. A server that is busy with a slow command of somebody else answers
 /// nothing meanwhile.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Which instance a message is about.
-#[derive(Debug, Clone)]
-pub(crate) struct Site {
-    /// The channel's name.
-    pub(crate) channel: String,
-    /// The site's name.
-    pub(crate) name: String,
-    /// host:port or a socket's path, without credentials.
-    pub(crate) endpoint: String,
-}
-
-impl Site {
-    /// What went wrong while doing `action`, a verb phrase.
-    pub(crate) fn failed(&self, action: &str, reason: impl std::fmt::Display) -> Error {
-        Error::Store {
-            channel: self.channel.clone(),
-            site: self.name.clone(),
-            endpoint: self.endpoint.clone(),
-            action: action.to_owned(),
-            reason: reason.to_string(),
-        }
-    }
-}
 
 /// A server that answered.
 pub(super) struct Server {

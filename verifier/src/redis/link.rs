@@ -6,10 +6,11 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value};
 use tokio::sync::Mutex;
 
-use super::connect::{Server, Site};
+use super::connect::Server;
 use super::reply;
 use crate::error::Result;
 use crate::pace::Pace;
+use crate::site::Site;
 
 /// Connections a database: the first lists keys, so that it never waits behind values; the others read.
 const CONNECTIONS: usize = 3;

@@ -5,6 +5,7 @@ use super::link::Link;
 use super::read::RedisReader;
 use crate::config::Channel;
 use crate::error::{Error, Result};
+use crate::filter::Scope;
 use crate::pace::Pace;
 
 /// What a server can tell.
@@ -28,6 +29,7 @@ pub(super) struct Features {
 /// reached or read.
 pub(crate) async fn open_pair(
     channel: &Channel,
+    scope: &Scope,
     sites: &[String; 2],
     ops_per_second: Option<u32>,
 ) -> Result<[RedisReader; 2]> {
@@ -45,7 +47,7 @@ pub(crate) async fn open_pair(
     let (mut a, mut b) = futures_util::try_join!(features(&first), features(&second))?;
     let both = a.expire_time && b.expire_time;
     (a.stream_counters, b.stream_counters) = (both, both);
-    let reader = |link, features| RedisReader::new(link, features, channel.scope.clone());
+    let reader = |link, features| RedisReader::new(link, features, scope.clone());
     Ok([reader(first, a), reader(second, b)])
 }
 

@@ -1,16 +1,17 @@
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use causeway_core::Space;
 use redis::{Cmd, Pipeline, Value, cmd};
 
-use super::canonical::{self, Ordered, Tag, Unordered};
+use super::canonical;
 use super::link::{Lane, Link};
 use super::open::Features;
 use super::reply;
 use super::streams::StreamDraft;
 use crate::compare::{Page, Reader, State};
+use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::Result;
 use crate::filter::Scope;
 
@@ -81,15 +82,6 @@ pub(crate) struct RedisReader {
     scope: Scope,
     /// What a key's replies weighed, on average, in the last pipeline.
     key_bytes: AtomicUsize,
-}
-
-/// A digest that equals no other, not even the next one of the same key: for what changed under the reader.
-pub(super) fn never_equal() -> u128 {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut all = Ordered::new();
-    all.add(b"changed while it was read");
-    all.add(&COUNT.fetch_add(1, Ordering::Relaxed).to_le_bytes());
-    all.digest(Tag::Other, &Unordered::default())
 }
 
 /// A value while it is put together from several rounds.

@@ -6,10 +6,11 @@ use std::collections::HashSet;
 use redis::{Cmd, Value, cmd};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::canonical::{self, Ordered, Tag, Unordered};
+use super::canonical;
 use super::link::Lane;
 use super::read::{ELEMENTS_PAGE, RedisReader, STRING_PAGE};
 use super::reply;
+use crate::digest::{Ordered, Tag, Unordered};
 use crate::error::Result;
 
 const ACTION: &str = "read a large value";

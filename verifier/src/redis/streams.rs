@@ -7,10 +7,10 @@
 use bytes::Bytes;
 use redis::{Pipeline, Value, cmd};
 
-use super::canonical::{Ordered, Tag, Unordered};
 use super::link::Lane;
-use super::read::{ELEMENTS_PAGE, RedisReader, never_equal};
+use super::read::{ELEMENTS_PAGE, RedisReader};
 use super::reply;
+use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::Result;
 
 const ACTION: &str = "read a stream";

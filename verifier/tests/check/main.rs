@@ -1,10 +1,11 @@
-//! `verifier check` against two real Redis servers.
+//! `verifier check` against two real servers.
 
 // A helper that cannot do its part fails the test.
 #![allow(clippy::unwrap_used)]
 
 mod live;
 mod mutations;
+mod mysql;
 mod sameness;
 mod support;
 mod usage;

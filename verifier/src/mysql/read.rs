@@ -1,0 +1,234 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use causeway_core::Space;
+use mysql_async::{Row, Value};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::connect::Link;
+use super::row::{Form, literals, name, state};
+use super::sieve::{self, Within};
+use super::table::{Table, Tables, find};
+use crate::compare::{Page, Reader, State, Stretch, Sum};
+use crate::digest::{Ordered, Tag, Unordered, never_equal};
+use crate::error::{Error, Result};
+
+/// Keys of one page.
+const PAGE: u64 = 1000;
+
+/// Keys of one SELECT.
+const KEYS_AT_ONCE: usize = 500;
+
+/// One site's server.
+///
+/// The tables themselves are keys of [`Space::Whole`]: there one differs that the other site lacks, or has with other
+/// columns or another key, and one without a key whose rows differ.
+pub(crate) struct MysqlReader {
+    link: Link,
+    /// 0 for the link's first site.
+    site: usize,
+    tables: Tables,
+    /// Those that both sites have.
+    both: Arc<BTreeMap<String, Table>>,
+    /// Those that one has.
+    all: Arc<BTreeSet<String>>,
+    /// The last keys of pages.
+    pages: Mutex<HashMap<(Space, u64), Bytes>>,
+}
+
+impl MysqlReader {
+    pub(super) fn new(
+        link: Link,
+        site: usize,
+        tables: Tables,
+        both: Arc<BTreeMap<String, Table>>,
+        all: Arc<BTreeSet<String>>,
+    ) -> MysqlReader {
+        MysqlReader { link, site, tables, both, all, pages: Mutex::default() }
+    }
+
+    /// The table that `space` is.
+    fn table(&self, space: &Space) -> Option<&Table> {
+        let Space::Table(name) = space else { return None };
+        self.both.get(std::str::from_utf8(name).ok()?)
+    }
+
+    fn unknown(&self, space: &Space) -> Error {
+        self.link.site.failed("read rows", format!("{space:?} is no table of both sites"))
+    }
+
+    /// A row's name and state.
+    fn row(&self, table: &Table, row: Row) -> Result<(Bytes, State)> {
+        let cells = row.unwrap();
+        let key: Vec<&Value> = table.key.iter().filter_map(|&index| cells.get(index)).collect();
+        if cells.len() != table.columns.len() {
+            return Err(self.link.site.failed("read rows", "other columns came than were asked for"));
+        }
+        Ok((name(table, &key), state(table, &cells)))
+    }
+
+    /// Sums of a stretch: of the whole table where it has no key.
+    async fn sum_of(&self, table: &Table, within: Within<'_>) -> Result<Sum> {
+        let rows = self.link.query(&sieve::sum(table, self.site, within), "compare rows").await?;
+        let cell =
+            |n: usize| rows.first().and_then(|row| row.get_opt::<String, _>(n)?.ok()).unwrap_or_default();
+        let (count, counted) = (cell(0), cell(1));
+        // A text that is too long for the server is none.
+        let digest = match count == counted && !count.is_empty() {
+            true => xxh3_128(format!("{count}/{}/{}", cell(2), cell(3)).as_bytes()),
+            false => never_equal(),
+        };
+        Ok(Sum { keys: count.parse().unwrap_or(0), digest })
+    }
+
+    async fn tables(&self, names: &[Bytes]) -> Result<Vec<Option<State>>> {
+        let found = find(&self.link, &self.tables).await?;
+        let mut states = Vec::with_capacity(names.len());
+        for name in names {
+            let name = std::str::from_utf8(name).unwrap_or_default();
+            let Some(here) = found.get(name) else {
+                states.push(None);
+                continue;
+            };
+            let mut digest = Ordered::new();
+            digest.add(&here.digest().to_le_bytes());
+            if let Some(table) = self.both.get(name).filter(|table| table.key.is_empty()) {
+                let rows = self.sum_of(table, Within::default()).await?;
+                digest.add(&rows.digest.to_le_bytes());
+            }
+            let digest = digest.digest(Tag::Table, &Unordered::default());
+            states.push(Some(State { what: "table", digest, expire_at: None }));
+        }
+        Ok(states)
+    }
+
+    /// Both ends of a stretch as SQL.
+    fn ends(&self, table: &Table, stretch: &Stretch) -> Result<[Option<Vec<String>>; 2]> {
+        let end = |name: &Option<Bytes>| match name {
+            None => Ok(None),
+            Some(name) => match literals(table, name) {
+                Some(key) => Ok(Some(key)),
+                None => Err(self.link.site.failed("read rows", "a key that is none of its table")),
+            },
+        };
+        Ok([end(&stretch.after)?, end(&stretch.to)?])
+    }
+
+    /// Keys behind `after`, in their order.
+    async fn keys(&self, table: &Table, after: Option<&Bytes>, skip: u64, count: u64) -> Result<Vec<Bytes>> {
+        let [after, _] = self.ends(table, &Stretch { after: after.cloned(), to: None })?;
+        let sql = sieve::keys(table, self.site, after.as_deref(), skip, count);
+        let rows = self.link.exec(&sql, (), "list keys").await?;
+        Ok(rows.into_iter().map(|row| name(table, &row.unwrap().iter().collect::<Vec<_>>())).collect())
+    }
+}
+
+impl Reader for MysqlReader {
+    type Hint = ();
+
+    async fn spaces(&self) -> Result<Vec<(Space, u64)>> {
+        let keyed = self.both.iter().filter(|(_, table)| !table.key.is_empty());
+        let rows =
+            keyed.map(|(name, table)| (Space::Table(Bytes::from(name.clone())), table.rows[self.site]));
+        Ok([(Space::Whole, 0)].into_iter().chain(rows).collect())
+    }
+
+    fn counts(&self, space: &Space) -> bool {
+        *space != Space::Whole
+    }
+
+    async fn page(&self, space: &Space, cursor: u64) -> Result<Page> {
+        if *space == Space::Whole {
+            let names = self.all.iter().cloned().map(Bytes::from).collect();
+            return Ok(Page { names, scanned: 0, next: None });
+        }
+        let table = self.table(space).ok_or_else(|| self.unknown(space))?;
+        let pages = || self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let after = pages().remove(&(space.clone(), cursor));
+        let names = self.keys(table, after.as_ref(), 0, PAGE).await?;
+        let next = (names.len() as u64 == PAGE).then_some(cursor + 1);
+        if let (Some(next), Some(last)) = (next, names.last()) {
+            pages().insert((space.clone(), next), last.clone());
+        }
+        Ok(Page { scanned: names.len() as u64, names, next })
+    }
+
+    async fn look(&self, _: &Space, names: &[Bytes]) -> Result<Vec<()>> {
+        Ok(vec![(); names.len()])
+    }
+
+    async fn read(&self, space: &Space, names: &[Bytes], _: &[()]) -> Result<Vec<Option<State>>> {
+        if *space == Space::Whole {
+            return self.tables(names).await;
+        }
+        let table = self.table(space).ok_or_else(|| self.unknown(space))?;
+        let is_text = table.key_columns().any(|column| column.form == Form::Text);
+        let mut found = HashMap::new();
+        for some in names.chunks(KEYS_AT_ONCE) {
+            let keys: Vec<Vec<String>> = some.iter().filter_map(|name| literals(table, name)).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let sql = sieve::rows_of(table, self.site, &keys);
+            for row in self.link.exec(&sql, (), "read rows").await? {
+                let (name, state) = self.row(table, row)?;
+                found.insert(name, state);
+            }
+        }
+        let mut states = Vec::with_capacity(names.len());
+        for name in names {
+            let mut state = found.get(name).copied();
+            // What the collation takes for the same key is spelt in another way here.
+            if let (None, true, Some(key)) = (state, is_text && !found.is_empty(), literals(table, name)) {
+                let rows = self.link.exec(&sieve::rows_of(table, self.site, &[key]), (), "read rows").await?;
+                state = rows
+                    .into_iter()
+                    .next()
+                    .map(|row| self.row(table, row))
+                    .transpose()?
+                    .map(|(_, state)| state);
+            }
+            states.push(state);
+        }
+        Ok(states)
+    }
+
+    async fn absent(&self, space: &Space, names: &[Bytes]) -> Result<Vec<usize>> {
+        let states = self.read(space, names, &[]).await?;
+        Ok((0..names.len()).filter(|&at| states.get(at).is_none_or(Option::is_none)).collect())
+    }
+
+    fn is_ordered(&self, space: &Space) -> bool {
+        self.table(space).is_some_and(|table| table.is_ordered)
+    }
+
+    async fn key_behind(&self, space: &Space, after: Option<&Bytes>, keys: u64) -> Result<Option<Bytes>> {
+        let table = self.table(space).ok_or_else(|| self.unknown(space))?;
+        Ok(self.keys(table, after, keys.saturating_sub(1), 1).await?.pop())
+    }
+
+    async fn sum(&self, space: &Space, stretch: &Stretch) -> Result<Sum> {
+        let table = self.table(space).ok_or_else(|| self.unknown(space))?;
+        let [after, to] = self.ends(table, stretch)?;
+        self.sum_of(table, Within { after: after.as_deref(), to: to.as_deref() }).await
+    }
+
+    async fn states(
+        &self,
+        space: &Space,
+        stretch: &Stretch,
+        keys_max: usize,
+    ) -> Result<Option<Vec<(Bytes, State)>>> {
+        let table = self.table(space).ok_or_else(|| self.unknown(space))?;
+        let [after, to] = self.ends(table, stretch)?;
+        let within = Within { after: after.as_deref(), to: to.as_deref() };
+        let mut states = Vec::new();
+        let take = |row| {
+            states.push(self.row(table, row)?);
+            Ok(())
+        };
+        self.link.each(&sieve::rows(table, self.site, within, keys_max + 1), "read rows", take).await?;
+        Ok((states.len() <= keys_max).then_some(states))
+    }
+}

@@ -1,0 +1,299 @@
+//! The tables of a channel, as both sites have them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use causeway_core::Pattern;
+use mysql_async::Row;
+
+use super::connect::Link;
+use super::row::Form;
+use crate::digest::{Ordered, Tag, Unordered};
+use crate::error::Result;
+
+/// Which tables a channel carries: patterns of `schema.table`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tables {
+    /// Patterns of which a table matches at least one.
+    pub(crate) include: Vec<Pattern>,
+    /// Patterns of which it matches none.
+    pub(crate) exclude: Vec<Pattern>,
+}
+
+/// Databases of the servers themselves, and ours.
+const NEVER: [&str; 5] = ["mysql", "information_schema", "performance_schema", "sys", "causeway"];
+
+impl Tables {
+    fn carries(&self, schema: &str, table: &str) -> bool {
+        let name = format!("{schema}.{table}");
+        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(name.as_bytes()));
+        !NEVER.contains(&schema) && any(&self.include) && !any(&self.exclude)
+    }
+}
+
+/// A table at one site.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    schema: String,
+    table: String,
+    columns: Vec<FoundColumn>,
+    /// Names of the primary key's columns, in its order.
+    key: Vec<String>,
+    /// Rows, as the server guesses.
+    rows: u64,
+}
+
+/// A column whose value does not follow from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FoundColumn {
+    name: String,
+    data_type: String,
+    charset: String,
+    collation: String,
+    nullable: bool,
+}
+
+impl Found {
+    /// Of the names of its columns, in any order and case, and of its key.
+    pub(super) fn digest(&self) -> u128 {
+        let mut columns = Unordered::default();
+        self.columns.iter().for_each(|column| columns.add(column.name.to_lowercase().as_bytes()));
+        let mut key = Ordered::new();
+        self.key.iter().for_each(|column| key.add(column.to_lowercase().as_bytes()));
+        key.digest(Tag::Table, &columns)
+    }
+
+    fn column(&self, name: &str) -> Option<&FoundColumn> {
+        self.columns.iter().find(|column| column.name.to_lowercase() == name)
+    }
+}
+
+/// All tables of `tables` at one site, by `schema.table`.
+pub(super) async fn find(link: &Link, tables: &Tables) -> Result<BTreeMap<String, Found>> {
+    let action = "look at the tables";
+    let names = "SELECT table_schema, table_name, COALESCE(table_rows, 0) FROM information_schema.tables \
+                 WHERE table_type NOT IN ('VIEW', 'SYSTEM VIEW', 'SEQUENCE')";
+    let columns = "SELECT table_schema, table_name, column_name, data_type, COALESCE(character_set_name, ''), \
+                   COALESCE(collation_name, ''), is_nullable, extra FROM information_schema.columns \
+                   ORDER BY table_schema, table_name, ordinal_position";
+    let keys = "SELECT table_schema, table_name, column_name FROM information_schema.statistics \
+                WHERE index_name = 'PRIMARY' ORDER BY table_schema, table_name, seq_in_index";
+    let mut found = BTreeMap::new();
+    for row in link.query(names, action).await? {
+        let (schema, table) = (text(&row, 0), text(&row, 1));
+        if tables.carries(&schema, &table) {
+            let rows = text(&row, 2).parse().unwrap_or(0);
+            found.insert(format!("{schema}.{table}"), Found { schema, table, rows, ..Found::default() });
+        }
+    }
+    for row in link.query(columns, action).await? {
+        let Some(table) = found.get_mut(&format!("{}.{}", text(&row, 0), text(&row, 1))) else { continue };
+        // `DEFAULT_GENERATED` is MySQL's word for a default that is an expression.
+        if text(&row, 7).to_uppercase().split(' ').any(|word| word == "GENERATED") {
+            continue;
+        }
+        table.columns.push(FoundColumn {
+            name: text(&row, 2),
+            data_type: text(&row, 3).to_lowercase(),
+            charset: text(&row, 4),
+            collation: text(&row, 5),
+            nullable: text(&row, 6) == "YES",
+        });
+    }
+    for row in link.query(keys, action).await? {
+        if let Some(table) = found.get_mut(&format!("{}.{}", text(&row, 0), text(&row, 1))) {
+            table.key.push(text(&row, 2));
+        }
+    }
+    Ok(found)
+}
+
+fn text(row: &Row, index: usize) -> String {
+    row.get_opt::<String, _>(index).and_then(std::result::Result::ok).unwrap_or_default()
+}
+
+/// A table that both sites have, so far as it is the same.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// As SQL, at each site.
+    pub(super) sql: [String; 2],
+    /// Columns that both have and that hold something of their own, in the order of their names.
+    pub(super) columns: Vec<Column>,
+    /// Of the primary key, in its order: indices of `columns`. Empty: it has none, or another one at each site.
+    pub(super) key: Vec<usize>,
+    /// The key's order is the same at both sites.
+    pub(super) is_ordered: bool,
+    /// Rows, as the servers guess.
+    pub(super) rows: [u64; 2],
+}
+
+/// A column of both.
+#[derive(Debug, Clone)]
+pub(super) struct Column {
+    /// In lower case, as names mean the same in any.
+    pub(super) name: String,
+    pub(super) form: Form,
+    /// What it is at each site.
+    pub(super) sites: [ColumnAt; 2],
+}
+
+/// A column at one site.
+#[derive(Debug, Clone)]
+pub(super) struct ColumnAt {
+    /// Its name, as SQL.
+    pub(super) sql: String,
+    /// Its values may be megabytes long.
+    pub(super) is_long: bool,
+    /// The bytes stored are UTF-8, or no text.
+    pub(super) is_utf8: bool,
+    pub(super) nullable: bool,
+}
+
+/// What both have of a table.
+pub(super) fn common(sites: [&Found; 2]) -> Table {
+    let [first, second] = sites;
+    let names: BTreeSet<String> = first.columns.iter().map(|column| column.name.to_lowercase()).collect();
+    let pair = |name: &String| Some([first.column(name)?, second.column(name)?]);
+    let columns: Vec<Column> = names
+        .iter()
+        .filter_map(|name| {
+            let both = pair(name)?;
+            Some(Column {
+                name: name.clone(),
+                form: Form::of(both.map(|column| column.data_type.as_str())),
+                sites: both.map(FoundColumn::at),
+            })
+        })
+        .collect();
+    let key = |found: &Found| -> Option<Vec<usize>> {
+        let place = |key: &String| columns.iter().position(|column| column.name == key.to_lowercase());
+        found.key.iter().map(place).collect()
+    };
+    let key = match (key(first), key(second)) {
+        (Some(one), Some(other)) if one == other => one,
+        _ => Vec::new(),
+    };
+    let is_ordered = key.iter().filter_map(|&index| pair(&columns.get(index)?.name)).all(|[one, other]| {
+        one.collation == other.collation && Form::of([&one.data_type, &other.data_type]) != Form::Label
+    });
+    Table {
+        sql: sites.map(|found| format!("{}.{}", quoted(&found.schema), quoted(&found.table))),
+        is_ordered: is_ordered && !key.is_empty(),
+        rows: sites.map(|found| found.rows),
+        columns,
+        key,
+    }
+}
+
+impl FoundColumn {
+    fn at(&self) -> ColumnAt {
+        ColumnAt {
+            sql: quoted(&self.name),
+            is_long: [
+                "tinyblob",
+                "blob",
+                "mediumblob",
+                "longblob",
+                "tinytext",
+                "text",
+                "mediumtext",
+                "longtext",
+                "json",
+            ]
+            .contains(&self.data_type.as_str()),
+            is_utf8: matches!(self.charset.as_str(), "" | "utf8mb4" | "utf8mb3" | "utf8" | "ascii"),
+            nullable: self.nullable,
+        }
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+impl Table {
+    /// All columns, as SQL at that site.
+    pub(super) fn column_list(&self, site: usize) -> String {
+        list(self.columns.iter(), site)
+    }
+
+    /// Those of the primary key.
+    pub(super) fn key_list(&self, site: usize) -> String {
+        list(self.key_columns(), site)
+    }
+
+    pub(super) fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.key.iter().filter_map(|&index| self.columns.get(index))
+    }
+}
+
+fn list<'a>(columns: impl Iterator<Item = &'a Column>, site: usize) -> String {
+    columns.map(|column| column.at(site).sql.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+impl Column {
+    pub(super) fn at(&self, site: usize) -> &ColumnAt {
+        let [first, second] = &self.sites;
+        if site == 0 { first } else { second }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(columns: &[(&str, &str)], key: &[&str]) -> Found {
+        let column = |(name, data_type): &(&str, &str)| FoundColumn {
+            name: (*name).to_owned(),
+            data_type: (*data_type).to_owned(),
+            charset: String::new(),
+            collation: String::new(),
+            nullable: false,
+        };
+        Found {
+            schema: "shop".into(),
+            table: "t`".into(),
+            columns: columns.iter().map(column).collect(),
+            key: key.iter().map(|key| (*key).to_owned()).collect(),
+            rows: 7,
+        }
+    }
+
+    /// FF10.
+    #[test]
+    fn names_mean_the_same_in_any_case_and_order() {
+        let (a, b) = (
+            found(&[("Id", "int"), ("V", "text")], &["Id"]),
+            found(&[("v", "text"), ("ID", "int")], &["ID"]),
+        );
+        assert_eq!(a.digest(), b.digest());
+        let table = common([&a, &b]);
+        assert_eq!(
+            (table.column_list(0).as_str(), table.column_list(1).as_str()),
+            ("`Id`, `V`", "`ID`, `v`")
+        );
+        assert_eq!(
+            (table.key_list(1).as_str(), table.sql[0].as_str(), table.is_ordered),
+            ("`ID`", "`shop`.`t```", true)
+        );
+    }
+
+    #[test]
+    fn what_tables_have_not_in_common_is_another_definition() {
+        let a = found(&[("id", "int"), ("v", "text")], &["id"]);
+        for b in [found(&[("id", "int")], &["id"]), found(&[("id", "int"), ("v", "text")], &["v"])] {
+            assert_ne!(a.digest(), b.digest());
+        }
+        let other_key = common([&a, &found(&[("id", "int"), ("v", "text")], &["v"])]);
+        assert!(other_key.key.is_empty() && !other_key.is_ordered && other_key.columns.len() == 2);
+    }
+
+    #[test]
+    fn what_is_carried_is_what_the_patterns_take() {
+        let tables = Tables { include: vec![Pattern::new("*.*")], exclude: vec![Pattern::new("shop.tmp_*")] };
+        assert!(
+            tables.carries("shop", "t")
+                && !tables.carries("shop", "tmp_1")
+                && !tables.carries("mysql", "user")
+        );
+    }
+}
