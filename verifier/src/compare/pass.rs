@@ -7,7 +7,7 @@ use futures_util::{Stream, StreamExt, stream};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::judge::now_ms;
-use super::settle::{Candidate, settle};
+use super::settle::{Candidates, settle};
 use super::{Judge, Outcome, Page, Progress, Reader, State, Traffic, Verdict};
 use crate::error::Result;
 
@@ -54,7 +54,7 @@ pub(crate) async fn compare<R: Reader>(
         sites,
         traffic,
         settings,
-        candidates: HashSet::new(),
+        candidates: Candidates::new(),
         counted: Counted::default(),
         outcome: Outcome::default(),
     };
@@ -98,7 +98,7 @@ pub(crate) async fn compare<R: Reader>(
             progress.advance(page.scanned);
             for name in absent.into_iter().filter_map(|at| page.names.get(at)) {
                 run.count(space, name);
-                run.suspect(space, name.clone());
+                run.suspect(space, name.clone(), None);
             }
             run.settle_if_full().await?;
         }
@@ -114,7 +114,7 @@ pub(super) struct Run<'a, R, T> {
     pub(super) sites: [&'a R; 2],
     traffic: &'a T,
     pub(super) settings: Settings,
-    candidates: HashSet<Candidate>,
+    candidates: Candidates,
     pub(super) counted: Counted,
     outcome: Outcome,
 }
@@ -126,7 +126,7 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
             self.count(space, &name);
             // Absent at both: deleted since it was listed, or changed into another kind of value.
             if sites == [None, None] || self.settings.judge.judge(sites, now) != Verdict::Equal {
-                self.suspect(space, name);
+                self.suspect(space, name, Some(sites));
             }
         }
     }
@@ -137,10 +137,10 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
         }
     }
 
-    /// Takes note of a key that may differ, once.
-    pub(super) fn suspect(&mut self, space: &Space, name: Bytes) {
+    /// Takes note of a key that may differ, once, and of what it was if it was read.
+    pub(super) fn suspect(&mut self, space: &Space, name: Bytes, sites: Option<[Option<State>; 2]>) {
         if !self.outcome.reported.contains(&hash(space, &name)) {
-            self.candidates.insert((space.clone(), name));
+            self.candidates.insert((space.clone(), name), sites);
         }
     }
 

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use causeway_core::Space;
@@ -12,7 +12,10 @@ use crate::error::Result;
 const CHUNK: usize = 1000;
 
 /// A key that may differ.
-pub(super) type Candidate = (Space, Bytes);
+type Candidate = (Space, Bytes);
+
+/// Keys that may differ, and what each was when it was read, if it was.
+pub(super) type Candidates = HashMap<Candidate, Option<[Option<State>; 2]>>;
 
 /// A candidate while it is read again and again.
 struct Open {
@@ -23,19 +26,20 @@ struct Open {
 
 /// Reads `candidates` again until each is equal, or was the same at both sites in two rounds in a row while
 /// nothing was under way to change it; what that never happens to is undecided. Each round begins with a
-/// wait for the traffic.
+/// wait for the traffic. Where it is known that all of that was applied, what was read before the first round counts
+/// as one.
 pub(super) async fn settle<R: Reader>(
     sites: [&R; 2],
-    candidates: HashSet<Candidate>,
+    candidates: Candidates,
     traffic: &impl Traffic,
     settings: Settings,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let mut open: Vec<Open> = candidates.into_iter().map(|key| Open { key, last: None }).collect();
+    let mut open: Vec<Open> = candidates.into_iter().map(|(key, last)| Open { key, last }).collect();
     // In the order of the keys, so that two runs list the same.
     open.sort_unstable_by(|a, b| a.key.cmp(&b.key));
 
-    for _ in 0..settings.rounds_max {
+    for round in 0..settings.rounds_max {
         if open.is_empty() {
             return Ok(());
         }
@@ -44,7 +48,7 @@ pub(super) async fn settle<R: Reader>(
         for chunk in open.chunk_by(|a, b| a.key.0 == b.key.0).flat_map(|space| space.chunks(CHUNK)) {
             let now_held = read(sites, chunk).await?;
             for (one, sites) in chunk.iter().zip(now_held) {
-                let stable = one.last == Some(sites);
+                let stable = one.last == Some(sites) && (round > 0 || rest == Rest::Applied);
                 match settings.judge.judge(sites, now_ms()) {
                     Verdict::Equal => {}
                     Verdict::Different(kind) if stable && rest != Rest::Moving => {

@@ -9,14 +9,14 @@ use super::{Progress, Reader, State, Stretch, Traffic, Verdict};
 use crate::error::Result;
 
 /// Keys of a stretch, from fewest to most: the more of them are equal, the less a store has to say for each.
-const KEYS_MIN: u64 = 256;
+const KEYS_MIN: u64 = 1024;
 const KEYS_MAX: u64 = 16_384;
 
 /// After so many of the shortest stretches in a row that differ, they are read without asking for their sums.
 const DIFFERING: u32 = 4;
 
 /// Keys of a stretch that is.
-const KEYS_READ: u64 = 2048;
+const KEYS_READ: u64 = 4096;
 
 /// Keys that a site may have in it; where it has more, it is cut by that site's keys.
 const KEYS_READ_MAX: usize = 4 * KEYS_READ as usize;
@@ -51,51 +51,47 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
         let mut to = self.end(space, None, &next).await?;
         loop {
             let stretch = Stretch { after: after.clone(), to: to.clone() };
-            let mut behind = None;
-            let sums = match next.is_read() {
-                true => None,
-                false => {
-                    // While the sums are made, one site looks where the stretch behind ends.
-                    let longer = Next { keys: (next.keys * 2).min(KEYS_MAX), ..next };
-                    let ends = async {
-                        match &to {
-                            Some(to) => self.end(space, Some(to), &longer).await,
-                            None => Ok(None),
-                        }
-                    };
-                    let (a, b, end) = futures_util::try_join!(
-                        first.sum(space, &stretch),
-                        second.sum(space, &stretch),
-                        ends
-                    )?;
-                    if a == b {
-                        (next, behind) = (Next { differing: 0, ..longer }, Some(end));
-                    }
-                    Some((a, b))
+            // While a stretch is compared, one site looks where the one behind it ends.
+            let longer = Next { keys: (next.keys * 2).min(KEYS_MAX), ..next };
+            let behind = async {
+                match &to {
+                    Some(to) => self.end(space, Some(to), &longer).await,
+                    None => Ok(None),
                 }
             };
-            let keys = match sums {
-                Some((a, b)) if a == b => {
-                    self.counted.count += a.keys;
-                    a.keys
-                }
-                Some((a, b)) if a.keys.max(b.keys) > KEYS_MIN => {
-                    next = Next { keys: KEYS_MIN, site: usize::from(b.keys > a.keys), ..next };
-                    to = self.end(space, after.as_ref(), &next).await?;
-                    continue;
-                }
-                sums => match self.read_stretch(space, &stretch).await? {
-                    Read::Keys { keys, differ } => {
-                        let again = sums.is_some() || differ;
-                        next.differing = if again { next.differing + 1 } else { 0 };
-                        keys
+            let (keys, behind) = if next.is_read() {
+                let (states, behind) = futures_util::try_join!(self.states(space, &stretch), behind)?;
+                match states {
+                    Ok(states) => {
+                        let (keys, differ) = self.judge_stretch(space, states);
+                        if !differ {
+                            next.differing = 0;
+                        }
+                        (keys, differ.then_some(behind))
                     }
-                    Read::TooMany { site } => {
+                    Err(site) => {
                         next.site = site;
                         to = self.end(space, after.as_ref(), &next).await?;
                         continue;
                     }
-                },
+                }
+            } else {
+                let sums = async { futures_util::try_join!(first.sum(space, &stretch), second.sum(space, &stretch)) };
+                let ((a, b), behind) = futures_util::try_join!(sums, behind)?;
+                if a == b {
+                    self.counted.count += a.keys;
+                    next = Next { differing: 0, ..longer };
+                    (a.keys, Some(behind))
+                } else if a.keys.max(b.keys) > KEYS_MIN {
+                    next = Next { keys: KEYS_MIN, site: usize::from(b.keys > a.keys), ..next };
+                    to = self.end(space, after.as_ref(), &next).await?;
+                    continue;
+                } else {
+                    // There were as few just now.
+                    let Ok(states) = self.states(space, &stretch).await? else { continue };
+                    next.differing += 1;
+                    (self.judge_stretch(space, states).0, None)
+                }
             };
             progress.advance(keys);
             self.settle_if_full().await?;
@@ -118,36 +114,36 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
         }
     }
 
-    /// Reads a stretch at both sites.
-    async fn read_stretch(&mut self, space: &Space, stretch: &Stretch) -> Result<Read> {
+    /// What both sites hold in a stretch; `Err`: this site has more there than may be held.
+    async fn states(&self, space: &Space, stretch: &Stretch) -> Result<std::result::Result<Held, usize>> {
         let [first, second] = self.sites.map(|site| site.states(space, stretch, KEYS_READ_MAX));
         let (a, b) = futures_util::try_join!(first, second)?;
-        let mut both: HashMap<Bytes, [Option<State>; 2]> = HashMap::new();
+        let mut both = Held::new();
         for (site, states) in [a, b].into_iter().enumerate() {
-            let Some(states) = states else { return Ok(Read::TooMany { site }) };
+            let Some(states) = states else { return Ok(Err(site)) };
             for (name, state) in states {
                 if let Some(held) = both.entry(name).or_default().get_mut(site) {
                     *held = Some(state);
                 }
             }
         }
-        let (now, keys) = (now_ms(), both.len() as u64);
+        Ok(Ok(both))
+    }
+
+    /// How many keys there are, and whether any differs.
+    fn judge_stretch(&mut self, space: &Space, held: Held) -> (u64, bool) {
+        let (now, keys) = (now_ms(), held.len() as u64);
         self.counted.count += keys;
         let mut differ = false;
-        for (name, sites) in both {
+        for (name, sites) in held {
             if self.settings.judge.judge(sites, now) != Verdict::Equal {
                 differ = true;
-                self.suspect(space, name);
+                self.suspect(space, name, Some(sites));
             }
         }
-        Ok(Read::Keys { keys, differ })
+        (keys, differ)
     }
 }
 
-/// What came of reading a stretch.
-enum Read {
-    /// So many keys, and whether any differs.
-    Keys { keys: u64, differ: bool },
-    /// This site has more than may be held.
-    TooMany { site: usize },
-}
+/// What the sites hold, by key.
+type Held = HashMap<Bytes, [Option<State>; 2]>;

@@ -152,7 +152,8 @@ async fn try_one(
             .with_disable_built_in_roots(true)
             .with_client_identity(identity.map(|(cert, key)| ClientIdentity::new(cert.into(), key.into())))
     });
-    let constraints = PoolConstraints::new(0, CONNECTIONS_MAX).unwrap_or_default();
+    // They stay open: those above the first number are closed at once.
+    let constraints = PoolConstraints::new(CONNECTIONS_MAX, CONNECTIONS_MAX).unwrap_or_default();
     let options = OptsBuilder::default()
         .ip_or_hostname(host.clone())
         .tcp_port(port)

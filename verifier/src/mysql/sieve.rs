@@ -34,14 +34,11 @@ pub(super) fn rows(table: &Table, site: usize, within: Within<'_>, rows_max: usi
 
 /// All columns of the rows with these keys.
 pub(super) fn rows_of(table: &Table, site: usize, keys: &[Vec<String>]) -> String {
-    let equal = |key: &Vec<String>| {
-        let pairs = table.key_columns().zip(key);
-        let all: Vec<String> =
-            pairs.map(|(column, value)| format!("{} = {value}", column.at(site).sql)).collect();
-        format!("({})", all.join(" AND "))
-    };
-    let any: Vec<String> = keys.iter().map(equal).collect();
-    format!("SELECT {} FROM {} WHERE {}", table.column_list(site), name(table, site), any.join(" OR "))
+    let several = table.key.len() > 1;
+    let row = |values: String| if several { format!("({values})") } else { values };
+    let any: Vec<String> = keys.iter().map(|key| row(key.join(", "))).collect();
+    let (columns, key) = (table.column_list(site), row(table.key_list(site)));
+    format!("SELECT {columns} FROM {} WHERE {key} IN ({})", name(table, site), any.join(", "))
 }
 
 /// Keys behind `after`, from the `skip`th on, `count` of them.
@@ -54,9 +51,11 @@ pub(super) fn keys(table: &Table, site: usize, after: Option<&[String]>, skip: u
     )
 }
 
-fn name(table: &Table, site: usize) -> &str {
+/// The table, read by its key: what a server guesses of its rows may send it elsewhere.
+fn name(table: &Table, site: usize) -> String {
     let [first, second] = &table.sql;
-    if site == 0 { first } else { second }
+    let sql = if site == 0 { first } else { second };
+    if table.key.is_empty() { sql.clone() } else { format!("{sql} FORCE INDEX (PRIMARY)") }
 }
 
 fn row_text(table: &Table, site: usize) -> String {
@@ -152,8 +151,17 @@ mod tests {
         assert_eq!(clause(&one, 0, Within::default()), "");
         assert_eq!(
             keys(&two, 1, Some(&low), 9, 1),
-            "SELECT `a`, `b` FROM `s`.`t` WHERE `a` >= 1 AND (`a` > 1 OR `a` = 1 AND (`b` > 'x')) ORDER BY `a`, `b` LIMIT 1 OFFSET 9"
+            "SELECT `a`, `b` FROM `s`.`t` FORCE INDEX (PRIMARY) WHERE `a` >= 1 AND (`a` > 1 OR `a` = 1 AND (`b` > 'x')) ORDER BY `a`, `b` LIMIT 1 OFFSET 9"
         );
+    }
+
+    #[test]
+    fn rows_are_found_by_their_keys() {
+        let keys = [vec!["1".to_owned(), "'x'".to_owned()], vec!["2".to_owned(), "'y'".to_owned()]];
+        let two = rows_of(&table(vec![0, 1]), 0, &keys);
+        assert!(two.ends_with(" FORCE INDEX (PRIMARY) WHERE (`a`, `b`) IN ((1, 'x'), (2, 'y'))"), "{two}");
+        let one = rows_of(&table(vec![0]), 0, &[vec!["1".to_owned()]]);
+        assert!(one.ends_with(" WHERE `a` IN (1)"), "{one}");
     }
 
     #[test]
