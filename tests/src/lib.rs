@@ -60,6 +60,15 @@ pub struct Seat {
     daemon: Option<Child>,
 }
 
+/// What `verifier check` found, of keys that are numbers.
+#[derive(Debug)]
+pub struct Checked {
+    /// Keys that differ, ascending.
+    pub different: Vec<u64>,
+    /// How many it could not decide.
+    pub undecided: u64,
+}
+
 impl Seat {
     fn new() -> Result<Seat> {
         let dir = tempfile::Builder::new().prefix("causeway-story-").tempdir()?;
@@ -167,6 +176,21 @@ impl Seat {
             self.log_end()
         );
         Ok(())
+    }
+
+    /// What `verifier check` finds.
+    pub fn check(&self) -> Result<Checked> {
+        let checked = Command::new(program("verifier")?)
+            .args(["check", "--json", "--config"])
+            .arg(self.config())
+            .output()?;
+        let report: serde_json::Value = serde_json::from_slice(&checked.stdout)
+            .with_context(|| String::from_utf8_lossy(&checked.stderr).into_owned())?;
+        let listed = report["differences"].as_array().context("no list")?;
+        let number = |one: &serde_json::Value| one["key"].as_str()?.parse().ok();
+        let mut different: Vec<u64> = listed.iter().filter_map(number).collect();
+        different.sort_unstable();
+        Ok(Checked { different, undecided: report["undecided"].as_u64().context("no count")? })
     }
 
     /// All that the daemon has logged.

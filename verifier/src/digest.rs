@@ -120,8 +120,14 @@ pub(crate) fn never_equal() -> u128 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// That docs/DIGESTS.md tells this digest of this content.
+    pub(crate) fn assert_told(content: &str, digest: u128) {
+        let line = format!("| {content} | `{digest:032x}` |");
+        assert!(include_str!("../../docs/DIGESTS.md").contains(&line), "docs/DIGESTS.md lacks {line}");
+    }
 
     fn sum(elements: &[&[u8]]) -> u128 {
         let mut all = Unordered::default();

@@ -76,7 +76,9 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
                     }
                 }
             } else {
-                let sums = async { futures_util::try_join!(first.sum(space, &stretch), second.sum(space, &stretch)) };
+                let sums = async {
+                    futures_util::try_join!(first.sum(space, &stretch), second.sum(space, &stretch))
+                };
                 let ((a, b), behind) = futures_util::try_join!(sums, behind)?;
                 if a == b {
                     self.counted.count += a.keys;

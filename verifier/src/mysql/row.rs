@@ -265,6 +265,19 @@ mod tests {
         }
     }
 
+    /// docs/DIGESTS.md names them.
+    #[test]
+    fn vectors() {
+        let table = table(&[Form::Number, Form::Text]);
+        for (content, cells) in [
+            ("row `c0` = 7, `c1` = `abc`", [Value::Int(7), bytes("abc")]),
+            ("row `c0` = 7, `c1` = NULL", [Value::Int(7), Value::NULL]),
+            ("row `c0` = 7, `c1` = an empty text", [Value::Int(7), bytes("")]),
+        ] {
+            crate::digest::tests::assert_told(content, state(&table, &cells).digest);
+        }
+    }
+
     #[test]
     fn a_key_reads_back_from_its_name() {
         let one = table(&[Form::Text]);

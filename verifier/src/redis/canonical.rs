@@ -140,6 +140,26 @@ mod tests {
         assert_ne!(of(1.0), of(f64::from_bits(1.0f64.to_bits() + 1)));
     }
 
+    /// docs/DIGESTS.md names them.
+    #[test]
+    fn vectors() {
+        let set = |elements: &[&[u8]]| {
+            let mut all = Unordered::default();
+            elements.iter().for_each(|e| all.add(e));
+            all.digest(Tag::Set)
+        };
+        let mut list = Ordered::new();
+        [&b"a"[..], b"b"].iter().for_each(|e| list.add(e));
+        for (content, digest) in [
+            ("string `abc`", text(b"abc").1),
+            ("string, empty", text(b"").1),
+            ("list `a`, `b`", list.digest(Tag::List, &Unordered::default())),
+            ("set `a`, `b`", set(&[b"b", b"a"])),
+        ] {
+            crate::digest::tests::assert_told(content, digest);
+        }
+    }
+
     fn dense_of(registers: &[u8]) -> Vec<u8> {
         let mut bytes = b"HYLL\0\0\0\0".to_vec();
         bytes.extend_from_slice(&[7; 8]);
