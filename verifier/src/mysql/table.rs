@@ -70,22 +70,29 @@ impl Found {
 /// All tables of `tables` at one site, by `schema.table`.
 pub(super) async fn find(link: &Link, tables: &Tables) -> Result<BTreeMap<String, Found>> {
     let action = "look at the tables";
-    let names = "SELECT table_schema, table_name, COALESCE(table_rows, 0) FROM information_schema.tables \
-                 WHERE table_type NOT IN ('VIEW', 'SYSTEM VIEW', 'SEQUENCE')";
-    let columns = "SELECT table_schema, table_name, column_name, data_type, COALESCE(character_set_name, ''), \
-                   COALESCE(collation_name, ''), is_nullable, extra FROM information_schema.columns \
-                   ORDER BY table_schema, table_name, ordinal_position";
-    let keys = "SELECT table_schema, table_name, column_name FROM information_schema.statistics \
-                WHERE index_name = 'PRIMARY' ORDER BY table_schema, table_name, seq_in_index";
+    let never = NEVER.map(|schema| format!("'{schema}'")).join(", ");
+    let names = format!(
+        "SELECT table_schema, table_name, COALESCE(table_rows, 0) FROM information_schema.tables \
+         WHERE table_type NOT IN ('VIEW', 'SYSTEM VIEW', 'SEQUENCE') AND table_schema NOT IN ({never})"
+    );
+    let columns = format!(
+        "SELECT table_schema, table_name, column_name, data_type, COALESCE(character_set_name, ''), \
+         COALESCE(collation_name, ''), is_nullable, extra FROM information_schema.columns \
+         WHERE table_schema NOT IN ({never}) ORDER BY table_schema, table_name, ordinal_position"
+    );
+    let keys = format!(
+        "SELECT table_schema, table_name, column_name FROM information_schema.statistics WHERE index_name = 'PRIMARY' \
+         AND table_schema NOT IN ({never}) ORDER BY table_schema, table_name, seq_in_index"
+    );
     let mut found = BTreeMap::new();
-    for row in link.query(names, action).await? {
+    for row in link.query(&names, action).await? {
         let (schema, table) = (text(&row, 0), text(&row, 1));
         if tables.carries(&schema, &table) {
             let rows = text(&row, 2).parse().unwrap_or(0);
             found.insert(format!("{schema}.{table}"), Found { schema, table, rows, ..Found::default() });
         }
     }
-    for row in link.query(columns, action).await? {
+    for row in link.query(&columns, action).await? {
         let Some(table) = found.get_mut(&format!("{}.{}", text(&row, 0), text(&row, 1))) else { continue };
         // `DEFAULT_GENERATED` is MySQL's word for a default that is an expression.
         if text(&row, 7).to_uppercase().split(' ').any(|word| word == "GENERATED") {
@@ -99,7 +106,7 @@ pub(super) async fn find(link: &Link, tables: &Tables) -> Result<BTreeMap<String
             nullable: text(&row, 6) == "YES",
         });
     }
-    for row in link.query(keys, action).await? {
+    for row in link.query(&keys, action).await? {
         if let Some(table) = found.get_mut(&format!("{}.{}", text(&row, 0), text(&row, 1))) {
             table.key.push(text(&row, 2));
         }
