@@ -4,13 +4,16 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use causeway_core::Key;
 use serde::{Deserialize, Serialize};
 
 mod conflict;
 mod dead_letter;
+mod repair;
 
 pub use conflict::{ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Resolution};
 pub use dead_letter::{Acknowledged, DeadLetter, DeadLetterPage, DeadLetterQuery};
+pub use repair::{KeyAt, RepairQuery, Repaired};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -368,6 +371,14 @@ pub trait Control: Send + Sync {
     ///
     /// Any of [`ControlError`]; they stay on the list then.
     async fn acknowledge(&self, channel: Option<&str>, id: Option<u64>) -> Result<u64, ControlError>;
+
+    /// Carries to the other site what `keys` hold at `from` now, as states: what the other site has written there that
+    /// `from` does not know yet stays. Says how many, once they are in the log.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError::Refused`] if nothing is carried from that site.
+    async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError>;
 
     /// Concurrent writes that were decided, newest first. Reads from disk.
     ///

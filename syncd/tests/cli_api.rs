@@ -45,6 +45,39 @@ async fn status_is_as_the_contract_has_it() {
 }
 
 #[tokio::test]
+async fn keys_to_repair_reach_the_engine_with_their_places() {
+    let fake = Arc::new(Fake::default());
+    let base = format!("http://{}", serve(fake.clone()).await);
+    let many = vec![json!({ "key": "k" }); 1001];
+    for (channel, body, code) in [
+        (
+            "tags",
+            json!({ "from": "dc", "keys": [{ "key": "a", "db": 3 }, { "key": { "base64": "/w==" }, "table": "s.t" }] }),
+            200,
+        ),
+        ("aliases", json!({ "from": "dc", "keys": [] }), 404),
+        ("tags", json!({ "from": "dc", "keys": [{ "key": "" }] }), 400),
+        ("tags", json!({ "from": "dc", "keys": [{ "key": { "base64": "!" } }] }), 400),
+        ("tags", json!({ "from": "dc", "keys": many }), 400),
+        ("tags", json!({ "from": "dc", "keys": [{ "key": "a", "dbs": 3 }] }), 400),
+        ("tags", json!({ "keys": [] }), 400),
+    ] {
+        let answer =
+            client().post(format!("{base}/v1/channels/{channel}/repair")).json(&body).send().await.unwrap();
+        let (status, answer) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+        assert_eq!(status, code, "{body}: {answer}");
+        if code == 200 {
+            assert_eq!(answer, json!({ "asked": 2 }));
+        }
+    }
+    let asked = fake.asked.lock().unwrap().concat();
+    assert!(
+        asked.starts_with("repair dc ") && asked.contains("Db(3)") && asked.contains("Table(b\"s.t\")"),
+        "{asked}"
+    );
+}
+
+#[tokio::test]
 async fn what_is_asked_reaches_the_engine_and_its_no_comes_back_as_json() {
     let fake = Arc::new(Fake::default());
     let base = format!("http://{}", serve(fake.clone()).await);

@@ -178,6 +178,17 @@ impl Seat {
         Ok(())
     }
 
+    /// Runs `verifier repair` with these words: its exit code, and what it said.
+    pub fn repair(&self, words: &[&str]) -> Result<(i32, String)> {
+        let done = Command::new(program("verifier")?)
+            .args(["repair", "--config"])
+            .arg(self.config())
+            .args(words)
+            .output()?;
+        let said = [done.stdout, done.stderr].concat();
+        Ok((done.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
+    }
+
     /// What `verifier check` finds.
     pub fn check(&self) -> Result<Checked> {
         let checked = Command::new(program("verifier")?)
@@ -548,6 +559,11 @@ impl Link {
     /// Fails unless `verifier check` says that both sites are equal.
     pub fn verify(&self) -> Result<()> {
         self.seat.verify()
+    }
+
+    /// As [`Seat::repair`].
+    pub fn repair(&self, words: &[&str]) -> Result<(i32, String)> {
+        self.seat.repair(words)
     }
 
     /// Starts a writer at each site: operations a second, on keys that only it writes.

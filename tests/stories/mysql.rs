@@ -256,6 +256,58 @@ fn the_verifier_finds_what_was_planted_and_nothing_else_under_traffic() -> Resul
     Ok(())
 }
 
+/// FF57: a repair carries what one site holds, and never overwrites what the other one writes meanwhile.
+#[test]
+fn a_repair_from_a_named_site_leaves_newer_writes_alone() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY, v VARCHAR(70), n BIGINT)",
+    )?;
+    pair.servers[0].sql(&format!("INSERT INTO shop.t SELECT seq, 'right', 0 FROM {}", numbers(20_000)))?;
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    // In no binlog: other values, rows that are gone, rows that nobody else has.
+    pair.servers[1].sql(&format!(
+        "SET sql_log_bin = 0; UPDATE shop.t SET v = 'wrong' WHERE id % 50 = 1; DELETE FROM shop.t WHERE id % 500 = 2; \
+         INSERT INTO shop.t SELECT seq + 30000, 'nobody''s', 0 FROM {}",
+        numbers(40)
+    ))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = runtime.spawn(count_up(pair.servers[1].url(), Arc::clone(&stop)));
+    let mut said = Vec::new();
+    for _ in 0..3 {
+        said.push(pair.seat.repair(&["--from", "dc", "--yes"])?);
+    }
+    stop.store(true, Ordering::SeqCst);
+    let counted = runtime.block_on(writer)??;
+    pair.wait_until_settled()?;
+    let (code, last) = pair.seat.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0, "{code} {last}\n{said:?}");
+    pair.equal(&["shop.t"])?;
+    let sums = pair.servers[0].sql(
+        "SELECT COUNT(*), COALESCE(SUM(v = 'wrong' AND id > 1000), 0), COALESCE(SUM(n), 0) FROM shop.t",
+    )?;
+    ensure!(sums.trim() == format!("20000\t0\t{counted}"), "{sums}, and {counted} were counted\n{said:?}");
+    println!("{counted} counted, {}", last.lines().next().unwrap_or_default());
+    Ok(())
+}
+
+/// Counts up rows that are wrong and rows that are right, one by one; returns how often.
+async fn count_up(url: String, stop: Arc<AtomicBool>) -> Result<u64> {
+    let mut conn = Conn::from_url(&url).await?;
+    let mut counted = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let id = 1 + counted * 50 % 1000 + counted % 2;
+        match conn.query_drop(format!("UPDATE shop.t SET n = n + 1 WHERE id = {id}")).await {
+            Ok(()) => counted += conn.affected_rows(),
+            Err(mysql_async::Error::Server(error)) if matches!(error.code, 1205 | 1213) => {}
+            Err(other) => return Err(other.into()),
+        }
+    }
+    Ok(counted)
+}
+
 /// Rows here and there, in transactions of some; returns how many.
 async fn update_anywhere(url: String, seed: u64, stop: Arc<AtomicBool>) -> Result<u64> {
     let (mut conn, mut random) = (Conn::from_url(&url).await?, SmallRng::seed_from_u64(seed));

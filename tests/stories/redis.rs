@@ -410,6 +410,39 @@ fn a_target_that_comes_back_empty_is_filled_again() -> Result<()> {
     link.verify()
 }
 
+/// What somebody did to a target whose writes are not carried is undone by a repair: values of every type, keys that are
+/// gone, and keys that should not be there.
+#[test]
+fn what_differs_is_repaired_from_a_named_site() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &one_way)?;
+    link.start()?;
+    fill(&link.urls()[0], seed(), 4_000)?;
+    link.wait_until_drained(DRAIN)?;
+    link.verify()?;
+    let mut cloud = link.stores[1].connect()?;
+    let keys = cloud.must(&["KEYS", "*"])?;
+    let keys: Vec<String> = keys.items().iter().filter_map(Reply::text).collect();
+    let data = keys.iter().filter(|key| !key.starts_with("causeway:"));
+    for (n, key) in data.step_by(30).enumerate() {
+        match n % 3 {
+            0 => drop(cloud.must(&["SET", key, "somebody's"])?),
+            1 => drop(cloud.must(&["DEL", key])?),
+            _ => drop(cloud.must(&["SET", &format!("{key}:new"), "somebody's", "EX", "1000"])?),
+        }
+    }
+    let (code, said) = link.repair(&["--from", "dc"])?;
+    ensure!(code == 1 && said.contains("say --yes"), "{code} {said}");
+    let (code, said) = link.repair(&["--from", "cloud", "--yes"])?;
+    ensure!(code == 3 && said.contains("nothing is carried from `cloud`"), "{code} {said}");
+    let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0 && said.contains("keys repaired, as they are at dc"), "{code} {said}");
+    link.verify()
+}
+
 /// Promise 8: a copy and a line that stands still for some seconds, under the smallest `limits.memory`.
 #[test]
 fn memory_stays_within_what_is_promised() -> Result<()> {

@@ -17,9 +17,8 @@ pub(crate) enum Command {
     /// Compare every key of both sites: exit code 0 equal, 1 different or undecided, 2 bad use or
     /// configuration, 3 could not reach
     Check(Check),
-    /// Not in this release
-    #[command(disable_help_flag = true)]
-    Repair(Later),
+    /// Carry what differs from one site to the other, through the daemon's log; without --yes say what that would be
+    Repair(Repair),
     /// Not in this release
     #[command(disable_help_flag = true)]
     Watch(Later),
@@ -35,8 +34,9 @@ pub(crate) struct Later {
     _rest: Vec<String>,
 }
 
+/// What is looked at, and how.
 #[derive(Debug, Args)]
-pub(crate) struct Check {
+pub(crate) struct Common {
     /// The daemon's configuration file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
@@ -46,24 +46,64 @@ pub(crate) struct Check {
     /// Only the keys of this tenant; the channel's `tenant = { key = … }` says which those are
     #[arg(long, value_name = "ID")]
     pub(crate) tenant: Option<String>,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Also write the result as one self-contained page
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<PathBuf>,
     /// Expire-at times this far apart are equal: 500ms, 1s, 2m
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     pub(crate) expiry_tolerance: Duration,
     /// How long to wait, before each re-read, for what the daemon has yet to apply
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) settle: Duration,
+    /// At most this many commands or statements a second to each site
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) ops_per_second: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also write the result as one self-contained page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// How many differences (and undecided keys) are listed; all are counted
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) list_max: usize,
-    /// At most this many commands a second to each site
+}
+
+/// Exit code 0: equal at the end; 1: something differs still, or nothing was done yet; 3: no daemon took it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  verifier repair --config syncd.toml --from dc                    what would be done
+  verifier repair --config syncd.toml --from dc --yes              do it
+  verifier repair --config syncd.toml --from dc --channel orders --yes
+  verifier repair --config syncd.toml --from dc --report check.json --yes")]
+pub(crate) struct Repair {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// The site that is right: the other one gets what it holds. What the other one wrote meanwhile stays
+    #[arg(long, value_name = "SITE")]
+    pub(crate) from: String,
+    /// Look again at what this report of `check --json` lists, and repair of that what still differs; without it everything
+    /// is compared first
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Do it
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Print the plan, and what became of it, as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Refuse if more keys of a channel differ
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub(crate) keys_max: usize,
+    /// Refuse if more than 100 keys differ and they are more than this share of all, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+    pub(crate) share_max: f64,
+    /// At most this many keys a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) ops_per_second: Option<u32>,
+    pub(crate) keys_per_second: Option<u32>,
 }
 
 /// Reads `500ms`, `1s`, `2m`, `1h`.

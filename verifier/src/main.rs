@@ -16,8 +16,10 @@ mod filter;
 mod html;
 mod mysql;
 mod pace;
+mod pair;
 mod progress;
 mod redis;
+mod repair;
 mod report;
 mod site;
 
@@ -32,7 +34,7 @@ use crate::error::{Error, Result};
 async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Check(arguments) => check::run(&arguments).await,
-        Command::Repair(_) => later("repair"),
+        Command::Repair(arguments) => repair::run(&arguments).await,
         Command::Watch(_) => later("watch"),
         Command::Report(_) => later("report"),
     };

@@ -40,6 +40,7 @@ pub(crate) struct ChannelReport {
 /// The JSON of DESIGN.md §10, in its order.
 #[derive(Serialize)]
 struct Whole<'a> {
+    link: &'a str,
     equal: bool,
     compared: u64,
     different: u64,
@@ -76,6 +77,20 @@ enum KeyText<'a> {
     Bytes { base64: String },
 }
 
+impl KeyText<'_> {
+    fn of(name: &[u8]) -> KeyText<'_> {
+        match std::str::from_utf8(name) {
+            Ok(text) => KeyText::Text(text),
+            Err(_) => KeyText::Bytes { base64: BASE64.encode(name) },
+        }
+    }
+}
+
+/// A key as JSON.
+pub(crate) fn key_json(name: &[u8]) -> Value {
+    serde_json::to_value(KeyText::of(name)).unwrap_or_default()
+}
+
 impl Report {
     /// Whether nothing differs and nothing is undecided.
     pub(crate) fn equal(&self) -> bool {
@@ -105,6 +120,7 @@ impl Report {
             undecided: outcome.undecided,
         });
         let whole = Whole {
+            link: &self.link,
             equal: self.equal(),
             compared: self.sum(|o| o.compared),
             different: self.sum(|o| o.different),
@@ -117,10 +133,7 @@ impl Report {
     }
 
     fn difference<'a>(&self, channel: &'a str, it: &'a Difference, kind: DifferenceKind) -> Listed<'a> {
-        let key = match std::str::from_utf8(&it.name) {
-            Ok(text) => KeyText::Text(text),
-            Err(_) => KeyText::Bytes { base64: BASE64.encode(&it.name) },
-        };
+        let key = KeyText::of(&it.name);
         let (db, table) = match &it.space {
             Space::Db(db) => (Some(*db), None),
             Space::Table(table) => (None, Some(String::from_utf8_lossy(table))),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
 //! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
+//! | `POST /v1/channels/{name}/repair` | [`Repaired`]: what the keys of a [`RepairQuery`] hold at one site goes to the other |
 //! | `POST /v1/pause`, `/v1/resume` | the same, of all channels |
 //! | `GET /v1/dead-letters` | a [`DeadLetterPage`](crate::status::DeadLetterPage), newest first |
 //! | `POST /v1/dead-letters/{id}/ack`, `/v1/dead-letters/ack` | [`Acknowledged`]: that one, or all |
@@ -23,7 +24,7 @@ mod guard;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
@@ -33,7 +34,8 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 
 use crate::status::{
-    Acknowledged, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, parse_rfc3339,
+    Acknowledged, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, KeyAt, RepairQuery,
+    Repaired, parse_rfc3339,
 };
 
 /// The page: one file, without anything from elsewhere.
@@ -61,6 +63,7 @@ pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
         .route("/v1/channels/{name}/pause", post(pause))
         .route("/v1/channels/{name}/resume", post(resume))
         .route("/v1/channels/{name}/snapshot", post(snapshot))
+        .route("/v1/channels/{name}/repair", post(repair))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "no such path; see /v1/status") })
         .method_not_allowed_fallback(|| async { error(StatusCode::METHOD_NOT_ALLOWED, "not by this method") })
         .with_state(control);
@@ -183,6 +186,28 @@ async fn resume_all(State(control): Shared, asked: Asked<Resume>) -> Response {
 
 async fn snapshot(State(control): Shared, Path(name): Path<String>) -> Response {
     after(&*control, control.snapshot(&name).await)
+}
+
+async fn repair(
+    State(control): Shared,
+    Path(name): Path<String>,
+    asked: Result<Json<RepairQuery>, JsonRejection>,
+) -> Response {
+    let RepairQuery { from, keys } = match asked {
+        Ok(Json(query)) => query,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    };
+    if keys.len() > RepairQuery::KEYS_MAX {
+        let message = format!("{} keys, allowed are {} in one request", keys.len(), RepairQuery::KEYS_MAX);
+        return error(StatusCode::BAD_REQUEST, message);
+    }
+    let Some(keys) = keys.iter().map(KeyAt::key).collect() else {
+        return error(StatusCode::BAD_REQUEST, "a key without a name");
+    };
+    match control.repair(&name, &from, keys).await {
+        Ok(asked) => Json(Repaired { asked }).into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Refuses a name that no channel has.

@@ -64,7 +64,8 @@ fn render(page: &DeadLetterPage, colour: bool) -> String {
         ("KEY", Align::Left),
     ]);
     for letter in &page.dead_letters {
-        let db = letter.db.map(|db| format!("db {db}: ")).unwrap_or_default();
+        let db = letter.db.map(|db| format!("db {db}: "));
+        let place = db.or_else(|| Some(format!("{}: ", letter.table.as_ref()?))).unwrap_or_default();
         let cells = [
             letter.id.to_string(),
             letter.channel.clone(),
@@ -72,7 +73,7 @@ fn render(page: &DeadLetterPage, colour: bool) -> String {
             letter.seq.to_string(),
             letter.op.clone(),
             letter.time.clone(),
-            format!("{db}{}", letter.key),
+            format!("{place}{}", letter.key),
         ];
         table.row(cells.map(|text| (text, Tone::Plain)).into());
         table.note(&letter.reason, Tone::Bad);

@@ -4,8 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use causeway_core::{Connector, Key, Op, Seq, Site, Space};
+use causeway_core::{Connector, Key, Op, Seq, Site};
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,14 +18,15 @@ use super::metrics::{Metrics, UPKEEP_EVERY};
 use super::pauses::{Answers, Begun, Pauses, member_name};
 use super::run::{ChannelRun, DirectionRun, Live, RATES_EVERY, STOP_AT_MOST, Shares, partition, smooth};
 use super::shared::{DirectionStats, Trouble, lock};
+use super::shown;
 use crate::config::{Channel, Config, Direction, LogStore};
 use crate::log::{
     self, EmbeddedLog, EmbeddedOptions, Group, KafkaLog, KafkaOptions, Log, Offset, PartitionId,
 };
 use crate::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
-    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, Phase, Progress, Resolution,
-    Status, rfc3339,
+    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, Phase, Progress,
+    Resolution, Status, rfc3339,
 };
 
 /// How long an origin may take to say what keys hold.
@@ -487,8 +487,7 @@ impl Daemon {
 
 /// The key of a dead letter; `None` if it was a change of none.
 fn key_of(letter: &DeadLetter) -> Option<Key> {
-    let name = Bytes::from(letter.key.bytes().filter(|name| !name.is_empty())?);
-    Some(Key { space: letter.db.map_or(Space::Whole, Space::Db), name })
+    KeyAt { key: letter.key.clone(), db: letter.db, table: letter.table.clone() }.key()
 }
 
 fn progress(snapshot: &super::restart::SnapshotPoint, applied: u64, under_way: bool) -> Progress {
@@ -591,6 +590,29 @@ impl Control for Daemon {
             |error: &dyn std::fmt::Display| ControlError::Failed(format!("the dead letters: {error}"));
         removed.map_err(|error| failed(&error))?.map_err(|error| failed(&error))?;
         Ok(count)
+    }
+
+    async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
+        let run = self.channel(channel)?;
+        let is_from = |direction: &&DirectionRun| self.sites[direction.from.index()] == from;
+        let Some(direction) = run.directions.iter().find(is_from) else {
+            return Err(ControlError::Refused(format!("{channel}: nothing is carried from `{from}`")));
+        };
+        if let Some(key) = keys.iter().find(|key| !run.carries(key)) {
+            return Err(ControlError::Refused(format!(
+                "{channel}: it does not carry the key {}",
+                shown(key)
+            )));
+        }
+        let Some(live) = direction.live() else { return Err(self.elsewhere(run)) };
+        let count = keys.len() as u64;
+        if tokio::time::timeout(ANSWER_AT_MOST, live.origin.states(keys)).await.unwrap_or(false) {
+            return Ok(count);
+        }
+        Err(ControlError::Failed(format!(
+            "{channel}: {from} did not say in time what these keys hold; some of them may be repaired: try again once \
+             `syncd status` shows no error"
+        )))
     }
 
     fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {

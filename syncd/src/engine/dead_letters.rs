@@ -70,6 +70,10 @@ impl DeadLetters {
             op: change.op.as_str().to_owned(),
             key: KeyText::from(&change.key.name[..]),
             db: if let Space::Db(db) = change.key.space { Some(db) } else { None },
+            table: match &change.key.space {
+                Space::Table(name) => Some(String::from_utf8_lossy(name).into_owned()),
+                _ => None,
+            },
             reason: reason.to_owned(),
             time: rfc3339(now),
         };

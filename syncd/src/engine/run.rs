@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use causeway_core::{Connector, Error as StoreError, ErrorKind, Finding, Site};
+use causeway_core::{Connector, Error as StoreError, ErrorKind, Finding, Key, Site};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -162,6 +162,10 @@ impl ChannelRun {
 
     pub(super) fn name(&self) -> &str {
         &self.config.name
+    }
+
+    pub(super) fn carries(&self, key: &Key) -> bool {
+        self.connector.carries(key)
     }
 
     /// Whether it is served here.

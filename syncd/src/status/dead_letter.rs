@@ -25,6 +25,9 @@ pub struct DeadLetter {
     /// The database it is in, for stores that have numbered ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub db: Option<u32>,
+    /// The table that it is a row of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
     /// What the store said, without values.
     pub reason: String,
     /// When, RFC 3339.

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use causeway_core::Key;
 use syncd::api;
 use syncd::status::{
     ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
@@ -101,6 +102,11 @@ impl Control for Fake {
         }
     }
 
+    async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
+        self.known(format!("repair {from} {keys:?}"), Some(channel))?;
+        Ok(keys.len() as u64)
+    }
+
     /// Ten of them, 1 to 10, in pages of four at the most.
     fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {
         let ConflictQuery { channel, key, since, before, limit } = query;
@@ -138,6 +144,7 @@ fn dead_letter(id: u64) -> DeadLetter {
         op: "command".into(),
         key: KeyText::from(&b"push:\xff"[..]),
         db: Some(3),
+        table: None,
         reason: "WRONGTYPE Operation against a key holding the wrong kind of value".into(),
         time: "2026-03-01T02:00:00.000Z".into(),
     }

@@ -19,6 +19,7 @@ use crate::error::Result;
 
 pub(crate) use judge::{DifferenceKind, Judge, Verdict, now_ms};
 pub(crate) use pass::{Settings, compare};
+pub(crate) use settle::{Candidates, recheck};
 
 /// What a site holds under a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,12 +182,12 @@ pub(crate) struct Outcome {
     /// Those that are undecided.
     pub(crate) unsettled: Vec<Difference>,
     /// Hashes of the keys counted as different or undecided, so that none is counted twice.
-    reported: HashSet<u64>,
+    pub(crate) reported: HashSet<u64>,
 }
 
 impl Outcome {
     /// Counts `difference`, and lists it if there are fewer than `list_max` of its sort.
-    fn add(&mut self, difference: Difference, list_max: usize) {
+    pub(crate) fn add(&mut self, difference: Difference, list_max: usize) {
         self.reported.insert(pass::hash(&difference.space, &difference.name));
         let what = difference.sites.iter().flatten().map(|s| s.what).next().unwrap_or("gone");
         *self.counts.entry((what, difference.kind)).or_default() += 1;

@@ -15,7 +15,7 @@ const CHUNK: usize = 1000;
 type Candidate = (Space, Bytes);
 
 /// Keys that may differ, and what each was when it was read, if it was.
-pub(super) type Candidates = HashMap<Candidate, Option<[Option<State>; 2]>>;
+pub(crate) type Candidates = HashMap<Candidate, Option<[Option<State>; 2]>>;
 
 /// A candidate while it is read again and again.
 struct Open {
@@ -68,6 +68,22 @@ pub(super) async fn settle<R: Reader>(
         outcome.add(Difference { space, name, kind: None, sites }, settings.list_max);
     }
     Ok(())
+}
+
+/// Compares `candidates` alone, as [`settle`] does.
+///
+/// # Errors
+///
+/// Those of the readers.
+pub(crate) async fn recheck<R: Reader>(
+    sites: [&R; 2],
+    candidates: Candidates,
+    traffic: &impl Traffic,
+    settings: Settings,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    settle(sites, candidates, traffic, settings, &mut outcome).await?;
+    Ok(outcome)
 }
 
 /// Reads the keys of one space at both sites, each as it is there.

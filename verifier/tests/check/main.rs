@@ -6,6 +6,7 @@
 mod live;
 mod mutations;
 mod mysql;
+mod repair;
 mod sameness;
 mod support;
 mod usage;

@@ -6,7 +6,7 @@ use crate::support::{Pair, Server, run, verifier};
 
 #[test]
 fn what_cannot_be_used_exits_2_and_says_what_is_allowed() {
-    for command in ["repair", "watch", "report"] {
+    for command in ["watch", "report"] {
         let answer = verifier(&[command, "--config", "x", "--from", "dc"]);
         assert_eq!(answer.code, 2);
         assert!(answer.stderr.contains("not in this release"), "{}", answer.stderr);

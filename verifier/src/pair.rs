@@ -1,0 +1,65 @@
+//! Opens both sites of each channel, whatever their store, for what is done with them.
+
+use crate::cli::Common;
+use crate::compare::{Judge, Progress, Reader, Settings, Traffic};
+use crate::config::{self, Channel, Config, Store, Wanted};
+use crate::daemon::Daemons;
+use crate::error::Result;
+use crate::progress::Bar;
+use crate::report::ChannelReport;
+use crate::{mysql, redis};
+
+/// How often a key that differs is read again before it is undecided.
+const ROUNDS_MAX: usize = 6;
+
+/// Something that is done with a channel.
+pub(crate) trait Task {
+    /// `sites` are both of them, the link's first one first.
+    async fn run<R: Reader>(
+        &mut self,
+        of: (&Config, &Channel),
+        sites: [&R; 2],
+        traffic: &impl Traffic,
+        progress: &impl Progress,
+        settings: Settings,
+    ) -> Result<ChannelReport>;
+}
+
+/// Does `task` with each channel that is wanted, one after the other.
+///
+/// # Errors
+///
+/// The configuration's, the stores', and the task's.
+pub(crate) async fn each(
+    common: &Common,
+    list_max: usize,
+    task: &mut impl Task,
+) -> Result<(Config, Vec<ChannelReport>)> {
+    // There is one provider in this build; set, so that no other crate's default decides.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let wanted = Wanted { channel: common.channel.clone(), tenant: common.tenant.clone() };
+    let config = config::load(&common.config, &wanted)?;
+    let client = crate::check::client(crate::check::API_TIMEOUT)?;
+    let settings = Settings {
+        judge: Judge { expiry_tolerance_ms: common.expiry_tolerance.as_millis() as u64 },
+        list_max,
+        rounds_max: ROUNDS_MAX,
+    };
+    let mut channels = Vec::new();
+    for channel in &config.channels {
+        let traffic = Daemons::new(&client, &config.apis, &channel.name, common.settle);
+        let (bar, rate) = (Bar::new(&channel.name), common.ops_per_second);
+        let of = (&config, channel);
+        channels.push(match &channel.store {
+            Store::Redis(scope) => {
+                let [first, second] = redis::open_pair(channel, scope, &config.sites, rate).await?;
+                task.run(of, [&first, &second], &traffic, &bar, settings).await?
+            }
+            Store::Mysql(tables) => {
+                let [first, second] = mysql::open_pair(channel, tables, &config.sites, rate).await?;
+                task.run(of, [&first, &second], &traffic, &bar, settings).await?
+            }
+        });
+    }
+    Ok((config, channels))
+}

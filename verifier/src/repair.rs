@@ -1,0 +1,325 @@
+//! `verifier repair`: what differs is carried from one site to the other, by the daemon and through its log, so that
+//! order, markers and the rule for concurrent writes hold.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use causeway_core::Space;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::cli::Repair;
+use crate::compare::{Candidates, Difference, Outcome, Reader, Traffic, compare, recheck};
+use crate::config::{Channel, Config};
+use crate::error::{Error, Result};
+use crate::pair::{Task, each};
+use crate::report::{ChannelReport, Report, grouped, key_json, place, printable, word};
+
+/// Keys of one request: the daemon takes no more.
+const KEYS_AT_ONCE: usize = 1000;
+
+/// How long a daemon may take to answer one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Keys of a plan that are shown to people.
+const SHOWN: usize = 20;
+
+/// Runs `verifier repair`; whether both sites are equal at the end.
+///
+/// # Errors
+///
+/// As [`crate::check::run`]; [`Error::Usage`] if the site is none of the link's, or more differs than may be repaired, and
+/// [`Error::Local`] if no daemon takes the repair.
+pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
+    let start = Instant::now();
+    let listed = arguments.report.as_deref().map(Listed::read).transpose()?;
+    let mut task = Repairing {
+        listed,
+        arguments,
+        client: crate::check::client(ANSWER_TIMEOUT)?,
+        plans: BTreeMap::new(),
+    };
+    let (config, channels) = each(&arguments.common, arguments.keys_max, &mut task).await?;
+    let report = Report {
+        link: config.link,
+        sites: config.sites,
+        tenant: arguments.common.tenant.clone(),
+        took: start.elapsed(),
+        list_max: arguments.keys_max,
+        channels,
+    };
+    let plans = &task.plans;
+    let repairable: u64 = plans.values().map(|plan| plan.keys).sum();
+    if arguments.json {
+        let channels = plans.iter().map(|(channel, plan)| {
+            json!({ "channel": channel, "keys": plan.keys, "left": plan.left, "repaired": plan.repaired })
+        });
+        let json = json!({
+            "from": arguments.from,
+            "done": arguments.yes,
+            "equal": report.equal(),
+            "channels": channels.collect::<Vec<_>>(),
+            "check": serde_json::from_str::<Value>(&report.json()).unwrap_or_default(),
+        });
+        println!("{json}");
+        return Ok(report.equal());
+    }
+    for (channel, plan) in plans {
+        print!("{}", plan.text(channel, arguments));
+    }
+    if arguments.yes {
+        print!("{}", report.text());
+    } else if repairable > 0 {
+        println!("nothing was changed: say --yes to do it");
+    }
+    Ok(report.equal())
+}
+
+/// What is to be done in a channel, and what became of it.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Keys that are carried.
+    keys: u64,
+    /// What differs and cannot be: tables themselves, and what never came to rest.
+    left: u64,
+    /// Keys that were the same at both sites afterwards.
+    repaired: u64,
+    lines: Vec<String>,
+}
+
+impl Plan {
+    fn text(&self, channel: &str, arguments: &Repair) -> String {
+        let from = &arguments.from;
+        let (what, count) =
+            if arguments.yes { ("repaired", self.repaired) } else { ("to repair", self.keys) };
+        let mut out = format!("channel {channel}: {} keys {what}, as they are at {from}", grouped(count));
+        if self.left > 0 {
+            out += &format!(", {} left: tables themselves, or what kept changing", grouped(self.left));
+        }
+        out.push('\n');
+        for line in self.lines.iter().take(SHOWN) {
+            out.extend(line.chars().take(100));
+            out.push('\n');
+        }
+        if self.lines.len() > SHOWN {
+            out +=
+                &format!("  … and {} more; --json lists them\n", grouped((self.lines.len() - SHOWN) as u64));
+        }
+        out
+    }
+}
+
+/// What an earlier check listed.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    link: String,
+    channels: Vec<ListedChannel>,
+    differences: Vec<ListedKey>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedChannel {
+    name: String,
+    compared: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedKey {
+    channel: String,
+    key: Value,
+    db: Option<u32>,
+    table: Option<String>,
+}
+
+impl Listed {
+    fn read(path: &Path) -> Result<Listed> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            Error::Usage(format!(
+                "{}: {error}; allowed is what `verifier check --json` prints",
+                path.display()
+            ))
+        };
+        let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+        serde_json::from_slice(&text).map_err(|error| wrong(&error))
+    }
+
+    /// The keys of `channel`, and how many were compared then.
+    fn keys(&self, config: &Config, channel: &str) -> Result<(Candidates, u64)> {
+        if self.link != config.link {
+            return Err(Error::Usage(format!(
+                "the report is of the link {}, the configuration of {}",
+                self.link, config.link
+            )));
+        }
+        let mut keys = Candidates::new();
+        for one in self.differences.iter().filter(|one| one.channel == channel) {
+            let base64 = || BASE64.decode(one.key.get("base64")?.as_str()?).ok();
+            let name = one.key.as_str().map(|text| text.as_bytes().to_vec()).or_else(base64);
+            let name =
+                name.ok_or_else(|| Error::Usage(format!("the report has a key that is none: {}", one.key)))?;
+            let space = match (one.db, &one.table) {
+                (Some(db), _) => Space::Db(db),
+                (None, Some(table)) => Space::Table(table.clone().into()),
+                (None, None) => Space::Whole,
+            };
+            keys.insert((space, name.into()), None);
+        }
+        let compared = self.channels.iter().find(|one| one.name == channel).map_or(0, |one| one.compared);
+        Ok((keys, compared))
+    }
+}
+
+struct Repairing<'a> {
+    listed: Option<Listed>,
+    arguments: &'a Repair,
+    client: reqwest::Client,
+    plans: BTreeMap<String, Plan>,
+}
+
+impl Task for Repairing<'_> {
+    async fn run<R: Reader>(
+        &mut self,
+        (config, channel): (&Config, &Channel),
+        sites: [&R; 2],
+        traffic: &impl Traffic,
+        progress: &impl crate::compare::Progress,
+        settings: crate::compare::Settings,
+    ) -> Result<ChannelReport> {
+        let from = &self.arguments.from;
+        if !config.sites.contains(from) {
+            let [first, second] = &config.sites;
+            return Err(Error::Usage(format!("--from {from}: allowed is {first} or {second}")));
+        }
+        if self.arguments.yes && config.apis.is_empty() {
+            return Err(Error::Local(
+                "the configuration says of no daemon where it answers: set `[api]`".to_owned(),
+            ));
+        }
+        let found = match &self.listed {
+            None => compare(sites, traffic, progress, settings).await?,
+            Some(listed) => {
+                let (keys, compared) = listed.keys(config, &channel.name)?;
+                Outcome { compared, ..recheck(sites, keys, traffic, settings).await? }
+            }
+        };
+        let keys: Vec<&Difference> = found.differences.iter().filter(|one| is_key(one)).collect();
+        let mut plan = Plan {
+            keys: keys.len() as u64,
+            left: found.different + found.undecided - keys.len() as u64,
+            ..Plan::default()
+        };
+        for one in &keys {
+            let kind = word(one.kind);
+            plan.lines.push(format!("  {kind:<9} {} {}", place(&one.space), printable(&one.name)));
+        }
+        self.refuse(&channel.name, &found)?;
+        let outcome = if self.arguments.yes && !keys.is_empty() {
+            let candidates: Candidates =
+                keys.iter().map(|one| ((one.space.clone(), one.name.clone()), None)).collect();
+            self.send(config, channel, &keys).await?;
+            let left = recheck(sites, candidates, traffic, settings).await?;
+            plan.repaired = plan.keys - left.different - left.undecided;
+            joined(found, left)
+        } else {
+            found
+        };
+        self.plans.insert(channel.name.clone(), plan);
+        Ok(ChannelReport { name: channel.name.clone(), outcome })
+    }
+}
+
+/// Whether it is a key that can be carried, and no table itself.
+fn is_key(one: &Difference) -> bool {
+    one.kind.is_some() && one.sites.iter().flatten().all(|state| !matches!(state.what, "table" | "function"))
+}
+
+/// What is left of `found` once its keys were repaired, of which `left` still differ.
+fn joined(found: Outcome, left: Outcome) -> Outcome {
+    let mut all = Outcome::default();
+    (all.compared, all.compared_roughly) = (found.compared, found.compared_roughly);
+    let others = found.differences.into_iter().filter(|one| !is_key(one));
+    let all_left = others.chain(found.unsettled).chain(left.differences).chain(left.unsettled);
+    all_left.for_each(|one| all.add(one, usize::MAX));
+    all
+}
+
+impl Repairing<'_> {
+    /// More than may differ is no accident, and perhaps the wrong site.
+    fn refuse(&self, channel: &str, found: &Outcome) -> Result<()> {
+        let Repair { keys_max, share_max, .. } = self.arguments;
+        if found.different > *keys_max as u64 {
+            return Err(Error::Usage(format!(
+                "channel {channel}: {} keys differ, allowed are {keys_max}: look why, or raise --keys-max",
+                grouped(found.different)
+            )));
+        }
+        let share = 100.0 * found.different as f64 / found.compared.max(1) as f64;
+        if found.different > 100 && share > *share_max {
+            return Err(Error::Usage(format!(
+                "channel {channel}: {share:.1} % of the keys differ, allowed are {share_max} %: look why, or raise --share-max"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Has the daemon carry the keys, a request after the other.
+    async fn send(&self, config: &Config, channel: &Channel, keys: &[&Difference]) -> Result<()> {
+        let pace = crate::pace::Pace::new(self.arguments.keys_per_second);
+        for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
+            pace.take(some.len()).await;
+            let keys: Vec<Value> = some
+                .iter()
+                .map(|one| {
+                    let mut at = json!({ "key": key_json(&one.name) });
+                    match &one.space {
+                        Space::Db(db) => at["db"] = (*db).into(),
+                        Space::Table(table) => at["table"] = String::from_utf8_lossy(table).into(),
+                        Space::Whole | Space::Index(_) | Space::Bucket(_) => {}
+                    }
+                    at
+                })
+                .collect();
+            self.ask(config, channel, &json!({ "from": self.arguments.from, "keys": keys })).await?;
+        }
+        Ok(())
+    }
+
+    /// One of the daemons, the first that takes it.
+    async fn ask(&self, config: &Config, channel: &Channel, body: &Value) -> Result<()> {
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: String,
+        }
+        let mut refusals = Vec::new();
+        for api in &config.apis {
+            let mut url = match reqwest::Url::parse(api) {
+                Ok(url) => url,
+                Err(error) => {
+                    refusals.push(format!("{api}: {error}"));
+                    continue;
+                }
+            };
+            if let Ok(mut path) = url.path_segments_mut() {
+                path.pop_if_empty().extend(["v1", "channels", &channel.name, "repair"]);
+            }
+            match self.client.post(url).json(body).send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) => {
+                    let status = answer.status();
+                    let told =
+                        answer.json::<Refusal>().await.map_or_else(|_| status.to_string(), |told| told.error);
+                    refusals.push(format!("{api}: {told}"));
+                }
+                Err(error) => refusals.push(format!("{api}: {}", error.without_url())),
+            }
+        }
+        Err(Error::Local(format!(
+            "no daemon took the repair of channel {}: {}",
+            channel.name,
+            refusals.join("; ")
+        )))
+    }
+}
