@@ -256,6 +256,39 @@ fn the_verifier_finds_what_was_planted_and_nothing_else_under_traffic() -> Resul
     Ok(())
 }
 
+/// FF56: a row that does not fit into the target's column is refused with its key, holds up no other, and comes once the
+/// column is wide enough and the dead letter is acknowledged.
+#[test]
+fn a_row_that_does_not_fit_comes_back_once_it_does() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    for (server, length) in pair.servers.iter().zip([40, 10]) {
+        server.sql(&format!(
+            "CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY, v VARCHAR({length}))"
+        ))?;
+    }
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    pair.servers[0].sql(
+        "INSERT INTO shop.t VALUES (1, 'short'); INSERT INTO shop.t VALUES (2, 'much longer than that'); \
+         INSERT INTO shop.t VALUES (3, 'short')",
+    )?;
+    pair.seat
+        .wait_until("refused", DRAIN, |s| s.channels[0].directions.iter().any(|d| d.dead_letters > 0))?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    ensure!(
+        pair.servers[1].sql("SELECT GROUP_CONCAT(id ORDER BY id) FROM shop.t")?.trim() == "1,3",
+        "others wait"
+    );
+    let listed = pair.seat.syncd(&["dead-letters"])?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    ensure!(listed.contains("shop.t: 2") && !listed.contains("much longer"), "{listed}");
+    pair.servers[1].sql("SET sql_log_bin = 0; ALTER TABLE shop.t MODIFY v VARCHAR(40)")?;
+    ensure!(pair.seat.syncd(&["dead-letters", "ack", "--all"])?.status.success(), "not acknowledged");
+    let came = |_: &Status| pair.servers[1].sql("SELECT COUNT(*) FROM shop.t").is_ok_and(|n| n.trim() == "3");
+    pair.seat.wait_until("the row", DRAIN, came)?;
+    pair.equal(&["shop.t"])
+}
+
 /// FF57: a repair carries what one site holds, and never overwrites what the other one writes meanwhile.
 #[test]
 fn a_repair_from_a_named_site_leaves_newer_writes_alone() -> Result<()> {
