@@ -318,8 +318,8 @@ fn sql_hash(table: &Table, counts: fn(&Column) -> bool, hash: impl Fn(&Column) -
 }
 
 /// Contents of one SELECT, and about how long it is.
-const AT_ONCE: usize = 250;
-const AT_ONCE_BYTES: usize = 256 << 10;
+const AT_ONCE: usize = 600;
+const AT_ONCE_BYTES: usize = 512 << 10;
 /// So many are looked for one by one, for which there may be an index.
 const ONE_BY_ONE: usize = 4;
 

@@ -488,7 +488,7 @@ impl Worker {
         if planned.iter().any(|(made, _)| matches!(made, Planned::Content(_, Said::Count(_)))) {
             self.execute(&statements).await?;
             statements.clear();
-            held = self.held(&batch.changes).await?;
+            held = self.held(batch, watched).await?;
         }
         let mut steps = Vec::with_capacity(planned.len());
         for (made, change) in planned {
@@ -515,18 +515,28 @@ impl Worker {
         Ok(table.and_then(|table| Planned::of(change, table).ok()))
     }
 
-    /// How many rows there are of each content of which one of `changes` says how many there have to be; locks them.
-    async fn held(&mut self, changes: &[Change]) -> std::result::Result<HashMap<Key, u64>, Broken> {
+    /// How many rows there are of each content of which one of the batch's changes says how many there have to be; locks
+    /// them. What is `watched` was just looked at.
+    async fn held(
+        &mut self,
+        batch: &Batch,
+        watched: &HashMap<Key, Option<Bytes>>,
+    ) -> std::result::Result<HashMap<Key, u64>, Broken> {
+        let mut held = HashMap::new();
         let mut by_table: HashMap<&Space, Vec<&Key>> = HashMap::new();
-        for change in changes.iter().filter(|change| change.op.is_data()) {
+        for change in batch.changes.iter().filter(|change| change.op.is_data()) {
             let table =
                 self.known.table(&mut self.conn, &self.label, &change.key).await.map_err(Broken::Failed)?;
-            let said = table.and_then(|table| Said::of(change, table.is_keyless()));
-            if let Some(Said::Count(_)) = said {
-                by_table.entry(&change.key.space).or_default().push(&change.key);
+            let is_keyless = table.is_some_and(Table::is_keyless);
+            let Some(Said::Count(_)) = table.and_then(|_| Said::of(change, is_keyless)) else { continue };
+            match watched.get(&change.key).filter(|_| batch.watched && is_keyless) {
+                Some(row) => {
+                    let count = row.as_deref().and_then(Count::parse).map_or(0, |count| count.rows);
+                    held.insert(change.key.clone(), count);
+                }
+                None => by_table.entry(&change.key.space).or_default().push(&change.key),
             }
         }
-        let mut held = HashMap::new();
         for keys in by_table.into_values() {
             let Some(first) = keys.first() else { continue };
             let table = self.known.table(&mut self.conn, &self.label, first).await.map_err(Broken::Failed)?;
@@ -549,7 +559,7 @@ impl Worker {
             return Ok(Outcome::Touched);
         }
         let (mut refused, mut existing) = (Vec::new(), Vec::new());
-        let mut held = self.held(&batch.changes).await?;
+        let mut held = self.held(batch, watched).await?;
         let mut from = 0;
         while from < batch.changes.len() {
             let is_last = |change: &Change| change.group.is_none_or(|group| group.last);
@@ -562,7 +572,7 @@ impl Worker {
                 Err(Broken::Refused { code, message }) if !is_transient(code) => {
                     self.savepoint("ROLLBACK TO SAVEPOINT causeway").await?;
                     existing.retain(|index| *index < from);
-                    held = self.held(&batch.changes).await?;
+                    held = self.held(batch, &HashMap::new()).await?;
                     let reason = refusal(code, message);
                     refused
                         .extend((from..from + count).map(|index| Refused { index, reason: reason.clone() }));
