@@ -136,6 +136,13 @@ pub trait Connector: Send + Sync {
         Some(change.value.as_deref().map_or(0, xxhash_rust::xxh3::xxh3_128))
     }
 
+    /// Whether `change` concerns something that there may be several of, so that a `read` says how many there are: one that
+    /// went meanwhile must not be counted with them.
+    fn is_counted(&self, change: &Change) -> bool {
+        let _ = change;
+        false
+    }
+
     /// The same as `change` with a number that fits, where its site gave it one that can be in the way of those that
     /// the other site gave; `None`: it has no number.
     fn renumbered(&self, change: &Change) -> Option<Change> {

@@ -7,7 +7,7 @@ use mysql_async::prelude::Queryable;
 use crate::config::MysqlConfig;
 use crate::conn::{connect, in_time, make_our_tables, run};
 use crate::names::{self, APPLIED, GONE, SCHEMA, WATERMARK};
-use crate::schema::{Table, carried};
+use crate::schema::{Column, Table, carried};
 use crate::source::look;
 
 /// What was found about one server.
@@ -41,7 +41,7 @@ pub(crate) async fn check(config: &MysqlConfig, sites: &[Site]) -> Result<Vec<Fi
             let Some(reason) = table.not_carried() else { continue };
             let what = format!("{} cannot be carried: {reason}", table.full_name());
             // What came later must not keep all else from going on: its rows are left out, and named.
-            let fatal = !begun || !table.key.is_empty();
+            let fatal = !begun || !table.is_keyless();
             findings.push(finding(fatal, &server.site, what, "name it in `exclude`"));
         }
     }
@@ -69,7 +69,7 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
         }
         settings(&mut conn, &label, &name, findings).await?;
     }
-    rights(&mut conn, &label, &name, is_source, findings).await?;
+    let grants = rights(&mut conn, &label, &name, is_source, findings).await?;
     let begun = format!(
         "SELECT marker <> '' FROM {SCHEMA}.{APPLIED} WHERE name = '{}'",
         names::row(&config.link, &config.channel)
@@ -80,6 +80,29 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
     if tables.is_empty() {
         let what = "no table is there that `tables` names".to_owned();
         findings.push(finding(false, &name, what, "compare the patterns with `SHOW TABLES`"));
+    }
+    let keyless: Vec<String> = tables
+        .iter()
+        .filter(|table| table.is_keyless() && table.not_carried().is_none())
+        .map(Table::full_name)
+        .collect();
+    if let Some(first) = keyless.first() {
+        let may_lock = |grant: &str| {
+            let on_ours = grant.contains(&format!("ON `{}`.", SCHEMA.to_uppercase()));
+            grant.contains("LOCK TABLES") || grant.contains("ALL PRIVILEGES") && !on_ours
+        };
+        if is_source && !grants.lines().any(may_lock) {
+            let what = format!("the account may not lock {first} for a moment, which has no primary key");
+            findings.push(finding(true, &name, what, "GRANT LOCK TABLES ON its database TO it"));
+        }
+        if is_target {
+            let others = if keyless.len() > 1 { " and others" } else { "" };
+            let what = format!(
+                "{first}{others} without a primary key: each row that goes at the other site is looked for here, in all \
+                 of the table unless an index helps"
+            );
+            findings.push(finding(false, &name, what, "give it a primary key, or an index, if many rows go"));
+        }
     }
     let ask = "look at the tables";
     let cascades: Vec<(String, String)> = in_time(
@@ -175,13 +198,14 @@ async fn settings(conn: &mut Conn, label: &str, site: &str, findings: &mut Vec<F
     Ok(())
 }
 
+/// What the account may do, in upper case.
 async fn rights(
     conn: &mut Conn,
     label: &str,
     site: &str,
     is_source: bool,
     findings: &mut Vec<Finding>,
-) -> Result<()> {
+) -> Result<String> {
     let grants: Vec<String> = in_time("ask for rights", label, conn.query("SHOW GRANTS")).await?;
     let grants = grants.join("\n").to_uppercase();
     let all = grants.contains("GRANT ALL PRIVILEGES ON *.*");
@@ -193,10 +217,10 @@ async fn rights(
         Err(Error::Setup { reason, .. }) => {
             let advice = format!("GRANT ALL ON {SCHEMA}.* TO it: markers and tokens are kept there");
             findings.push(finding(true, site, reason, &advice));
-            Ok(())
         }
-        made => made,
+        made => made?,
     }
+    Ok(grants)
 }
 
 /// `makes`: tables that a target lacks are made there.
@@ -271,6 +295,22 @@ fn fits(table: &Table, target: &Server, makes: bool, findings: &mut Vec<Finding>
             );
         }
     }
+    if table.is_keyless() && there.is_keyless() {
+        if contents(table) != contents(there) {
+            let what = format!(
+                "{} has other columns here, or such of other types or charsets: without a primary key they tell its rows",
+                table.full_name()
+            );
+            add(fatal, what, "make them the same at both sites, or give it a primary key");
+        }
+        return;
+    }
+    if table.is_keyless() != there.is_keyless() {
+        let (here, other) = if there.is_keyless() { ("no", "one") } else { ("a", "none") };
+        let what =
+            format!("{} has {here} primary key here, and {other} at the other site", table.full_name());
+        return add(fatal, what, "make it the same at both sites");
+    }
     let names = |table: &Table| -> Vec<_> {
         table.key_columns().map(|c| (c.name.clone(), c.data_type.clone(), c.collation.clone())).collect()
     };
@@ -281,6 +321,21 @@ fn fits(table: &Table, target: &Server, makes: bool, findings: &mut Vec<Finding>
         );
         add(fatal, what, "make it the same at both sites");
     }
+}
+
+/// What tells the rows of a table without a primary key.
+fn contents(table: &Table) -> Vec<(&str, &str, Option<&str>, bool)> {
+    fn of(column: &Column) -> (&str, &str, Option<&str>, bool) {
+        let charset = match column.charset.as_deref() {
+            // An older word for it.
+            Some("utf8") => Some("utf8mb3"),
+            other => other,
+        };
+        (&column.name, &column.data_type, charset, column.generated)
+    }
+    let mut all: Vec<_> = table.columns.iter().map(of).collect();
+    all.sort_unstable();
+    all
 }
 
 /// Takes what is ours out of the server; see [`Connector::cleanup`](causeway_core::Connector::cleanup).

@@ -14,6 +14,8 @@ use crate::names;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long an answer may take: longer than any lock is waited for.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// The same where a whole table is looked through.
+pub(crate) const SCAN_MAX: Duration = Duration::from_secs(600);
 /// The longest text of a server's error that is passed on.
 const ERROR_TEXT_MAX: usize = 300;
 
@@ -88,7 +90,25 @@ pub(crate) async fn in_time<T>(
     label: &str,
     answer: impl Future<Output = mysql_async::Result<T>>,
 ) -> Result<T> {
-    match timeout(ANSWER_MAX, answer).await {
+    within(ANSWER_MAX, action, label, answer).await
+}
+
+/// The same for what looks through a whole table.
+pub(crate) async fn scanned<T>(
+    action: &str,
+    label: &str,
+    answer: impl Future<Output = mysql_async::Result<T>>,
+) -> Result<T> {
+    within(SCAN_MAX, action, label, answer).await
+}
+
+async fn within<T>(
+    wait: Duration,
+    action: &str,
+    label: &str,
+    answer: impl Future<Output = mysql_async::Result<T>>,
+) -> Result<T> {
+    match timeout(wait, answer).await {
         Ok(answer) => answer.map_err(|e| failed(action, label, e)),
         Err(_) => Err(unavailable(action, label, "no answer")),
     }

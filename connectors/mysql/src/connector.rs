@@ -11,6 +11,7 @@ use causeway_core::{
 
 use crate::check;
 use crate::config::MysqlConfig;
+use crate::content::{Count, Said};
 use crate::ddl::Ddl;
 use crate::schema::table_of;
 use crate::source::MysqlSource;
@@ -69,7 +70,21 @@ impl Connector for Mysql {
         if !change.op.is_data() || change.key.name.is_empty() {
             return Vec::new();
         }
-        vec![(Unit { key: change.key.clone(), element: None }, Class::Absolute)]
+        let class = Said::of(change, false).map_or(Class::Absolute, Said::class);
+        vec![(Unit { key: change.key.clone(), element: None }, class)]
+    }
+
+    fn content(&self, change: &Change) -> Option<u128> {
+        // How many of them were told before is no part of it.
+        let value = match Said::of(change, false) {
+            Some(Said::Count(Count { rows, .. })) => Some(Count { rows, told: 0 }.text().into()),
+            _ => change.value.clone(),
+        };
+        Some(value.as_deref().map_or(0, xxhash_rust::xxh3::xxh3_128))
+    }
+
+    fn is_counted(&self, change: &Change) -> bool {
+        Said::of(change, false).is_some()
     }
 
     fn ddl_policy(&self, change: &Change) -> DdlPolicy {

@@ -17,6 +17,7 @@ mod check;
 pub mod config;
 mod conn;
 mod connector;
+mod content;
 mod ddl;
 pub mod names;
 mod read;

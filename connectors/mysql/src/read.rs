@@ -8,6 +8,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
 
 use crate::conn::{in_time, unavailable};
+use crate::content::{Content, Count, counts, name, order};
 use crate::ddl::gone;
 use crate::row::{
     Cell, Charsets, KeyKind, from_select, key_cells, key_name, write_json, write_name, write_sql,
@@ -28,7 +29,7 @@ pub(crate) enum Lock {
 }
 
 impl Lock {
-    fn sql(self) -> &'static str {
+    pub(crate) fn sql(self) -> &'static str {
         match self {
             Lock::None => "",
             // MariaDB has no `FOR SHARE`.
@@ -90,7 +91,8 @@ impl Known {
     }
 }
 
-/// The rows of `keys`, each as JSON; `None`: there is none. Keys of tables that the account does not see are left out.
+/// The rows of `keys`, each as JSON, of a table without a primary key how many there are; `None`: there is none. Keys of
+/// tables that the account does not see are left out.
 pub(crate) async fn rows(
     conn: &mut Conn,
     label: &str,
@@ -106,9 +108,13 @@ pub(crate) async fn rows(
     }
     for keys in by_table.into_values() {
         let Some(first) = keys.first() else { continue };
-        let Some(table) = known.table(conn, label, first).await?.filter(|table| !table.key.is_empty()) else {
+        let Some(table) = known.table(conn, label, first).await? else { continue };
+        if table.is_keyless() {
+            let read = counted(conn, label, table, &keys, lock).await?;
+            let value = |rows: u64| (rows > 0).then(|| Count { rows, told: 0 }.text().into());
+            found.extend(read.into_iter().map(|(key, rows)| (key, value(rows))));
             continue;
-        };
+        }
         let spelt = table.key_kinds().iter().any(|kind| matches!(kind, KeyKind::Text(_)));
         for keys in keys.chunks(KEYS_AT_ONCE) {
             let rows = select(conn, label, table, &charsets, keys, lock).await?;
@@ -127,6 +133,24 @@ pub(crate) async fn rows(
             }
         }
     }
+    Ok(found)
+}
+
+/// How many rows of each of `keys` a table without a primary key has.
+pub(crate) async fn counted(
+    conn: &mut Conn,
+    label: &str,
+    table: &Table,
+    keys: &[&Key],
+    lock: Lock,
+) -> Result<HashMap<Key, u64>> {
+    let mut found: HashMap<Key, u64> = keys.iter().map(|key| ((*key).clone(), 0)).collect();
+    // One that is none of this table's has no row.
+    let contents: Vec<(Key, Content)> =
+        found.keys().filter_map(|key| Some((key.clone(), Content::of(&key.name, table).ok()?))).collect();
+    let all: Vec<&Content> = contents.iter().map(|(_, content)| content).collect();
+    let rows = counts(conn, label, table, &all, lock).await?;
+    found.extend(contents.into_iter().map(|(key, _)| key).zip(rows));
     Ok(found)
 }
 
@@ -224,6 +248,17 @@ pub(crate) fn key_of(row: Row, charsets: &Charsets) -> std::result::Result<Vec<C
     cells
         .map(|(value, column)| from_select(value, column.column_type(), column.character_set(), charsets))
         .collect()
+}
+
+/// The name of the key of a row of a table without a primary key; `order` as [`columns_in_order`] gives it.
+pub(crate) fn content_name(table: &Table, order: &[usize], cells: &[Cell]) -> Vec<u8> {
+    let column = |index: &usize| Some((table.columns.get(*index)?.name.as_str(), cells.get(*index)?));
+    name(order.iter().filter_map(column))
+}
+
+/// The columns of `table` in the order in which they stand in such a name.
+pub(crate) fn columns_in_order(table: &Table) -> Vec<usize> {
+    order(table.columns.iter().map(|column| column.name.as_str()))
 }
 
 /// The key's name and the JSON of a row.

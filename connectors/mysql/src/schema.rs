@@ -17,7 +17,8 @@ pub(crate) struct Table {
     pub(crate) schema: String,
     pub(crate) name: String,
     pub(crate) columns: Vec<Column>,
-    /// Of the primary key, in its order: indices of columns. Empty: it has none.
+    /// Of the primary key, in its order: indices of columns. Empty: it has none, and a row is what all of its columns hold
+    /// ([`crate::content`]). A unique index without NULL is one to the server, and so in its binlog, where there is no other.
     pub(crate) key: Vec<usize>,
     /// Columns that it no longer has, as [`crate::ddl::gone`] tells.
     pub(crate) gone: Vec<String>,
@@ -59,6 +60,11 @@ impl Table {
         Space::Table(self.full_name().into())
     }
 
+    /// Its rows have no name but what they hold.
+    pub(crate) fn is_keyless(&self) -> bool {
+        self.key.is_empty()
+    }
+
     /// The columns of the primary key, in its order.
     pub(crate) fn key_columns(&self) -> impl Iterator<Item = &Column> {
         self.key.iter().filter_map(|&index| self.columns.get(index))
@@ -87,8 +93,10 @@ impl Table {
         if let Some(odd) = &self.odd {
             return Some(format!("it is {odd}, and no ordinary table of InnoDB"));
         }
-        if self.key.is_empty() {
-            return Some(NO_KEY.to_owned());
+        if self.is_keyless()
+            && let Some(column) = self.columns.iter().find(|column| column.type_name() == "json")
+        {
+            return Some(keyless_json(&column.name));
         }
         if let Some(column) =
             self.key_columns().find(|c| ["enum", "set", "float", "double"].contains(&c.type_name()))
@@ -124,8 +132,13 @@ pub(crate) fn sql_name(schema: &str, name: &str) -> String {
     out
 }
 
-/// Why a table without a primary key is not carried.
-pub(crate) const NO_KEY: &str = "it has no primary key";
+/// Why a table without a primary key is not carried if it has the column `name` of type JSON: which of its values are equal,
+/// no server tells.
+pub(crate) fn keyless_json(name: &str) -> String {
+    format!(
+        "it has no primary key, and whether two of its rows are equal cannot be told, as {name} is of type JSON"
+    )
+}
 
 /// What is said of a table that is left out.
 pub(crate) fn left_out(space: Space, reason: &str) -> (Key, String) {
@@ -182,8 +195,8 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
         &action,
         label,
         conn.exec(
-            "SELECT column_name, data_type, character_set_name, extra, collation_name FROM information_schema.columns \
-             WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position",
+            "SELECT column_name, data_type, character_set_name, extra, collation_name, column_key FROM \
+             information_schema.columns WHERE table_schema = ? AND table_name = ? ORDER BY ordinal_position",
             (schema, name),
         ),
     )
@@ -200,6 +213,8 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
             generated: extra.to_uppercase().split(' ').any(|word| word == "GENERATED"),
         })
     };
+    let of_key = |row: &Row| row.get::<String, _>(5).is_some_and(|key| key == "PRI");
+    let marked: Vec<bool> = columns.iter().map(of_key).collect();
     let columns: Vec<Column> = columns.into_iter().filter_map(column).collect();
     if columns.is_empty() {
         return Ok(None);
@@ -231,16 +246,56 @@ pub(crate) async fn table(conn: &mut Conn, label: &str, schema: &str, name: &str
     let engine = engine.unwrap_or_default();
     let ordinary = kind == "BASE TABLE" && engine.eq_ignore_ascii_case("InnoDB");
     let place = |wanted: &str| columns.iter().position(|column| column.name == wanted);
-    let primary = indices.iter().filter(|(index, ..)| index == "PRIMARY");
+    let parts: Vec<(&str, usize)> =
+        indices.iter().filter_map(|(index, _, column)| Some((index.as_str(), place(column)?))).collect();
+    let (key, is_sure) = key_index(&parts, &marked);
+    let odd = match is_sure {
+        true => (!ordinary).then(|| format!("a {kind} of {engine}")),
+        false => Some("one with two unique indexes of the same columns".to_owned()),
+    };
     Ok(Some(Table {
         schema: schema.to_owned(),
         name: name.to_owned(),
-        key: primary.filter_map(|(_, _, column)| place(column)).collect(),
-        other_unique: indices.iter().any(|(index, ..)| index != "PRIMARY"),
+        key: parts.iter().filter(|(index, _)| *index == key).map(|(_, column)| *column).collect(),
+        other_unique: parts.iter().any(|(index, _)| *index != key),
         rows: rows.unwrap_or(0),
         row_bytes: row_bytes.unwrap_or(0) as usize,
         gone: Vec::new(),
-        odd: (!ordinary).then(|| format!("a {kind} of {engine}")),
+        odd,
         columns,
     }))
+}
+
+/// Which of the unique indexes with these `parts`, each an index and a column, is the primary key: `PRIMARY`, or the one whose
+/// columns the server has `marked` like those of one. Empty: none. And whether that is sure.
+fn key_index<'n>(parts: &[(&'n str, usize)], marked: &[bool]) -> (&'n str, bool) {
+    if parts.iter().any(|(index, _)| *index == "PRIMARY") {
+        return ("PRIMARY", true);
+    }
+    let is_marked = |name: &&str| {
+        let mut columns: Vec<usize> = parts.iter().filter(|(n, _)| n == name).map(|(_, c)| *c).collect();
+        columns.sort_unstable();
+        columns.into_iter().eq((0..).zip(marked).filter(|(_, marked)| **marked).map(|(at, _)| at))
+    };
+    let mut names: Vec<&str> = parts.iter().map(|(index, _)| *index).collect();
+    names.dedup();
+    let mut found = names.into_iter().filter(is_marked);
+    let first = found.next();
+    (first.unwrap_or_default(), found.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_the_index_that_the_server_takes_for_it() {
+        let primary = [("PRIMARY", 0), ("u", 1)];
+        assert_eq!(key_index(&primary, &[true, false]), ("PRIMARY", true));
+        let unique = [("a", 2), ("u", 1), ("u", 0)];
+        assert_eq!(key_index(&unique, &[true, true, false]), ("u", true));
+        assert_eq!(key_index(&unique, &[false; 3]), ("", true), "NULL may be in each");
+        let two = [("a", 0), ("a", 1), ("b", 1), ("b", 0)];
+        assert_eq!(key_index(&two, &[true, true]), ("a", false));
+    }
 }

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
 use crate::connector::Definitions;
+use crate::content::{self, Count};
 use crate::ddl::{Ddl, creation, note, started};
 use crate::names;
 use crate::read::{Known, Lock, rows};
@@ -87,6 +88,49 @@ struct Snapshot {
     open: usize,
     ended: bool,
     left_out: LeftOut,
+    told: ToldOf,
+}
+
+/// Of rows without a primary key, how many the stream has told of since a snapshot began: they stand before the `read` that
+/// counts them.
+#[derive(Default)]
+struct ToldOf {
+    counts: HashMap<u128, u64>,
+}
+
+/// Contents of which that is known. Of others it is taken for none, which makes a difference where rows that the other site
+/// has by itself stay (`existing`).
+const TOLD_OF_MAX: usize = 1 << 20;
+
+impl ToldOf {
+    fn digest(key: &Key) -> u128 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        if let Space::Table(name) = &key.space {
+            hasher.update(name);
+            hasher.update(b";");
+        }
+        hasher.update(&key.name);
+        hasher.digest128()
+    }
+
+    /// As the other site counts, which had none of them.
+    fn note(&mut self, change: &Change) {
+        if change.op != Op::Command {
+            return;
+        }
+        let digest = ToldOf::digest(&change.key);
+        if change.value.as_deref() != Some(content::ADDED) {
+            if let Some(count) = self.counts.get_mut(&digest) {
+                *count = count.saturating_sub(1);
+            }
+        } else if self.counts.len() < TOLD_OF_MAX || self.counts.contains_key(&digest) {
+            *self.counts.entry(digest).or_default() += 1;
+        }
+    }
+
+    fn of(&self, key: &Key) -> u64 {
+        self.counts.get(&ToldOf::digest(key)).copied().unwrap_or(0)
+    }
 }
 
 /// How many rows, at least, and of which tables, with the reason.
@@ -327,7 +371,8 @@ impl Source for MysqlSource {
                 };
                 let said = reader.start();
                 let (begun, chunks) = (HashMap::new(), HashMap::new());
-                Some(Snapshot { said, begun, chunks, open: 0, ended: false, left_out })
+                let told = ToldOf::default();
+                Some(Snapshot { said, begun, chunks, open: 0, ended: false, left_out, told })
             }
             None => {
                 ready.push_back(Event::Idle { pos: at });
@@ -532,6 +577,9 @@ impl Live {
             return Err(Error::PositionLost { position: self.decoder.position().to_string(), reason });
         }
         for event in events {
+            if let (Event::Change(change), Some(snapshot)) = (&event, &mut self.snapshot) {
+                snapshot.told.note(change);
+            }
             match (event, self.ready.back()) {
                 (Event::Token(token), _) => self.passed(token)?,
                 (Event::Idle { pos }, Some(Event::Change(change))) if change.pos == pos => {}
@@ -593,9 +641,19 @@ impl Live {
                 self.progress.push_back((pos.at, chunk.progress));
                 for (key, json) in chunk.rows {
                     // As it is here, whoever changed it: a key that no read names did not exist.
-                    let Some(json) = changed.remove(&key).unwrap_or(Some(json)) else { continue };
+                    let Some(json) = changed.rows.remove(&key).unwrap_or(Some(json)) else { continue };
                     let read = Change::captured(Op::Read, key, Some(json), pos.clone(), time);
                     self.ready.push_back(Event::Change(read));
+                }
+                for (key, rows) in chunk.counts {
+                    let since = changed.counts.get(&key).copied().unwrap_or(0);
+                    let rows = rows.saturating_add_signed(since);
+                    if rows > 0 {
+                        let count = Count { rows, told: snapshot.told.of(&key) };
+                        let value = Some(count.text().into());
+                        let read = Change::captured(Op::Read, key, value, pos.clone(), time);
+                        self.ready.push_back(Event::Change(read));
+                    }
                 }
                 drop(place);
                 self.end_snapshot(&pos);

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use causeway_core::Change;
 
+use crate::content::Content;
 use crate::read::write_key;
 use crate::row::{Cell, columns_of, key_cells, write_name, write_names, write_sql};
 use crate::schema::Table;
@@ -23,6 +24,8 @@ pub(crate) enum Expected {
     Fence,
     /// It matches so many rows.
     Rows(u64),
+    /// The same, and the whole table may be looked through for them.
+    Found(u64),
 }
 
 /// What a change makes of its row, in a table as it is here.
@@ -46,10 +49,15 @@ pub(crate) enum Wrong {
     Column(String),
     /// The record is none of this table's.
     Form(String),
+    /// The row had a primary key, and the table has none.
+    NoKey,
 }
 
 impl Row {
     pub(crate) fn of(change: &Change, table: &Table) -> Result<Row, Wrong> {
+        if table.is_keyless() {
+            return Err(Wrong::NoKey);
+        }
         let cells = key_cells(&change.key.name, &table.key_kinds()).map_err(Wrong::Form)?;
         let mut key = String::new();
         write_key(&mut key, table, &cells);
@@ -187,8 +195,61 @@ fn value(cell: &Cell) -> String {
 /// A statement of several rows is about this long at most.
 const STATEMENT_BYTES: usize = 256 << 10;
 
+/// What becomes of the rows of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Step {
+    /// Of one with a primary key; `true`: it is kept where it exists.
+    Row(Row, bool),
+    /// So many rows of one content come.
+    Add(Content, u64),
+    /// So many go.
+    Remove(Content, u64),
+}
+
+/// Steps in their order, as few statements.
+pub(crate) fn fast(steps: Vec<Step>, statements: &mut Vec<Statement>) {
+    let (mut rows, mut contents): (Vec<(Row, bool)>, Vec<Content>) = (Vec::new(), Vec::new());
+    for step in steps {
+        if !matches!(step, Step::Row(..)) {
+            fast_rows(&std::mem::take(&mut rows), statements);
+        }
+        if !matches!(step, Step::Add(_, 1)) {
+            add_each(&std::mem::take(&mut contents), statements);
+        }
+        match step {
+            Step::Row(row, keep) => rows.push((row, keep)),
+            Step::Add(content, 1) => contents.push(content),
+            Step::Add(content, count) => content.add(count, statements),
+            Step::Remove(_, 0) => {}
+            Step::Remove(content, count) => statements.push(content.remove(count)),
+        }
+    }
+    fast_rows(&rows, statements);
+    add_each(&contents, statements);
+}
+
+/// One row of each content.
+fn add_each(contents: &[Content], statements: &mut Vec<Statement>) {
+    let mut rest = contents;
+    while let Some(first) = rest.first() {
+        let mut bytes = 0;
+        let fits = |content: &&Content| {
+            bytes += content.bytes();
+            bytes <= STATEMENT_BYTES && content.table() == first.table() && content.names().eq(first.names())
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (now, behind) = rest.split_at(count);
+        rest = behind;
+        let mut sql = format!("INSERT INTO {} (", first.table());
+        write_names(&mut sql, first.names());
+        sql.push_str(") VALUES ");
+        sql.push_str(&now.iter().map(Content::values).collect::<Vec<_>>().join(", "));
+        statements.push(Statement { sql, expected: Expected::Nothing });
+    }
+}
+
 /// Rows in their order, each with whether a row that exists is kept, as few statements.
-pub(crate) fn fast(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
+fn fast_rows(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
     let mut rest = rows;
     while let Some((first, keep)) = rest.first() {
         let kind = first.kind(*keep);
@@ -268,7 +329,7 @@ mod tests {
 
     fn sql(rows: &[(Row, bool)]) -> Vec<String> {
         let mut statements = Vec::new();
-        fast(rows, &mut statements);
+        fast_rows(rows, &mut statements);
         statements.into_iter().map(|statement| statement.sql).collect()
     }
 

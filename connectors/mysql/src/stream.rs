@@ -17,10 +17,11 @@ use mysql_async::consts::ColumnType;
 use tracing::warn;
 
 use crate::config::Tables;
+use crate::content;
 use crate::ddl::{Announced, Ddl, Words};
 use crate::names;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
-use crate::schema::{NO_KEY, left_out};
+use crate::schema::{keyless_json, left_out};
 use crate::snapshot::Progress;
 
 /// Why the stream cannot go on.
@@ -38,8 +39,12 @@ struct StreamTable {
     space: Space,
     ours: Option<Ours>,
     columns: Vec<(String, Kind)>,
-    /// Of the primary key, in its order; empty: it has none, and its rows are left out.
+    /// Of the primary key, in its order; empty: it has none, and a row is what all of its columns hold.
     key: Vec<usize>,
+    /// Of the columns that a row's JSON has, in the order in which they stand in a key without a primary key.
+    order: Vec<usize>,
+    /// Why its rows are left out.
+    left_out: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +97,7 @@ pub(crate) struct Decoder {
     by_id: HashMap<u64, Option<StreamTable>>,
     open: Option<Transaction>,
     groups: u64,
+    /// Tables that were said to be left out.
     told: HashSet<Space>,
     /// Rows that changed since each of these began, whoever changed them.
     windows: HashMap<Token, Window>,
@@ -112,8 +118,17 @@ pub(crate) struct Decoder {
 #[derive(Debug)]
 struct Window {
     table: Space,
-    /// Each row's last content; `None`: there were too many.
-    rows: Option<HashMap<Key, Option<Bytes>>>,
+    /// `None`: there were too many.
+    changed: Option<Changed>,
+}
+
+/// What changed in a table.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    /// Each row's last content, by its primary key.
+    pub(crate) rows: HashMap<Key, Option<Bytes>>,
+    /// Of a table without one, how many rows of a content came, less those that went.
+    pub(crate) counts: HashMap<Key, i64>,
 }
 
 /// Rows that a window holds.
@@ -215,12 +230,20 @@ impl Decoder {
 
     /// From here on notes the rows of `table` that change.
     pub(crate) fn open_window(&mut self, token: Token, table: Space) {
-        self.windows.insert(token, Window { table, rows: Some(HashMap::new()) });
+        self.windows.insert(token, Window { table, changed: Some(Changed::default()) });
     }
 
     /// The rows that changed since, as they are now; `None`: they are too many.
-    pub(crate) fn close_window(&mut self, token: Token) -> Option<HashMap<Key, Option<Bytes>>> {
-        self.windows.remove(&token)?.rows
+    pub(crate) fn close_window(&mut self, token: Token) -> Option<Changed> {
+        self.windows.remove(&token)?.changed
+    }
+
+    /// What was undone did not change a table.
+    fn uncount(&mut self, undone: &[Change]) {
+        for change in undone.iter().filter(|change| change.op == Op::Command) {
+            let by = if change.value.as_deref() == Some(content::ADDED) { -1 } else { 1 };
+            count(&mut self.windows, &change.key, by);
+        }
     }
 
     /// Takes one event of the binlog; `table` tells the table map of its rows. What it ends is appended to `events`.
@@ -453,7 +476,8 @@ impl Decoder {
                     ));
                 }
                 let Some(name) = to else {
-                    *open = Transaction::default();
+                    let undone = std::mem::take(open).changes;
+                    self.uncount(&undone);
                     self.end(end, events);
                     return Ok(());
                 };
@@ -463,7 +487,8 @@ impl Decoder {
                     .rev()
                     .find(|(known, _)| *known == name)
                     .map_or(0, |(_, kept)| *kept);
-                open.changes.truncate(kept);
+                let undone = open.changes.split_off(kept);
+                self.uncount(&undone);
             }
             "RELEASE" => {}
             "XA" => return Err(Stop::Lost("an XA transaction, which is not carried".to_owned())),
@@ -490,7 +515,7 @@ impl Decoder {
                             _ => false,
                         };
                         if definition.tables.iter().any(is_its) {
-                            window.rows = None;
+                            window.changed = None;
                         }
                     }
                 }
@@ -584,7 +609,13 @@ impl Decoder {
                 .map_err(|reason| Stop::Lost(format!("{full}: {reason}")))?;
             columns.push((name.map_err(garbled)?.name().into_owned(), kind));
         }
-        Ok(Some(StreamTable { space: Space::Table(full.into()), ours, columns, key }))
+        let is_json =
+            |index: &usize| matches!(map.get_column_type(*index), Ok(Some(ColumnType::MYSQL_TYPE_JSON)));
+        let json = (0..columns.len()).find(is_json).filter(|_| key.is_empty());
+        let json = json.and_then(|index| columns.get(index)).map(|(name, _)| keyless_json(name));
+        let mut order = content::order(columns.iter().map(|(name, _)| name.as_str()));
+        order.retain(|index| columns.get(*index).is_some_and(|(name, _)| !is_hidden(name)));
+        Ok(Some(StreamTable { space: Space::Table(full.into()), ours, columns, key, order, left_out: json }))
     }
 
     fn rows(&mut self, event: &RowsEventData<'_>, map: &TableMapEvent<'_>, seconds: u32) -> Result<(), Stop> {
@@ -607,27 +638,42 @@ impl Decoder {
                 }
                 None => {}
             }
-            if table.key.is_empty() {
+            let time = u64::from(seconds) * 1000;
+            let change = |op, key: Key, value| Change::captured(op, key, value, Position::default(), time);
+            if let Some(reason) = &table.left_out {
                 if self.told.insert(table.space.clone()) {
-                    open.left_out.push(left_out(table.space.clone(), NO_KEY));
+                    open.left_out.push(left_out(table.space.clone(), reason));
+                }
+                continue;
+            }
+            if table.key.is_empty() {
+                let [old, new] = [before, after].map(|row| row.map(|row| table.content(&row)));
+                if old == new {
+                    continue;
+                }
+                let gone = old.map(|key| (key, -1, content::REMOVED));
+                let came = new.map(|key| (key, 1, content::ADDED));
+                for (key, by, value) in gone.into_iter().chain(came) {
+                    count(&mut self.windows, &key, by);
+                    if open.marker.is_none() {
+                        open.changes.push(change(Op::Command, key, Some(Bytes::from_static(value))));
+                    }
                 }
                 continue;
             }
             let [old, new] = [&before, &after].map(|row| row.as_ref().map(|row| table.key(row)));
             let value = after.as_ref().map(|row| table.json(row));
             for window in self.windows.values_mut().filter(|window| window.table == table.space) {
-                let Some(rows) = &mut window.rows else { continue };
+                let Some(Changed { rows, .. }) = &mut window.changed else { continue };
                 rows.extend(old.iter().map(|key| (key.clone(), None)));
                 rows.extend(new.iter().map(|key| (key.clone(), value.clone())));
                 if rows.len() > WINDOW_ROWS_MAX {
-                    window.rows = None;
+                    window.changed = None;
                 }
             }
             if open.marker.is_some() {
                 continue;
             }
-            let time = u64::from(seconds) * 1000;
-            let change = |op, key: Key, value| Change::captured(op, key, value, Position::default(), time);
             let mut before = before.map(|row| table.json(&row));
             // What got another key is another row.
             if let Some(old) = old.filter(|old| new.as_ref() != Some(old)) {
@@ -639,6 +685,25 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// Notes that so many rows of a content came, less those that went.
+fn count(windows: &mut HashMap<Token, Window>, key: &Key, by: i64) {
+    for window in windows.values_mut().filter(|window| window.table == key.space) {
+        let Some(Changed { counts, .. }) = &mut window.changed else { continue };
+        match counts.get_mut(key) {
+            Some(count) => *count += by,
+            None => drop(counts.insert(key.clone(), by)),
+        }
+        if counts.len() > WINDOW_ROWS_MAX {
+            window.changed = None;
+        }
+    }
+}
+
+/// MariaDB's own, of a unique index over long text.
+fn is_hidden(column: &str) -> bool {
+    column.starts_with("DB_ROW_HASH_")
 }
 
 fn charset(next: Option<std::io::Result<u16>>) -> Result<u16, Stop> {
@@ -686,9 +751,21 @@ impl StreamTable {
     fn json(&self, cells: &[Cell]) -> Bytes {
         let mut out = Vec::with_capacity(64 * cells.len());
         let columns = self.columns.iter().map(|(name, _)| name.as_str()).zip(cells);
-        // MariaDB's own, of a unique index over long text.
-        write_json(&mut out, columns.filter(|(name, _)| !name.starts_with("DB_ROW_HASH_")));
+        write_json(&mut out, columns.filter(|(name, _)| !is_hidden(name)));
         out.into()
+    }
+
+    /// The key of a row of a table without a primary key.
+    fn content(&self, cells: &[Cell]) -> Key {
+        // A SELECT shows it so.
+        let no_label = Cell::Text(String::new());
+        let column = |index: &usize| {
+            let ((name, kind), cell) = (self.columns.get(*index)?, cells.get(*index)?);
+            let is_no_label = matches!((kind, cell), (Kind::Enum(_), Cell::UInt(0)));
+            Some((name.as_str(), if is_no_label { &no_label } else { cell }))
+        };
+        let name = content::name(self.order.iter().filter_map(column));
+        Key { space: self.space.clone(), name: name.into() }
     }
 
     fn column<'c>(&self, cells: &'c [Cell], wanted: &str) -> Option<&'c Cell> {

@@ -7,33 +7,37 @@
 //! A batch goes in the fast way, as few statements that say what must hold (`sql`); where something else
 //! holds, it is rolled back and goes in change by change, each behind a savepoint.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use causeway_core::{
-    Batch, Change, Error, Key, Keys, Marker, Op, Outcome, Refused, Result, Seq, Site, Target, Term, Token,
+    Batch, Change, Error, Key, Keys, Marker, Op, Outcome, Refused, Result, Seq, Site, Space, Target, Term,
+    Token,
 };
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{
-    ANSWER_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, text, unavailable,
+    ANSWER_MAX, SCAN_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, scanned,
+    text, unavailable,
 };
 use crate::connector::Definitions;
+use crate::content::{Content, Count, Said};
 use crate::ddl::{Announced, Ddl, fingerprint, gone, has_database, note, show_create, started, still_runs};
 use crate::names::{self, APPLIED, SCHEMA};
-use crate::read::{Known, Lock, rows};
+use crate::read::{Known, Lock, counted, rows};
 use crate::row::write_name;
 use crate::schema::{Table, carried, table_of};
-use crate::sql::{self, Expected, Row, Statement};
+use crate::snapshot::Slices;
+use crate::sql::{self, Expected, Row, Statement, Step};
 use crate::tokens::write_token;
 
 /// A batch that met another transaction's locks is tried again so often at once.
@@ -93,8 +97,22 @@ struct Worker {
     packet_max: usize,
     /// What watched keys held.
     watched: HashMap<Key, Option<Bytes>>,
-    /// Where the listing of keys is: which page comes next, the tables, and behind which key.
-    listing: (u64, Vec<Table>, Option<Vec<crate::row::Cell>>),
+    listing: Listing,
+    /// Tables that were said to lack a row that went at the other site.
+    lacking: HashSet<String>,
+}
+
+/// Where the listing of keys is.
+#[derive(Default)]
+struct Listing {
+    /// Which page comes next.
+    page: u64,
+    /// The last one is read.
+    tables: Vec<Table>,
+    /// Behind which key to go on.
+    after: Option<Vec<crate::row::Cell>>,
+    /// Which slice comes next, of a table without a primary key.
+    slices: Option<Slices>,
 }
 
 impl MysqlTarget {
@@ -159,7 +177,8 @@ impl Target for MysqlTarget {
                 .unwrap_or(usize::MAX)
                 .saturating_sub(PACKET_ROOM),
             watched: HashMap::new(),
-            listing: (0, Vec::new(), None),
+            listing: Listing::default(),
+            lacking: HashSet::new(),
         };
         let worker = tokio::spawn(worker.run(queue, say));
         self.link = Some(Link { jobs, outcomes, worker });
@@ -460,22 +479,72 @@ impl Worker {
                 return Ok(Outcome::Touched);
             }
         }
-        let mut rows = Vec::with_capacity(batch.changes.len());
+        let mut planned = Vec::with_capacity(batch.changes.len());
         for change in batch.changes.iter().filter(|change| change.op.is_data()) {
-            let Some(row) = self.row(change).await? else { return Err(Broken::Unexpected) };
-            rows.push((row, batch.keep_existing && change.op == causeway_core::Op::Read));
+            let Some(made) = self.planned(change).await? else { return Err(Broken::Unexpected) };
+            planned.push((made, change));
         }
-        sql::fast(&rows, &mut statements);
+        let mut held = HashMap::new();
+        if planned.iter().any(|(made, _)| matches!(made, Planned::Content(_, Said::Count(_)))) {
+            self.execute(&statements).await?;
+            statements.clear();
+            held = self.held(batch, watched).await?;
+        }
+        let mut steps = Vec::with_capacity(planned.len());
+        for (made, change) in planned {
+            let keep = batch.keep_existing && change.op == Op::Read;
+            steps.push(match made {
+                Planned::Row(row) => Step::Row(row, keep),
+                Planned::Content(content, said) => match step(content, said, keep, held.get_mut(&change.key))
+                {
+                    Some(step) => step,
+                    None => return Err(Broken::Unexpected),
+                },
+            });
+        }
+        sql::fast(steps, &mut statements);
         self.execute(&statements).await?;
         self.commit().await?;
         Ok(Outcome::Committed { refused: Vec::new(), existing: Vec::new() })
     }
 
     /// What a change makes of its row; `None`: that cannot be told, see [`Worker::slow`].
-    async fn row(&mut self, change: &Change) -> std::result::Result<Option<Row>, Broken> {
+    async fn planned(&mut self, change: &Change) -> std::result::Result<Option<Planned>, Broken> {
         let table =
             self.known.table(&mut self.conn, &self.label, &change.key).await.map_err(Broken::Failed)?;
-        Ok(table.and_then(|table| Row::of(change, table).ok()))
+        Ok(table.and_then(|table| Planned::of(change, table).ok()))
+    }
+
+    /// How many rows there are of each content of which one of the batch's changes says how many there have to be; locks
+    /// them. What is `watched` was just looked at.
+    async fn held(
+        &mut self,
+        batch: &Batch,
+        watched: &HashMap<Key, Option<Bytes>>,
+    ) -> std::result::Result<HashMap<Key, u64>, Broken> {
+        let mut held = HashMap::new();
+        let mut by_table: HashMap<&Space, Vec<&Key>> = HashMap::new();
+        for change in batch.changes.iter().filter(|change| change.op.is_data()) {
+            let table =
+                self.known.table(&mut self.conn, &self.label, &change.key).await.map_err(Broken::Failed)?;
+            let is_keyless = table.is_some_and(Table::is_keyless);
+            let Some(Said::Count(_)) = table.and_then(|_| Said::of(change, is_keyless)) else { continue };
+            match watched.get(&change.key).filter(|_| batch.watched && is_keyless) {
+                Some(row) => {
+                    let count = row.as_deref().and_then(Count::parse).map_or(0, |count| count.rows);
+                    held.insert(change.key.clone(), count);
+                }
+                None => by_table.entry(&change.key.space).or_default().push(&change.key),
+            }
+        }
+        for keys in by_table.into_values() {
+            let Some(first) = keys.first() else { continue };
+            let table = self.known.table(&mut self.conn, &self.label, first).await.map_err(Broken::Failed)?;
+            let Some(table) = table else { continue };
+            let found = counted(&mut self.conn, &self.label, table, &keys, Lock::Update).await;
+            held.extend(found.map_err(of_lock)?);
+        }
+        Ok(held)
     }
 
     /// Change by change.
@@ -490,6 +559,7 @@ impl Worker {
             return Ok(Outcome::Touched);
         }
         let (mut refused, mut existing) = (Vec::new(), Vec::new());
+        let mut held = self.held(batch, watched).await?;
         let mut from = 0;
         while from < batch.changes.len() {
             let is_last = |change: &Change| change.group.is_none_or(|group| group.last);
@@ -497,11 +567,12 @@ impl Worker {
             let count = rest.iter().position(is_last).map_or(rest.len(), |last| last + 1);
             let group = rest.get(..count).unwrap_or_default();
             self.savepoint("SAVEPOINT causeway").await?;
-            match self.group(group, from, batch.keep_existing, &mut existing).await {
+            match self.group(group, from, batch.keep_existing, &mut existing, &mut held).await {
                 Ok(()) => {}
                 Err(Broken::Refused { code, message }) if !is_transient(code) => {
                     self.savepoint("ROLLBACK TO SAVEPOINT causeway").await?;
                     existing.retain(|index| *index < from);
+                    held = self.held(batch, &HashMap::new()).await?;
                     let reason = refusal(code, message);
                     refused
                         .extend((from..from + count).map(|index| Refused { index, reason: reason.clone() }));
@@ -524,6 +595,7 @@ impl Worker {
         from: usize,
         keep_existing: bool,
         existing: &mut Vec<usize>,
+        held: &mut HashMap<Key, u64>,
     ) -> std::result::Result<(), Broken> {
         for (n, change) in group.iter().enumerate().filter(|(_, change)| change.op.is_data()) {
             let table =
@@ -539,14 +611,39 @@ impl Worker {
                     message: format!("the table {name} is missing: make it"),
                 });
             };
-            let row = Row::of(change, table).map_err(|wrong| match wrong {
+            let full = table.full_name();
+            let planned = Planned::of(change, table).map_err(|wrong| match wrong {
                 sql::Wrong::Column(name) => Broken::Refused {
                     code: NO_COLUMN,
-                    message: format!("the column {name} of {} is missing: add it", table.full_name()),
+                    message: format!("the column {name} of {full} is missing: add it"),
+                },
+                sql::Wrong::NoKey => Broken::Refused {
+                    code: NO_KEY,
+                    message: format!(
+                        "{full} has no primary key here, and had one where this row was written: add it"
+                    ),
                 },
                 sql::Wrong::Form(message) => Broken::Refused { code: 0, message },
             })?;
-            let keep = keep_existing && change.op == causeway_core::Op::Read;
+            let keep = keep_existing && change.op == Op::Read;
+            let row = match planned {
+                Planned::Row(row) => row,
+                Planned::Content(content, said) => {
+                    match step(content, said, keep, held.get_mut(&change.key)) {
+                        None => existing.push(from + n),
+                        Some(Step::Remove(content, rows)) => {
+                            let found = self.remove(&content, rows).await?;
+                            self.lacks(&full, said, found, rows)?;
+                        }
+                        Some(step) => {
+                            let mut statements = Vec::new();
+                            sql::fast(vec![step], &mut statements);
+                            self.execute(&statements).await?;
+                        }
+                    }
+                    continue;
+                }
+            };
             if row.is_delete() {
                 self.execute(&[row.delete()]).await?;
                 continue;
@@ -562,6 +659,39 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Takes so many rows away; how many were there.
+    async fn remove(&mut self, content: &Content, rows: u64) -> std::result::Result<u64, Broken> {
+        if rows == 0 {
+            return Ok(0);
+        }
+        let ran = timeout(SCAN_MAX, answers(&mut self.conn, content.remove(rows).sql, 1)).await;
+        let late = |_| Broken::Failed(unavailable("apply", &self.label, "no answer"));
+        let found = ran.map_err(late)?.map_err(|error| self.broken(error))?;
+        Ok(found.into_iter().sum())
+    }
+
+    /// Says what it means that `found` rows were taken away of so many.
+    fn lacks(&mut self, table: &str, said: Said, found: u64, rows: u64) -> std::result::Result<(), Broken> {
+        match said {
+            _ if found == rows => Ok(()),
+            // Both sites took it away at once, or it was never here.
+            Said::Removed => {
+                if self.lacking.insert(table.to_owned()) {
+                    warn!(
+                        endpoint = self.label,
+                        table,
+                        "a row that went at the other site was not here: unless both sites deleted it at once they differed"
+                    );
+                }
+                Ok(())
+            }
+            _ => {
+                let message = format!("{rows} equal rows of {table} have to go, and {found} were found");
+                Err(Broken::Refused { code: 0, message })
+            }
+        }
     }
 
     async fn commit(&mut self) -> std::result::Result<(), Broken> {
@@ -604,7 +734,9 @@ impl Worker {
     /// In one packet: each is answered before the next one runs.
     async fn execute_together(&mut self, statements: &[Statement]) -> std::result::Result<(), Broken> {
         let all: Vec<&str> = statements.iter().map(|statement| statement.sql.as_str()).collect();
-        let ran = timeout(ANSWER_MAX, answers(&mut self.conn, all.join(";"), statements.len())).await;
+        let scans = statements.iter().any(|statement| matches!(statement.expected, Expected::Found(_)));
+        let wait = if scans { SCAN_MAX } else { ANSWER_MAX };
+        let ran = timeout(wait, answers(&mut self.conn, all.join(";"), statements.len())).await;
         let late = |_| Broken::Failed(unavailable("apply", &self.label, "no answer"));
         let matched = ran.map_err(late)?.map_err(|error| self.broken(error))?;
         for (statement, matched) in statements.iter().zip(matched) {
@@ -612,7 +744,9 @@ impl Worker {
                 Expected::Fence if matched != 1 => {
                     return Err(Broken::Failed(fenced(&self.label, None, self.term)));
                 }
-                Expected::Rows(count) if matched != count => return Err(Broken::Unexpected),
+                Expected::Rows(count) | Expected::Found(count) if matched != count => {
+                    return Err(Broken::Unexpected);
+                }
                 _ => {}
             }
         }
@@ -629,23 +763,48 @@ impl Worker {
     async fn holds(&mut self, changes: &[Change]) -> Result<Vec<bool>> {
         let keys: Vec<Key> = changes.iter().map(|change| change.key.clone()).collect();
         let found = rows(&mut self.conn, &self.label, &mut self.known, &keys, Lock::None).await?;
-        Ok(changes
-            .iter()
-            .map(|change| found.get(&change.key).is_some_and(|row| *row == change.value))
-            .collect())
+        let holds = |change: &Change| {
+            let Some(row) = found.get(&change.key) else { return false };
+            let count = |value: &Option<Bytes>| Count::parse(value.as_deref()?).map(|count| count.rows);
+            match count(&change.value) {
+                Some(rows) => count(row) == Some(rows),
+                None => *row == change.value,
+            }
+        };
+        Ok(changes.iter().map(holds).collect())
     }
 
     async fn keys(&mut self, cursor: u64) -> Result<Keys> {
-        if cursor == 0 || cursor != self.listing.0 {
+        if cursor == 0 || cursor != self.listing.page {
             let mut tables = carried(&mut self.conn, &self.label, &self.config.tables).await?;
             tables.retain(|table| table.not_carried().is_none());
             tables.reverse();
-            self.listing = (0, tables, None);
+            self.listing = Listing { tables, ..Listing::default() };
         }
         let charsets = self.known.charsets(&mut self.conn, &self.label).await?;
-        let (page, tables, after) = &mut self.listing;
+        let Listing { page, tables, after, slices } = &mut self.listing;
         let mut keys = Vec::new();
         while let Some(table) = tables.last() {
+            if table.is_keyless() {
+                let now = match slices {
+                    Some(slices) => *slices,
+                    None => Slices::begin(&mut self.conn, &self.label, table).await?,
+                };
+                let action = format!("list the rows of {}", table.full_name());
+                let reading = now.read(&mut self.conn, table, &charsets, usize::MAX);
+                let read = scanned(&action, &self.label, reading).await?;
+                let read = read.map_err(|reason| unavailable(&action, &self.label, reason))?;
+                let names = read.into_iter().flat_map(|(counts, _)| counts.into_keys());
+                keys.extend(names.map(|name| Key { space: table.space(), name: name.into() }));
+                *slices = now.after();
+                if slices.is_none() {
+                    tables.pop();
+                }
+                if keys.len() >= KEYS_AT_ONCE {
+                    break;
+                }
+                continue;
+            }
             let sql = crate::snapshot::select_keys(table, after.as_deref(), KEYS_AT_ONCE);
             let action = format!("list the keys of {}", table.full_name());
             let rows: Vec<mysql_async::Row> = in_time(&action, &self.label, self.conn.exec(sql, ())).await?;
@@ -671,6 +830,53 @@ impl Worker {
     }
 }
 
+/// What a change makes of rows.
+enum Planned {
+    /// Of one with a primary key.
+    Row(Row),
+    /// Of those of one content.
+    Content(Content, Said),
+}
+
+impl Planned {
+    fn of(change: &Change, table: &Table) -> std::result::Result<Planned, sql::Wrong> {
+        Ok(match Said::of(change, table.is_keyless()) {
+            Some(said) => Planned::Content(Content::of(&change.key.name, table)?, said),
+            None if change.op == Op::Command => {
+                return Err(sql::Wrong::Form("a command that is none of a row".to_owned()));
+            }
+            None => Planned::Row(Row::of(change, table)?),
+        })
+    }
+}
+
+/// What has to be done about rows of one content, of which there are `held`, where that was asked for; `None`: what exists
+/// is kept.
+fn step(content: Content, said: Said, keep: bool, held: Option<&mut u64>) -> Option<Step> {
+    let (there, now) = match (said, &held) {
+        (Said::Count(Count { rows, told }), Some(there)) => {
+            // What the stream told before is no row that existed.
+            if keep && **there > told {
+                return None;
+            }
+            (**there, rows)
+        }
+        (Said::Added, there) => (0, 1 + there.as_deref().copied().unwrap_or(0)),
+        (Said::Removed, there) => (1, there.as_deref().copied().unwrap_or(1).saturating_sub(1)),
+        (Said::Count(_), None) => return None,
+    };
+    let step = match said {
+        Said::Added => Step::Add(content, 1),
+        Said::Removed => Step::Remove(content, 1),
+        Said::Count(_) if now >= there => Step::Add(content, now - there),
+        Said::Count(_) => Step::Remove(content, there - now),
+    };
+    if let Some(held) = held {
+        *held = now;
+    }
+    Some(step)
+}
+
 /// What is said of a refusal.
 fn refusal(code: u16, message: String) -> String {
     if code == 0 { message } else { text(code, &message) }
@@ -679,6 +885,8 @@ fn refusal(code: u16, message: String) -> String {
 /// Our own code for a table that the server lacks, and for a column: as the server's own.
 const NO_TABLE: u16 = 1146;
 const NO_COLUMN: u16 = 1054;
+/// Our own code for a table that lacks a primary key: as that of a server that asks for one.
+const NO_KEY: u16 = 3750;
 /// Of a statement that changes a table: a table, a column or a right is missing.
 const OPERATORS: [u16; 6] = [NO_TABLE, NO_COLUMN, 1044, 1142, 1143, 1227];
 /// What a server answers where it already is as a statement would make it: a table, a column or an index is there, or is not.
@@ -708,6 +916,7 @@ fn is_transient(code: u16) -> bool {
             | 1053
             | NO_TABLE
             | NO_COLUMN
+            | NO_KEY
             | RUNS
     )
 }

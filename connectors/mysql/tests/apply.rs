@@ -4,7 +4,9 @@
 
 mod support;
 
-use causeway_core::{Change, DdlPolicy, ErrorKind, Event, Op, Outcome, Seq, Site, Term, Told};
+use causeway_core::{
+    Batch, Change, DdlPolicy, ErrorKind, Event, Op, Outcome, Position, Seq, Site, Term, Told,
+};
 use causeway_testkit::mysql::numbers;
 use support::{batch, changes, committed, events_until, pair, send};
 
@@ -168,19 +170,23 @@ async fn what_stands_in_the_way_is_named() {
     assert!(!findings.iter().any(|finding| finding.fatal), "{findings:?}");
     pair.servers[0]
         .sql(
-            "CREATE TABLE suite.m (id INT PRIMARY KEY) ENGINE=MyISAM; CREATE TABLE suite.keyless (v INT); CREATE TABLE suite.here (id INT PRIMARY KEY AUTO_INCREMENT); \
+            "CREATE TABLE suite.m (id INT PRIMARY KEY) ENGINE=MyISAM; CREATE TABLE suite.half (v INT); CREATE TABLE suite.other (v INT); CREATE TABLE suite.here (id INT PRIMARY KEY AUTO_INCREMENT); \
              CREATE TABLE suite.child (id INT PRIMARY KEY, t INT, FOREIGN KEY (t) REFERENCES suite.t (id) ON DELETE CASCADE)",
         )
         .unwrap();
     pair.servers[1]
         .sql(
-            "ALTER TABLE suite.t DROP COLUMN v; CREATE TABLE suite.log (id INT PRIMARY KEY); \
+            "CREATE TABLE suite.half (v INT PRIMARY KEY); CREATE TABLE suite.other (v BIGINT); \
+             ALTER TABLE suite.t DROP COLUMN v; CREATE TABLE suite.log (id INT PRIMARY KEY); \
              CREATE TRIGGER suite.tr AFTER INSERT ON suite.t FOR EACH ROW INSERT INTO suite.log VALUES (NEW.id)",
         )
         .unwrap();
     let findings = pair.connector.check(&sites).await.unwrap();
     for (fatal, site, what) in [
-        (true, Some("dc"), "suite.keyless cannot be carried: it has no primary key"),
+        (true, Some("cloud"), "suite.half has a primary key here, and none at the other site"),
+        (true, Some("dc"), "suite.half has no primary key here, and one at the other site"),
+        (true, Some("cloud"), "suite.other has other columns here, or such of other types"),
+        (false, Some("cloud"), "suite.other without a primary key"),
         (true, Some("dc"), "suite.m cannot be carried: it is a BASE TABLE of MyISAM"),
         (true, Some("dc"), "suite.child has a foreign key that changes its rows by itself"),
         (false, Some("cloud"), "the table suite.here is missing"),
@@ -193,6 +199,154 @@ async fn what_stands_in_the_way_is_named() {
             .any(|f| f.fatal == fatal && f.site.as_deref() == site && f.what.starts_with(what));
         assert!(told, "{what}: {findings:#?}");
     }
+}
+
+const KEYLESS: &str = "CREATE TABLE suite.k (a INT, v VARCHAR(20), u INT, UNIQUE KEY (u))";
+
+/// Rows of a table without a primary key go in as often as they came, and what is there beside them does not matter. What
+/// goes and is not there is no reason to stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_go_in_as_often_as_they_came() {
+    let Some(pair) = pair(KEYLESS) else { return };
+    let came = pair
+        .captured(
+            "INSERT INTO suite.k VALUES (1, 'a', NULL), (1, 'a', NULL), (1, 'A', NULL), (NULL, NULL, 5); \
+             UPDATE suite.k SET a = 2 WHERE v = 'a' LIMIT 1; INSERT INTO suite.k VALUES (1, 'a', NULL); \
+             DELETE FROM suite.k WHERE u = 5; INSERT INTO suite.k VALUES (NULL, NULL, 5), (7, 'x', NULL); \
+             DELETE FROM suite.k WHERE a = 7",
+        )
+        .await;
+    pair.servers[1].sql("INSERT INTO suite.k VALUES (50, 'own', NULL)").unwrap();
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    let count = came.len() as u64;
+    assert_eq!(send(target.as_mut(), batch(1, count, came.clone())).await.unwrap(), committed());
+    let rows = "SELECT COUNT(*), a, HEX(v), u FROM suite.k WHERE v IS NULL OR v <> 'own' GROUP BY a, HEX(v), u \
+                ORDER BY 2, 3, 4";
+    let both = || pair.servers.each_ref().map(|server| server.sql(rows).unwrap());
+    let [first, second] = both();
+    assert_eq!(first, second);
+    assert_eq!(first.lines().count(), 4, "{first}");
+    // As where both sites deleted it at once.
+    let gone = came.last().unwrap().clone();
+    let more = vec![gone.clone(), came[0].clone(), gone];
+    assert_eq!(send(target.as_mut(), batch(1, count + 3, more)).await.unwrap(), committed());
+    pair.servers[0].sql("INSERT INTO suite.k VALUES (1, 'a', NULL)").unwrap();
+    let [first, second] = both();
+    assert_eq!(first, second);
+    // What another index does not let in is refused alone.
+    let is_five =
+        |c: &&Change| c.value.as_deref() == Some(b"+1") && c.key.name.starts_with(b"{\"a\":null,\"u\":5");
+    let changes = [&came[0], came.iter().find(is_five).unwrap()];
+    let changes = changes.map(|change| Change { group: None, ..change.clone() }).to_vec();
+    let outcome = send(target.as_mut(), batch(1, count + 5, changes)).await.unwrap();
+    let Outcome::Committed { refused, .. } = outcome else { panic!("{outcome:?}") };
+    assert!(refused.len() == 1 && refused[0].reason.contains("Duplicate entry"), "{refused:?}");
+}
+
+/// A snapshot's counts: what exists is kept where that was asked for, but for what the stream had told before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_that_exist_are_kept_or_counted_anew() {
+    let Some(pair) = pair(KEYLESS) else { return };
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    let key = pair.captured("INSERT INTO suite.k VALUES (1, 'a', NULL)").await[0].key.clone();
+    let change = |op, value: &str| {
+        Change::captured(op, key.clone(), Some(value.to_owned().into()), Position::default(), 0)
+    };
+    let none = |op| Change { value: None, ..change(op, "") };
+    let rows =
+        || pair.servers[1].sql("SELECT COUNT(*) FROM suite.k WHERE v = 'a'").unwrap().trim().to_owned();
+    let kept = |index| Outcome::Committed { refused: Vec::new(), existing: vec![index] };
+    let (came, went) = (change(Op::Command, "+1"), change(Op::Command, "-1"));
+    let mut seq = 0;
+    for (changes, keep, outcome, expected) in [
+        (vec![change(Op::Read, "3")], true, committed(), "3"),
+        (vec![change(Op::Read, "5")], true, kept(0), "3"),
+        (vec![came.clone(), change(Op::Read, "5,1")], true, kept(1), "4"),
+        (vec![change(Op::Read, "5,1")], false, committed(), "5"),
+        (vec![change(Op::State, "2500"), went.clone()], false, committed(), "2499"),
+        (vec![came.clone(), change(Op::State, "1"), came.clone()], false, committed(), "2"),
+        (vec![went.clone(), went.clone(), went, change(Op::State, "1")], false, committed(), "1"),
+        (vec![none(Op::Delete)], false, committed(), "0"),
+        (vec![came.clone(), came], false, committed(), "2"),
+        (vec![change(Op::Read, "7,2")], true, committed(), "7"),
+        (vec![none(Op::State)], true, committed(), "0"),
+    ] {
+        seq += changes.len() as u64;
+        let batch = Batch { keep_existing: keep, ..batch(1, seq, changes) };
+        assert_eq!(send(target.as_mut(), batch).await.unwrap(), outcome, "{expected}");
+        assert_eq!(rows(), expected);
+    }
+}
+
+/// A watched batch sees rows of its contents come and go, and no others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_are_watched() {
+    let Some(pair) = pair(KEYLESS) else { return };
+    let came = pair.captured("INSERT INTO suite.k VALUES (1, 'a', NULL)").await;
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    for (sql, outcome) in [
+        ("INSERT INTO suite.k VALUES (1, 'A', NULL)", committed()),
+        ("INSERT INTO suite.k VALUES (1, 'a', NULL)", Outcome::Touched),
+        ("DELETE FROM suite.k WHERE BINARY v = 'a' LIMIT 1", Outcome::Touched),
+        ("UPDATE suite.k SET a = 2 WHERE BINARY v = 'A'", committed()),
+    ] {
+        target.watch(&[came[0].key.clone()]).await.unwrap();
+        pair.servers[1].sql(sql).unwrap();
+        let batch = Batch { watched: true, ..batch(1, 1, came.clone()) };
+        assert_eq!(send(target.as_mut(), batch).await.unwrap(), outcome, "{sql}");
+    }
+}
+
+/// A table gets or loses columns, and a primary key, while rows that were written before are under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_from_before_a_change_of_a_table_without_a_key_are_not_misread() {
+    let Some(pair) = pair("CREATE TABLE suite.k (a INT, v VARCHAR(20))") else { return };
+    let came = pair
+        .captured("INSERT INTO suite.k VALUES (1, 'a'), (1, 'a'), (2, 'b'); DELETE FROM suite.k WHERE a = 1 LIMIT 1")
+        .await;
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    let cloud = &pair.servers[1];
+    // It came here first, and one row was changed since.
+    cloud
+        .sql("ALTER TABLE suite.k ADD COLUMN w INT DEFAULT 7; INSERT INTO suite.k VALUES (1, 'a', 8)")
+        .unwrap();
+    assert_eq!(send(target.as_mut(), batch(1, 4, came.clone())).await.unwrap(), committed());
+    let rows = || cloud.sql("SELECT * FROM suite.k ORDER BY 1, 3").unwrap();
+    assert_eq!(rows(), "1\ta\t7\n1\ta\t8\n2\tb\t7\n");
+    let state = Change { op: Op::State, value: Some("3".into()), ..came[0].clone() };
+    assert_eq!(send(target.as_mut(), batch(1, 5, vec![state])).await.unwrap(), committed());
+    assert_eq!(rows(), "1\ta\t7\n1\ta\t7\n1\ta\t7\n1\ta\t8\n2\tb\t7\n");
+    // A key: they go in as what they hold.
+    let key = "DELETE FROM suite.k WHERE a = 1 ORDER BY w LIMIT 3; ALTER TABLE suite.k DROP COLUMN w, ADD PRIMARY KEY (a)";
+    cloud.sql(key).unwrap();
+    let mut newer = pair.connector.target(Site::Second);
+    newer.take_over(Term(2)).await.unwrap();
+    let went = came.iter().find(|c| c.value.as_deref() == Some(b"-1")).unwrap();
+    let again = vec![went.clone(), came[0].clone()];
+    assert_eq!(send(newer.as_mut(), batch(2, 7, again)).await.unwrap(), committed());
+    let rows = || cloud.sql("SELECT * FROM suite.k ORDER BY 1").unwrap();
+    assert_eq!(rows(), "1\ta\n2\tb\n");
+    // And the other way: a row that had a key waits for one.
+    pair.servers[0].sql("ALTER TABLE suite.k ADD PRIMARY KEY (a)").unwrap();
+    let keyed = pair.captured("UPDATE suite.k SET v = 'c' WHERE a = 2").await;
+    cloud.sql("ALTER TABLE suite.k DROP PRIMARY KEY").unwrap();
+    let mut newest = pair.connector.target(Site::Second);
+    newest.take_over(Term(3)).await.unwrap();
+    match send(newest.as_mut(), batch(3, 8, keyed.clone())).await.unwrap() {
+        Outcome::Rejected { transient: true, reason } => {
+            assert!(reason.contains("no primary key here"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
+    cloud.sql("ALTER TABLE suite.k ADD PRIMARY KEY (a)").unwrap();
+    assert_eq!(send(newest.as_mut(), batch(3, 8, keyed)).await.unwrap(), committed());
+    assert_eq!(rows(), "1\ta\n2\tc\n");
+    let statement = pair.captured("ALTER TABLE suite.k DROP PRIMARY KEY").await;
+    assert_eq!(pair.connector.ddl_policy(&statement[0]), DdlPolicy::Hold);
 }
 
 /// The statements among `changes`.

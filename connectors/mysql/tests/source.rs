@@ -4,12 +4,17 @@
 
 mod support;
 
-use causeway_core::{Change, DdlPolicy, Error, ErrorKind, Event, Op, Opened, Position, Site, Source, Told};
-use causeway_testkit::mysql::{Flavour, numbers};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use causeway_core::{
+    Change, Class, DdlPolicy, Error, ErrorKind, Event, Op, Opened, Position, Site, Source, Told,
+};
+use causeway_testkit::mysql::{Flavour, MysqlServer, numbers};
 use support::{changes, events_until, pair, until, up_to_now, values};
 
 const TABLE: &str = "CREATE TABLE suite.t (id INT PRIMARY KEY, v VARCHAR(100)); \
-                     CREATE TABLE suite.keyless (v INT); CREATE DATABASE other; CREATE TABLE other.t (id INT PRIMARY KEY)";
+                     CREATE DATABASE other; CREATE TABLE other.t (id INT PRIMARY KEY)";
 
 fn is_snapshot_end(event: &Event) -> bool {
     matches!(event, Event::SnapshotEnded { .. })
@@ -122,16 +127,13 @@ async fn what_is_not_carried_moves_the_position() {
     server
         .sql("INSERT INTO suite.t VALUES (1, 'a'); INSERT INTO other.t VALUES (1); FLUSH BINARY LOGS")
         .unwrap();
-    server.sql("INSERT INTO other.t VALUES (2), (3); INSERT INTO suite.keyless VALUES (5)").unwrap();
-    let is_left_out =
-        |e: &Event| matches!(e, Event::LeftOut { reason, .. } if reason.contains("no primary key"));
-    let mut events = events_until(source.as_mut(), is_left_out).await.unwrap();
+    server.sql("INSERT INTO other.t VALUES (2), (3)").unwrap();
     let file = |event: &Event| match event {
         Event::Idle { pos } => Some(String::from_utf8_lossy(&pos.context).into_owned()),
         _ => None,
     };
     let idle = |e: &Event| file(e).is_some_and(|file| file.starts_with("binlog.000002"));
-    events.extend(events_until(source.as_mut(), idle).await.unwrap());
+    let events = events_until(source.as_mut(), idle).await.unwrap();
     let at =
         events.iter().rev().find_map(|e| if let Event::Idle { pos } = e { Some(pos.clone()) } else { None });
     drop(source);
@@ -140,6 +142,156 @@ async fn what_is_not_carried_moves_the_position() {
     assert_eq!(source.open(at.as_ref(), true, Told::new()).await.unwrap(), Opened::Resumed);
     let (came, _) = up_to_now(source.as_mut(), server).await;
     assert_eq!(values(&came).keys().collect::<Vec<_>>(), ["2"]);
+}
+
+/// How many rows of each content the changes leave, as a target takes them that had none.
+fn counted(changes: &[Change]) -> BTreeMap<String, u64> {
+    let mut rows: BTreeMap<String, u64> = BTreeMap::new();
+    for change in changes.iter().filter(|change| change.op != Op::Ddl) {
+        let name = String::from_utf8(change.key.name.to_vec()).unwrap();
+        let value = change.value.as_deref().map_or("0", |value| std::str::from_utf8(value).unwrap());
+        let rows = rows.entry(name).or_default();
+        *rows = match (change.op, value) {
+            (Op::Command, "+1") => *rows + 1,
+            (Op::Command, "-1") => rows.saturating_sub(1),
+            (Op::Read | Op::State, count) => count.split(',').next().unwrap().parse().unwrap(),
+            other => panic!("{other:?}"),
+        };
+    }
+    rows.retain(|_, count| *count > 0);
+    rows
+}
+
+/// The same as the server has it, of the table `suite.k`.
+fn held(server: &MysqlServer) -> BTreeMap<String, u64> {
+    let rows = server.sql("SELECT COUNT(*), a, v FROM suite.k GROUP BY a, v").unwrap();
+    let of = |line: &str| {
+        let words: Vec<&str> = line.split('\t').collect();
+        (format!("{{\"a\":{},\"v\":\"{}\"}}", words[1], words[2]), words[0].parse().unwrap())
+    };
+    rows.lines().map(of).collect()
+}
+
+const KEYLESS: &str = "CREATE TABLE suite.k (v VARCHAR(1000) COLLATE utf8mb4_bin, a INT)";
+
+/// Rows of a table without a primary key: each that comes and each that goes is told, and nothing that was undone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_come_and_go() {
+    let Some(pair) = pair(KEYLESS) else { return };
+    let came = pair
+        .captured(
+            "INSERT INTO suite.k VALUES ('x', 1); INSERT INTO suite.k VALUES ('x', 1), ('y', 2); \
+             BEGIN; INSERT INTO suite.k VALUES ('z', 9); SAVEPOINT s; DELETE FROM suite.k; ROLLBACK TO SAVEPOINT s; \
+             UPDATE suite.k SET a = 3 WHERE v = 'y'; COMMIT; DELETE FROM suite.k WHERE a = 1 LIMIT 1; \
+             BEGIN; DELETE FROM suite.k; ROLLBACK",
+        )
+        .await;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let told: Vec<_> =
+        came.iter().map(|c| text(c.value.as_deref().unwrap()) + " " + &text(&c.key.name)).collect();
+    assert_eq!(
+        told,
+        [
+            "+1 {\"a\":1,\"v\":\"x\"}",
+            "+1 {\"a\":1,\"v\":\"x\"}",
+            "+1 {\"a\":2,\"v\":\"y\"}",
+            "+1 {\"a\":9,\"v\":\"z\"}",
+            "-1 {\"a\":2,\"v\":\"y\"}",
+            "+1 {\"a\":3,\"v\":\"y\"}",
+            "-1 {\"a\":1,\"v\":\"x\"}",
+        ]
+    );
+    let groups: Vec<_> = came.iter().map(|change| change.group.map(|group| (group.n, group.last))).collect();
+    assert_eq!(groups[3..6], [Some((0, false)), Some((1, false)), Some((2, true))]);
+    let classes: Vec<_> = came.iter().map(|change| pair.connector.units(change)[0].1).collect();
+    assert_eq!((classes[0], classes[6]), (Class::Commuting, Class::Other));
+    assert_eq!(counted(&came), held(&pair.servers[0]));
+}
+
+/// A snapshot of a table without a primary key counts right while rows come and go, and one that broke goes on where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_without_a_key_are_counted_while_they_come_and_go() {
+    let Some(pair) = pair(KEYLESS) else { return };
+    let server = &pair.servers[0];
+    let rows = numbers(60_000);
+    server
+        .sql(&format!(
+            "USE suite; INSERT INTO k SELECT REPEAT(CHAR(97 + seq % 26), 600), seq % 20000 FROM {rows}; \
+             ANALYZE TABLE k"
+        ))
+        .unwrap();
+    let stop = AtomicBool::new(false);
+    let write = || {
+        let mut n = 0;
+        while !stop.load(Ordering::SeqCst) {
+            n += 1;
+            let (a, b) = (n * 7 % 20_000, n * 13 % 20_000);
+            let sql = format!(
+                "INSERT INTO suite.k VALUES (REPEAT(CHAR(97 + {a} % 26), 600), {a}), ('new', {b}); \
+                 DELETE FROM suite.k WHERE a = {b} LIMIT 1; UPDATE suite.k SET v = 'changed' WHERE a = {a} LIMIT 2"
+            );
+            server.sql(&sql).unwrap();
+        }
+    };
+    let read = async {
+        let mut source = pair.connector.source(Site::First);
+        source.open(None, true, Told::new()).await.unwrap();
+        let (mut all, mut breaks) = (Vec::<Change>::new(), 0);
+        let mut first = None;
+        loop {
+            let is_read = |e: &Event| matches!(e, Event::Change(c) if c.op == Op::Read);
+            let events = events_until(source.as_mut(), |e| is_snapshot_end(e) || is_read(e)).await.unwrap();
+            let ended = events.iter().any(is_snapshot_end);
+            all.extend(changes(events));
+            if ended {
+                break;
+            }
+            let durable = all.last().unwrap().pos.clone();
+            // One part has to be whole.
+            if *first.get_or_insert(durable.at) == durable.at {
+                continue;
+            }
+            (first, breaks) = (None, breaks + 1);
+            let restart = source.restart_point(&durable);
+            assert!(restart.to_string().contains(';'), "{restart}");
+            source = pair.connector.source(Site::First);
+            assert_eq!(source.open(Some(&restart), true, Told::new()).await.unwrap(), Opened::Resumed);
+            // What stands at the last place may not be whole; what comes again comes from the restart point on.
+            all.retain(|change| change.pos.at < durable.at && change.pos.at <= restart.at);
+        }
+        stop.store(true, Ordering::SeqCst);
+        (all, breaks, source)
+    };
+    let (all, breaks) = std::thread::scope(|scope| {
+        let writing = scope.spawn(write);
+        let handle = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| {
+            let (mut all, breaks, mut source) = handle.block_on(read);
+            writing.join().unwrap();
+            all.extend(handle.block_on(up_to_now(source.as_mut(), server)).0);
+            (all, breaks)
+        })
+    });
+    assert!(breaks > 1, "it was read in one piece");
+    let (told, held) = (counted(&all), held(server));
+    let differ: Vec<_> = held.iter().filter(|(row, count)| told.get(*row) != Some(count)).take(5).collect();
+    assert!(differ.is_empty() && told.len() == held.len(), "{} and {}: {differ:?}", told.len(), held.len());
+}
+
+/// A unique index without NULL is a primary key where there is none, for the binlog as for every other way to read a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_unique_index_may_be_the_key() {
+    let create = "CREATE TABLE suite.u (z INT, b INT NOT NULL, c INT NOT NULL, UNIQUE KEY zz (c, b), UNIQUE KEY aa (z))";
+    let Some(pair) = pair(create) else { return };
+    let mut source = pair.stream().await;
+    pair.servers[0].sql("INSERT INTO suite.u VALUES (1, 2, 3); UPDATE suite.u SET z = 7").unwrap();
+    let (came, _) = up_to_now(source.as_mut(), &pair.servers[0]).await;
+    assert!(came.iter().all(|change| change.op == Op::Put && change.key.name == "[3,2]"), "{came:?}");
+    let token = source.refresh(vec![came[0].key.clone()]).await.unwrap();
+    let states = until(source.as_mut(), |e| *e == Event::Token(token)).await;
+    assert_eq!(values(&states)["[3,2]"], "{\"z\":7,\"b\":2,\"c\":3}");
+    let findings = pair.connector.check(&[Site::First, Site::Second]).await.unwrap();
+    assert!(!findings.iter().any(|finding| finding.fatal), "{findings:?}");
 }
 
 /// FF17c: heartbeats tell an idle server from one that is gone.

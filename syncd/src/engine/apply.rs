@@ -376,7 +376,9 @@ impl ApplyTask {
             Op::Read => {
                 // What came in parts is lost if the key turns out to exist: that has to be known before.
                 let replaces = self.origin_wins && (careful_reads || change.part.is_some());
-                let careful = both && (replaces || self.forgot(change) || self.has_live(change));
+                // What is counted is written by commands, of which one that came meanwhile would be lost.
+                let counts = self.connector.is_counted(change);
+                let careful = both && (replaces || counts || self.forgot(change) || self.has_live(change));
                 if careful { Way::Careful } else { Way::Fill }
             }
         }
@@ -795,6 +797,10 @@ impl Reign {
             }
             let this = task.way(change, self.careful_reads);
             let decided_later = this == Way::Careful && change.op == Op::Read && change.part.is_none();
+            // What is decided later comes before the rest: what was counted counts with what came before it.
+            if decided_later && !in_group && !changes.is_empty() && task.connector.is_counted(change) {
+                break;
+            }
             if !decided_later {
                 way = match way.with(this) {
                     Some(way) => way,
