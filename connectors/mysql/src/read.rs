@@ -110,6 +110,9 @@ pub(crate) async fn rows(
         let Some(first) = keys.first() else { continue };
         let Some(table) = known.table(conn, label, first).await? else { continue };
         if table.is_keyless() {
+            if table.not_carried().is_some() {
+                continue;
+            }
             let read = counted(conn, label, table, &keys, lock).await?;
             let value = |rows: u64| (rows > 0).then(|| Count { rows, told: 0 }.text().into());
             found.extend(read.into_iter().map(|(key, rows)| (key, value(rows))));

@@ -840,6 +840,11 @@ enum Planned {
 
 impl Planned {
     fn of(change: &Change, table: &Table) -> std::result::Result<Planned, sql::Wrong> {
+        if table.is_keyless()
+            && let Some(reason) = table.not_carried()
+        {
+            return Err(sql::Wrong::Form(format!("{} cannot be carried: {reason}", table.full_name())));
+        }
         Ok(match Said::of(change, table.is_keyless()) {
             Some(said) => Planned::Content(Content::of(&change.key.name, table)?, said),
             None if change.op == Op::Command => {
