@@ -287,7 +287,7 @@ fn fits(table: &Table, target: &Server, makes: bool, findings: &mut Vec<Finding>
         return add(fatal && !makes, format!("the table {} is missing", table.full_name()), advice);
     };
     for column in table.columns.iter().filter(|column| !column.generated) {
-        if !there.columns.iter().any(|other| other.name == column.name) {
+        if there.column(&column.name).is_none() {
             add(
                 fatal,
                 format!("{} lacks the column {}", table.full_name(), column.name),
@@ -312,7 +312,10 @@ fn fits(table: &Table, target: &Server, makes: bool, findings: &mut Vec<Finding>
         return add(fatal, what, "make it the same at both sites");
     }
     let names = |table: &Table| -> Vec<_> {
-        table.key_columns().map(|c| (c.name.clone(), c.data_type.clone(), c.collation.clone())).collect()
+        table
+            .key_columns()
+            .map(|c| (c.name.to_lowercase(), c.data_type.clone(), c.collation.clone()))
+            .collect()
     };
     if names(table) != names(there) {
         let what = format!(

@@ -65,6 +65,13 @@ impl Table {
         self.key.is_empty()
     }
 
+    /// The column of that name, in whatever case: to a server they are the same (FF10).
+    pub(crate) fn column(&self, name: &str) -> Option<&Column> {
+        let is_it =
+            |column: &&Column| column.name == name || column.name.to_lowercase() == name.to_lowercase();
+        self.columns.iter().find(is_it)
+    }
+
     /// The columns of the primary key, in its order.
     pub(crate) fn key_columns(&self) -> impl Iterator<Item = &Column> {
         self.key.iter().filter_map(|&index| self.columns.get(index))

@@ -66,7 +66,7 @@ impl Row {
             Some(json) => {
                 let mut columns = Vec::with_capacity(table.columns.len());
                 for (name, cell) in columns_of(json).map_err(Wrong::Form)? {
-                    let column = table.columns.iter().find(|column| column.name == name);
+                    let column = table.column(&name);
                     if column.is_none() && table.gone.contains(&name.to_lowercase()) {
                         continue;
                     }

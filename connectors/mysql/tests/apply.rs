@@ -42,6 +42,23 @@ async fn a_row_that_does_not_fit_is_refused_with_its_transaction() {
     assert_eq!(rows.split_whitespace().collect::<Vec<_>>(), ["4", "50"]);
 }
 
+/// FF10: names of columns are the same in any case, and in any order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn columns_are_the_same_in_any_case() {
+    let Some(pair) = pair("CREATE TABLE suite.other (id INT PRIMARY KEY)") else { return };
+    pair.servers[0].sql("CREATE TABLE suite.t (Id INT PRIMARY KEY, userName VARCHAR(9), n INT)").unwrap();
+    pair.servers[1].sql("CREATE TABLE suite.t (N INT, USERNAME VARCHAR(9), ID INT PRIMARY KEY)").unwrap();
+    assert!(pair.connector.check(&Site::BOTH).await.unwrap().iter().all(|finding| !finding.fatal));
+    let sql = "INSERT INTO suite.t VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 3); UPDATE suite.t SET userName = 'B' WHERE id = 2; \
+               DELETE FROM suite.t WHERE ID = 3; UPDATE suite.t SET iD = 4 WHERE Id = 1";
+    let changes = pair.captured(sql).await;
+    let mut target = pair.connector.target(Site::Second);
+    target.take_over(Term(1)).await.unwrap();
+    assert_eq!(send(target.as_mut(), batch(1, 9, changes)).await.unwrap(), committed());
+    let rows = pair.servers[1].sql("SELECT id, username, n FROM suite.t ORDER BY id").unwrap();
+    assert_eq!(rows, "2\tB\t2\n4\ta\t1\n");
+}
+
 /// FF12: rows change their unique values with each other, as they did at their origin.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unique_values_that_are_swapped_arrive() {
