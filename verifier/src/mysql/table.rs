@@ -36,8 +36,10 @@ pub(super) struct Found {
     schema: String,
     table: String,
     columns: Vec<FoundColumn>,
-    /// Names of the primary key's columns, in its order.
+    /// Names of the primary key's columns, in its order; empty: it has none.
     key: Vec<String>,
+    /// The name of the key's index.
+    index: String,
     /// Rows, as the server guesses.
     rows: u64,
 }
@@ -50,6 +52,8 @@ struct FoundColumn {
     charset: String,
     collation: String,
     nullable: bool,
+    /// Of the primary key, or of the unique index that the server takes for it.
+    is_of_key: bool,
 }
 
 impl Found {
@@ -77,12 +81,13 @@ pub(super) async fn find(link: &Link, tables: &Tables) -> Result<BTreeMap<String
     );
     let columns = format!(
         "SELECT table_schema, table_name, column_name, data_type, COALESCE(character_set_name, ''), \
-         COALESCE(collation_name, ''), is_nullable, extra FROM information_schema.columns \
+         COALESCE(collation_name, ''), is_nullable, extra, column_key FROM information_schema.columns \
          WHERE table_schema NOT IN ({never}) ORDER BY table_schema, table_name, ordinal_position"
     );
     let keys = format!(
-        "SELECT table_schema, table_name, column_name FROM information_schema.statistics WHERE index_name = 'PRIMARY' \
-         AND table_schema NOT IN ({never}) ORDER BY table_schema, table_name, seq_in_index"
+        "SELECT table_schema, table_name, index_name, column_name FROM information_schema.statistics \
+         WHERE non_unique = 0 AND column_name IS NOT NULL AND table_schema NOT IN ({never}) \
+         ORDER BY table_schema, table_name, index_name, seq_in_index"
     );
     let mut found = BTreeMap::new();
     for row in link.query(&names, action).await? {
@@ -104,14 +109,37 @@ pub(super) async fn find(link: &Link, tables: &Tables) -> Result<BTreeMap<String
             charset: text(&row, 4),
             collation: text(&row, 5),
             nullable: text(&row, 6) == "YES",
+            is_of_key: text(&row, 8) == "PRI",
         });
     }
+    let mut indexes: BTreeMap<String, BTreeMap<String, Vec<String>>> = BTreeMap::new();
     for row in link.query(&keys, action).await? {
-        if let Some(table) = found.get_mut(&format!("{}.{}", text(&row, 0), text(&row, 1))) {
-            table.key.push(text(&row, 2));
-        }
+        let of_table = indexes.entry(format!("{}.{}", text(&row, 0), text(&row, 1))).or_default();
+        of_table.entry(text(&row, 2)).or_default().push(text(&row, 3));
+    }
+    for (name, table) in &mut found {
+        let of_table = indexes.remove(name).unwrap_or_default();
+        (table.index, table.key) = key_of(of_table, &table.columns).unwrap_or_default();
     }
     Ok(found)
+}
+
+/// The primary key among unique indexes, with its columns: `PRIMARY`, or the one index of just those columns that the server
+/// takes for one's.
+fn key_of(
+    mut indexes: BTreeMap<String, Vec<String>>,
+    columns: &[FoundColumn],
+) -> Option<(String, Vec<String>)> {
+    if let Some(primary) = indexes.remove_entry("PRIMARY") {
+        return Some(primary);
+    }
+    let of_key: BTreeSet<&str> =
+        columns.iter().filter(|column| column.is_of_key).map(|column| column.name.as_str()).collect();
+    let mut taken = indexes
+        .into_iter()
+        .filter(|(_, columns)| columns.iter().map(String::as_str).collect::<BTreeSet<_>>() == of_key);
+    let key = taken.next()?;
+    taken.next().is_none().then_some(key)
 }
 
 fn text(row: &Row, index: usize) -> String {
@@ -121,7 +149,7 @@ fn text(row: &Row, index: usize) -> String {
 /// A table that both sites have, so far as it is the same.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// As SQL, at each site.
+    /// As SQL, at each site, read by its key: what a server guesses of its rows may send it elsewhere.
     pub(super) sql: [String; 2],
     /// Columns that both have and that hold something of their own, in the order of their names.
     pub(super) columns: Vec<Column>,
@@ -182,8 +210,12 @@ pub(super) fn common(sites: [&Found; 2]) -> Table {
     let is_ordered = key.iter().filter_map(|&index| pair(&columns.get(index)?.name)).all(|[one, other]| {
         one.collation == other.collation && Form::of([&one.data_type, &other.data_type]) != Form::Label
     });
+    let sql = |found: &Found| {
+        let name = format!("{}.{}", quoted(&found.schema), quoted(&found.table));
+        if key.is_empty() { name } else { format!("{name} FORCE INDEX ({})", quoted(&found.index)) }
+    };
     Table {
-        sql: sites.map(|found| format!("{}.{}", quoted(&found.schema), quoted(&found.table))),
+        sql: sites.map(sql),
         is_ordered: is_ordered && !key.is_empty(),
         rows: sites.map(|found| found.rows),
         columns,
@@ -255,12 +287,14 @@ mod tests {
             charset: String::new(),
             collation: String::new(),
             nullable: false,
+            is_of_key: key.contains(name),
         };
         Found {
             schema: "shop".into(),
             table: "t`".into(),
             columns: columns.iter().map(column).collect(),
             key: key.iter().map(|key| (*key).to_owned()).collect(),
+            index: "PRIMARY".into(),
             rows: 7,
         }
     }
@@ -280,7 +314,7 @@ mod tests {
         );
         assert_eq!(
             (table.key_list(1).as_str(), table.sql[0].as_str(), table.is_ordered),
-            ("`ID`", "`shop`.`t```", true)
+            ("`ID`", "`shop`.`t``` FORCE INDEX (`PRIMARY`)", true)
         );
     }
 
@@ -292,6 +326,21 @@ mod tests {
         }
         let other_key = common([&a, &found(&[("id", "int"), ("v", "text")], &["v"])]);
         assert!(other_key.key.is_empty() && !other_key.is_ordered && other_key.columns.len() == 2);
+    }
+
+    #[test]
+    fn a_unique_index_is_a_key_where_there_is_no_other() {
+        let table = found(&[("a", "int"), ("b", "int"), ("c", "int")], &["a", "b"]);
+        let indexes = |all: &[(&str, &[&str])]| {
+            let index = |(name, columns): &(&str, &[&str])| {
+                ((*name).to_owned(), columns.iter().map(|column| (*column).to_owned()).collect())
+            };
+            key_of(all.iter().map(index).collect(), &table.columns).map(|(name, _)| name)
+        };
+        assert_eq!(indexes(&[("PRIMARY", &["c"]), ("u", &["a", "b"])]), Some("PRIMARY".into()));
+        assert_eq!(indexes(&[("u", &["b", "a"]), ("v", &["c"])]), Some("u".into()));
+        assert_eq!(indexes(&[("v", &["c"])]), None);
+        assert_eq!(indexes(&[("u", &["b", "a"]), ("w", &["a", "b"])]), None, "which of the two is not told");
     }
 
     #[test]
