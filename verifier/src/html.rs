@@ -131,14 +131,14 @@ fn keys(out: &mut String, report: &Report, all: u64) -> std::fmt::Result {
     let mut listed = 0;
     for (channel, difference) in report.listed() {
         listed += 1;
-        let Difference { space, name, kind, sites } = difference;
+        let Difference { space, name, kind, sites, parts } = difference;
         write!(
             out,
             "<tr><td>{}<td>{}<td class=\"k\"><code>{}</code><small>{}</small>",
             word(*kind),
             escaped(channel),
             escaped(&printable(name)),
-            escaped(&place(space))
+            escaped(&[place(space), parts.join(", ")].join(" ").trim_end().to_owned())
         )?;
         for state in sites {
             match state {

@@ -66,6 +66,8 @@ struct Listed<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     table: Option<Cow<'a, str>>,
     kind: DifferenceKind,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    parts: &'a [String],
     sites: Map<String, Value>,
 }
 
@@ -141,7 +143,7 @@ impl Report {
         };
         let states = it.sites.iter().map(|state| state_json(state.as_ref()));
         let sites = self.sites.iter().cloned().zip(states).collect();
-        Listed { channel, key, db, table, kind, sites }
+        Listed { channel, key, db, table, kind, parts: &it.parts, sites }
     }
 
     /// For people: at most [`WIDTH`] columns, at most [`SHOWN`] keys.
@@ -187,7 +189,12 @@ impl Report {
             let place = place(&difference.space);
             let head = format!("  {:<9} {channel} {place}", word(difference.kind));
             let room = WIDTH.saturating_sub(head.chars().count() + 1).max(20);
-            push(&mut out, &format!("{head} {}", shortened(&printable(&difference.name), room)));
+            let parts = match difference.parts.as_slice() {
+                [] => String::new(),
+                parts => format!(" ({})", printable(parts.join(", ").as_bytes())),
+            };
+            let name = printable(&difference.name);
+            push(&mut out, &format!("{head} {}", shortened(&format!("{name}{parts}"), room)));
         }
         let all = self.sum(|o| o.different + o.undecided);
         if all > shown {

@@ -9,7 +9,7 @@ mod stretches;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
 
 use bytes::Bytes;
@@ -83,6 +83,13 @@ pub(crate) trait Reader: Send + Sync {
     /// Indices of those of `names` that do not exist here, ascending.
     fn absent(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<usize>>> + Send;
 
+    /// Of each of `names` the parts of what it holds, by name, and a digest of each; none where values have no parts that
+    /// have names.
+    fn parts(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<Parts>>> + Send {
+        let _ = space;
+        std::future::ready(Ok(vec![Parts::new(); names.len()]))
+    }
+
     /// Whether its keys count among those compared.
     fn counts(&self, space: &Space) -> bool {
         let _ = space;
@@ -124,6 +131,9 @@ pub(crate) trait Reader: Send + Sync {
     }
 }
 
+/// The parts of a value, by name.
+pub(crate) type Parts = BTreeMap<String, u128>;
+
 /// Lets the traffic come to rest before keys are read again.
 pub(crate) trait Traffic: Send + Sync {
     /// Waits until everything written before this call is applied at the peer, or as long as is allowed.
@@ -162,6 +172,8 @@ pub(crate) struct Difference {
     pub(crate) kind: Option<DifferenceKind>,
     /// What each site held when it was read last, the link's first site first.
     pub(crate) sites: [Option<State>; 2],
+    /// Where both hold something: the names of its parts that differ, as far as that was asked for.
+    pub(crate) parts: Vec<String>,
 }
 
 /// A comparison's result. The lists are capped, the counts are exact.
@@ -185,7 +197,35 @@ pub(crate) struct Outcome {
     pub(crate) reported: HashSet<u64>,
 }
 
+/// Keys whose parts are read at once.
+const NARROWED_AT_ONCE: usize = 500;
+
 impl Outcome {
+    /// Finds the parts that differ of each difference in content that is listed.
+    async fn narrow<R: Reader>(&mut self, [first, second]: [&R; 2]) -> Result<()> {
+        let mut of_space: BTreeMap<Space, Vec<usize>> = BTreeMap::new();
+        for (at, one) in self.differences.iter().enumerate() {
+            if one.kind == Some(DifferenceKind::Content) {
+                of_space.entry(one.space.clone()).or_default().push(at);
+            }
+        }
+        for (space, places) in of_space {
+            for some in places.chunks(NARROWED_AT_ONCE) {
+                let differences = some.iter().filter_map(|&at| self.differences.get(at));
+                let names: Vec<Bytes> = differences.map(|one| one.name.clone()).collect();
+                let parts =
+                    futures_util::try_join!(first.parts(&space, &names), second.parts(&space, &names))?;
+                for ((&at, a), b) in some.iter().zip(parts.0).zip(parts.1) {
+                    let Some(one) = self.differences.get_mut(at) else { continue };
+                    let all: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+                    let differ = all.into_iter().filter(|name| a.get(*name) != b.get(*name));
+                    one.parts = differ.cloned().collect();
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Counts `difference`, and lists it if there are fewer than `list_max` of its sort.
     pub(crate) fn add(&mut self, difference: Difference, list_max: usize) {
         self.reported.insert(pass::hash(&difference.space, &difference.name));

@@ -53,7 +53,11 @@ pub(super) async fn settle<R: Reader>(
                     Verdict::Equal => {}
                     Verdict::Different(kind) if stable && rest != Rest::Moving => {
                         let (space, name) = one.key.clone();
-                        outcome.add(Difference { space, name, kind: Some(kind), sites }, settings.list_max);
+                        let parts = Vec::new();
+                        outcome.add(
+                            Difference { space, name, kind: Some(kind), sites, parts },
+                            settings.list_max,
+                        );
                     }
                     Verdict::Different(_) => {
                         unsettled.push(Open { key: one.key.clone(), last: Some(sites) });
@@ -65,7 +69,7 @@ pub(super) async fn settle<R: Reader>(
     }
     for Open { key: (space, name), last } in open {
         let sites = last.unwrap_or_default();
-        outcome.add(Difference { space, name, kind: None, sites }, settings.list_max);
+        outcome.add(Difference { space, name, kind: None, sites, parts: Vec::new() }, settings.list_max);
     }
     Ok(())
 }
@@ -83,6 +87,7 @@ pub(crate) async fn recheck<R: Reader>(
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     settle(sites, candidates, traffic, settings, &mut outcome).await?;
+    outcome.narrow(sites).await?;
     Ok(outcome)
 }
 

@@ -7,10 +7,10 @@ use mysql_async::{Row, Value};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::connect::Link;
-use super::row::{Form, literals, name, state};
+use super::row::{Form, literals, name, parts, state};
 use super::sieve::{self, Within};
-use super::table::{Table, Tables, find};
-use crate::compare::{Page, Reader, State, Stretch, Sum};
+use super::table::{Found, Table, Tables, find};
+use crate::compare::{Page, Parts, Reader, State, Stretch, Sum};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::{Error, Result};
 
@@ -58,14 +58,37 @@ impl MysqlReader {
         self.link.site.failed("read rows", format!("{space:?} is no table of both sites"))
     }
 
-    /// A row's name and state.
-    fn row(&self, table: &Table, row: Row) -> Result<(Bytes, State)> {
+    /// A row's cells.
+    fn cells(&self, table: &Table, row: Row) -> Result<Vec<Value>> {
         let cells = row.unwrap();
-        let key: Vec<&Value> = table.key.iter().filter_map(|&index| cells.get(index)).collect();
-        if cells.len() != table.columns.len() {
-            return Err(self.link.site.failed("read rows", "other columns came than were asked for"));
+        match cells.len() == table.columns.len() {
+            true => Ok(cells),
+            false => Err(self.link.site.failed("read rows", "other columns came than were asked for")),
         }
-        Ok((name(table, &key), state(table, &cells)))
+    }
+
+    /// What each of `names` is to `of`; `None`: there is no such row.
+    async fn each<T: Clone>(
+        &self,
+        table: &Table,
+        names: &[Bytes],
+        of: impl Fn(&[Value]) -> T,
+    ) -> Result<Vec<Option<T>>> {
+        let is_text = table.key_columns().any(|column| column.form == Form::Text);
+        let mut found = HashMap::new();
+        for cells in self.rows(table, names).await? {
+            found.insert(row_name(table, &cells), of(&cells));
+        }
+        let mut all = Vec::with_capacity(names.len());
+        for name in names {
+            let mut one = found.get(name).cloned();
+            // What the collation takes for the same key is spelt in another way here.
+            if one.is_none() && is_text && !found.is_empty() {
+                one = self.rows(table, std::slice::from_ref(name)).await?.first().map(|cells| of(cells));
+            }
+            all.push(one);
+        }
+        Ok(all)
     }
 
     /// Sums of a stretch: of the whole table where it has no key.
@@ -82,25 +105,48 @@ impl MysqlReader {
         Ok(Sum { keys: count.parse().unwrap_or(0), digest })
     }
 
-    async fn tables(&self, names: &[Bytes]) -> Result<Vec<Option<State>>> {
+    /// What each of these tables is made of: its definition, and its rows where they have no names.
+    async fn definitions(&self, names: &[Bytes]) -> Result<Vec<Option<Parts>>> {
         let found = find(&self.link, &self.tables).await?;
-        let mut states = Vec::with_capacity(names.len());
+        let mut definitions = Vec::with_capacity(names.len());
         for name in names {
             let name = std::str::from_utf8(name).unwrap_or_default();
-            let Some(here) = found.get(name) else {
-                states.push(None);
-                continue;
-            };
-            let mut digest = Ordered::new();
-            digest.add(&here.digest().to_le_bytes());
-            if let Some(table) = self.both.get(name).filter(|table| table.key.is_empty()) {
-                let rows = self.sum_of(table, Within::default()).await?;
-                digest.add(&rows.digest.to_le_bytes());
+            let mut parts = found.get(name).map(Found::parts);
+            if let (Some(parts), Some(table)) = (&mut parts, self.both.get(name).filter(|t| t.key.is_empty()))
+            {
+                parts.insert("rows".to_owned(), self.sum_of(table, Within::default()).await?.digest);
             }
-            let digest = digest.digest(Tag::Table, &Unordered::default());
-            states.push(Some(State { what: "table", digest, expire_at: None }));
+            definitions.push(parts);
         }
-        Ok(states)
+        Ok(definitions)
+    }
+
+    async fn tables(&self, names: &[Bytes]) -> Result<Vec<Option<State>>> {
+        let state = |parts: Parts| {
+            let mut digest = Ordered::new();
+            for (name, part) in parts {
+                digest.add(name.as_bytes());
+                digest.add(&part.to_le_bytes());
+            }
+            State { what: "table", digest: digest.digest(Tag::Table, &Unordered::default()), expire_at: None }
+        };
+        Ok(self.definitions(names).await?.into_iter().map(|parts| parts.map(state)).collect())
+    }
+
+    /// The rows with these names, in any order.
+    async fn rows(&self, table: &Table, names: &[Bytes]) -> Result<Vec<Vec<Value>>> {
+        let mut found = Vec::new();
+        for some in names.chunks(KEYS_AT_ONCE) {
+            let keys: Vec<Vec<String>> = some.iter().filter_map(|name| literals(table, name)).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let rows = self.link.exec(&sieve::rows_of(table, self.site, &keys), (), "read rows").await?;
+            for row in rows {
+                found.push(self.cells(table, row)?);
+            }
+        }
+        Ok(found)
     }
 
     /// Both ends of a stretch as SQL.
@@ -163,35 +209,15 @@ impl Reader for MysqlReader {
             return self.tables(names).await;
         }
         let table = self.table(space).ok_or_else(|| self.unknown(space))?;
-        let is_text = table.key_columns().any(|column| column.form == Form::Text);
-        let mut found = HashMap::new();
-        for some in names.chunks(KEYS_AT_ONCE) {
-            let keys: Vec<Vec<String>> = some.iter().filter_map(|name| literals(table, name)).collect();
-            if keys.is_empty() {
-                continue;
-            }
-            let sql = sieve::rows_of(table, self.site, &keys);
-            for row in self.link.exec(&sql, (), "read rows").await? {
-                let (name, state) = self.row(table, row)?;
-                found.insert(name, state);
-            }
-        }
-        let mut states = Vec::with_capacity(names.len());
-        for name in names {
-            let mut state = found.get(name).copied();
-            // What the collation takes for the same key is spelt in another way here.
-            if let (None, true, Some(key)) = (state, is_text && !found.is_empty(), literals(table, name)) {
-                let rows = self.link.exec(&sieve::rows_of(table, self.site, &[key]), (), "read rows").await?;
-                state = rows
-                    .into_iter()
-                    .next()
-                    .map(|row| self.row(table, row))
-                    .transpose()?
-                    .map(|(_, state)| state);
-            }
-            states.push(state);
-        }
-        Ok(states)
+        self.each(table, names, |cells| state(table, cells)).await
+    }
+
+    async fn parts(&self, space: &Space, names: &[Bytes]) -> Result<Vec<Parts>> {
+        let found = match self.table(space) {
+            Some(table) => self.each(table, names, |cells| parts(table, cells)).await?,
+            None => self.definitions(names).await?,
+        };
+        Ok(found.into_iter().map(Option::unwrap_or_default).collect())
     }
 
     async fn absent(&self, space: &Space, names: &[Bytes]) -> Result<Vec<usize>> {
@@ -225,10 +251,16 @@ impl Reader for MysqlReader {
         let within = Within { after: after.as_deref(), to: to.as_deref() };
         let mut states = Vec::new();
         let take = |row| {
-            states.push(self.row(table, row)?);
+            let cells = self.cells(table, row)?;
+            states.push((row_name(table, &cells), state(table, &cells)));
             Ok(())
         };
         self.link.each(&sieve::rows(table, self.site, within, keys_max + 1), "read rows", take).await?;
         Ok((states.len() <= keys_max).then_some(states))
     }
+}
+
+fn row_name(table: &Table, cells: &[Value]) -> Bytes {
+    let key: Vec<&Value> = table.key.iter().filter_map(|&index| cells.get(index)).collect();
+    name(table, &key)
 }

@@ -7,9 +7,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use mysql_async::Value;
 use serde_json::Value as Json;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::table::{Column, Table};
-use crate::compare::State;
+use crate::compare::{Parts, State};
 use crate::digest::{Ordered, Tag, Unordered};
 
 /// What kind of values a column holds.
@@ -142,6 +143,15 @@ pub(super) fn state(table: &Table, cells: &[Value]) -> State {
         }
     }
     State { what: "row", digest: all.digest(Tag::Row, &Unordered::default()), expire_at: None }
+}
+
+/// A digest of each column of a row, by its name.
+pub(super) fn parts(table: &Table, cells: &[Value]) -> Parts {
+    let part = |(column, cell): (&Column, &Value)| {
+        let digest = canonical(cell, column.form).map_or(0, |form| xxh3_128(&form) | 1);
+        (column.name.clone(), digest)
+    };
+    table.columns.iter().zip(cells).map(part).collect()
 }
 
 /// The name of a row, as the log has it: of a key of one column its text or bytes, of several a JSON array.

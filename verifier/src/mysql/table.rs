@@ -7,6 +7,7 @@ use mysql_async::Row;
 
 use super::connect::Link;
 use super::row::Form;
+use crate::compare::Parts;
 use crate::digest::{Ordered, Tag, Unordered};
 use crate::error::Result;
 
@@ -57,13 +58,13 @@ struct FoundColumn {
 }
 
 impl Found {
-    /// Of the names of its columns, in any order and case, and of its key.
-    pub(super) fn digest(&self) -> u128 {
-        let mut columns = Unordered::default();
-        self.columns.iter().for_each(|column| columns.add(column.name.to_lowercase().as_bytes()));
+    /// What its definition is made of, by name.
+    pub(super) fn parts(&self) -> Parts {
         let mut key = Ordered::new();
         self.key.iter().for_each(|column| key.add(column.to_lowercase().as_bytes()));
-        key.digest(Tag::Table, &columns)
+        let columns = self.columns.iter().map(|column| (format!("column {}", column.name.to_lowercase()), 1));
+        let key = ("primary key".to_owned(), key.digest(Tag::Table, &Unordered::default()));
+        columns.chain([key]).collect()
     }
 
     fn column(&self, name: &str) -> Option<&FoundColumn> {
@@ -306,7 +307,7 @@ mod tests {
             found(&[("Id", "int"), ("V", "text")], &["Id"]),
             found(&[("v", "text"), ("ID", "int")], &["ID"]),
         );
-        assert_eq!(a.digest(), b.digest());
+        assert_eq!(a.parts(), b.parts());
         let table = common([&a, &b]);
         assert_eq!(
             (table.column_list(0).as_str(), table.column_list(1).as_str()),
@@ -322,7 +323,7 @@ mod tests {
     fn what_tables_have_not_in_common_is_another_definition() {
         let a = found(&[("id", "int"), ("v", "text")], &["id"]);
         for b in [found(&[("id", "int")], &["id"]), found(&[("id", "int"), ("v", "text")], &["v"])] {
-            assert_ne!(a.digest(), b.digest());
+            assert_ne!(a.parts(), b.parts());
         }
         let other_key = common([&a, &found(&[("id", "int"), ("v", "text")], &["v"])]);
         assert!(other_key.key.is_empty() && !other_key.is_ordered && other_key.columns.len() == 2);

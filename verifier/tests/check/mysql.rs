@@ -166,6 +166,11 @@ fn one_wrong_bit_in_a_value_of_any_type_is_found() {
         .collect();
     assert!(missed.is_empty(), "{missed:?}\n{}", answer.stderr);
     assert_eq!((answer.code, found.len()), (1, WRONG.len() - stays.len()));
+    // Of each row the one column.
+    for one in answer.json()["differences"].as_array().unwrap() {
+        let column = format!("c{}", one["key"].as_str().unwrap());
+        assert_eq!(one["parts"], serde_json::json!([column]), "{one}");
+    }
 }
 
 /// Stretches of keys of every kind: what one site lacks, at the ends and in the middle, in the order of the keys.
@@ -247,6 +252,14 @@ fn tables_that_differ_are_named() {
         [("shop.alone", "extra"), ("shop.bag", "content"), ("shop.k", "content"), ("shop.same", "content")];
     assert_eq!(keys, all.into_iter().map(|(key, kind)| (key.to_owned(), kind.to_owned())).collect());
     assert_eq!((answer.code, &answer.json()["compared"]), (1, &1.into()));
+    for (key, parts) in
+        [("shop.bag", vec!["rows"]), ("shop.k", vec!["primary key"]), ("shop.same", vec!["column w"])]
+    {
+        let json = answer.json();
+        let mut listed = json["differences"].as_array().unwrap().iter();
+        let one = listed.find(|one| one["key"] == key).unwrap();
+        assert_eq!(one["parts"], serde_json::json!(parts), "{key}");
+    }
 }
 
 /// The same text in another charset, the same key in another collation, the same number in a wider column.
