@@ -69,6 +69,27 @@ async fn a_reset_binlog_and_another_server_are_gaps() {
     assert_lost(other.as_mut(), &at, "another server").await;
 }
 
+/// FF16: a server that does not sync its binlog has rows after a crash that its binlog lacks. It is a gap, and the rows come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_binlog_that_lost_its_end_is_a_gap() {
+    let Some(mut pair) = pair(TABLE) else { return };
+    let mut source = pair.stream().await;
+    pair.servers[0].sql("INSERT INTO suite.t VALUES (1, 'a')").unwrap();
+    let (_, kept) = up_to_now(source.as_mut(), &pair.servers[0]).await;
+    pair.servers[0].sql("INSERT INTO suite.t VALUES (2, 'b')").unwrap();
+    let (_, at) = up_to_now(source.as_mut(), &pair.servers[0]).await;
+    drop(source);
+    let binlog = pair.servers[0].dir().join("data").join(pair.servers[0].binlog().unwrap());
+    pair.servers[0].kill();
+    let file = std::fs::OpenOptions::new().write(true).open(binlog).unwrap();
+    file.set_len(kept.at & ((1 << 40) - 1)).unwrap();
+    pair.servers[0].restart().unwrap();
+    let mut source = pair.connector.source(Site::First);
+    assert_lost(source.as_mut(), &at, "the server lost its end").await;
+    let read = until(source.as_mut(), is_snapshot_end).await;
+    assert!(read.iter().any(|change| change.key.name == "2"), "{read:?}");
+}
+
 /// FF06: a session may leave out what we need. It is a gap, at once, and the rows come by a snapshot.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_that_are_not_whole_and_statements_are_gaps() {
