@@ -138,7 +138,7 @@ fn keys(out: &mut String, report: &Report, all: u64) -> std::fmt::Result {
             word(*kind),
             escaped(channel),
             escaped(&printable(name)),
-            escaped(&[place(space), parts.join(", ")].join(" ").trim_end().to_owned())
+            escaped([place(space), parts.join(", ")].join(" ").trim_end())
         )?;
         for state in sites {
             match state {
