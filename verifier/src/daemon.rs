@@ -5,12 +5,26 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::compare::{Rest, Traffic};
+use crate::error::{Error, Result};
+
+/// How long a daemon may take to say how it is.
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a daemon is asked.
 const POLL: Duration = Duration::from_millis(250);
 
 /// The pause before a re-read where no daemon can say what is under way.
 const PAUSE: Duration = Duration::from_millis(700);
+
+/// What asks daemons.
+///
+/// # Errors
+///
+/// [`Error::Local`].
+pub(crate) fn client(timeout: Duration) -> Result<reqwest::Client> {
+    let client = reqwest::Client::builder().timeout(timeout).no_proxy().build();
+    client.map_err(|e| Error::Local(format!("set up the HTTP client: {e}")))
+}
 
 /// The daemons of a link, as far as one channel's traffic goes.
 pub(crate) struct Daemons<'a> {

@@ -1,12 +1,14 @@
 //! Opens both sites of each channel, whatever their store, for what is done with them.
 
+use std::time::Instant;
+
 use crate::cli::Common;
-use crate::compare::{Judge, Progress, Reader, Settings, Traffic};
+use crate::compare::{Judge, Outcome, Progress, Reader, Settings, Traffic};
 use crate::config::{self, Channel, Config, Store, Wanted};
-use crate::daemon::Daemons;
+use crate::daemon::{self, Daemons};
 use crate::error::Result;
 use crate::progress::Bar;
-use crate::report::ChannelReport;
+use crate::report::{ChannelReport, Report};
 use crate::{mysql, redis};
 
 /// How often a key that differs is read again before it is undecided.
@@ -22,24 +24,21 @@ pub(crate) trait Task {
         traffic: &impl Traffic,
         progress: &impl Progress,
         settings: Settings,
-    ) -> Result<ChannelReport>;
+    ) -> Result<Outcome>;
 }
 
-/// Does `task` with each channel that is wanted, one after the other.
+/// Does `task` with each channel that is wanted, one after the other; what came of all of them.
 ///
 /// # Errors
 ///
 /// The configuration's, the stores', and the task's.
-pub(crate) async fn each(
-    common: &Common,
-    list_max: usize,
-    task: &mut impl Task,
-) -> Result<(Config, Vec<ChannelReport>)> {
+pub(crate) async fn each(common: &Common, list_max: usize, task: &mut impl Task) -> Result<Report> {
+    let start = Instant::now();
     // There is one provider in this build; set, so that no other crate's default decides.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let wanted = Wanted { channel: common.channel.clone(), tenant: common.tenant.clone() };
     let config = config::load(&common.config, &wanted)?;
-    let client = crate::check::client(crate::check::API_TIMEOUT)?;
+    let client = daemon::client(daemon::API_TIMEOUT)?;
     let settings = Settings {
         judge: Judge { expiry_tolerance_ms: common.expiry_tolerance.as_millis() as u64 },
         list_max,
@@ -50,16 +49,38 @@ pub(crate) async fn each(
         let traffic = Daemons::new(&client, &config.apis, &channel.name, common.settle);
         let (bar, rate) = (Bar::new(&channel.name), common.ops_per_second);
         let of = (&config, channel);
-        channels.push(match &channel.store {
+        let outcome = match &channel.store {
             Store::Redis(scope) => {
                 let [first, second] = redis::open_pair(channel, scope, &config.sites, rate).await?;
-                task.run(of, [&first, &second], &traffic, &bar, settings).await?
+                narrowed(task, of, [&first, &second], &traffic, &bar, settings).await?
             }
             Store::Mysql(tables) => {
                 let [first, second] = mysql::open_pair(channel, tables, &config.sites, rate).await?;
-                task.run(of, [&first, &second], &traffic, &bar, settings).await?
+                narrowed(task, of, [&first, &second], &traffic, &bar, settings).await?
             }
-        });
+        };
+        channels.push(ChannelReport { name: channel.name.clone(), outcome });
     }
-    Ok((config, channels))
+    Ok(Report {
+        link: config.link,
+        sites: config.sites,
+        tenant: common.tenant.clone(),
+        took: start.elapsed(),
+        list_max,
+        channels,
+    })
+}
+
+/// With the parts that differ of what differs at the end.
+async fn narrowed<R: Reader>(
+    task: &mut impl Task,
+    of: (&Config, &Channel),
+    sites: [&R; 2],
+    traffic: &impl Traffic,
+    progress: &impl Progress,
+    settings: Settings,
+) -> Result<Outcome> {
+    let mut outcome = task.run(of, sites, traffic, progress, settings).await?;
+    outcome.narrow(sites).await?;
+    Ok(outcome)
 }

@@ -3,20 +3,21 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use causeway_core::Space;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::Repair;
-use crate::compare::{Candidates, Difference, Outcome, Reader, Traffic, compare, recheck};
+use crate::compare::{
+    Candidates, Difference, Outcome, Progress, Reader, Settings, Traffic, compare, recheck,
+};
 use crate::config::{Channel, Config};
+use crate::daemon;
 use crate::error::{Error, Result};
+use crate::pace::Pace;
 use crate::pair::{Task, each};
-use crate::report::{ChannelReport, Report, grouped, key_json, place, printable, word};
+use crate::report::{KeyAt, grouped, place, printable, word};
 
 /// Keys of one request: the daemon takes no more.
 const KEYS_AT_ONCE: usize = 1000;
@@ -34,23 +35,10 @@ const SHOWN: usize = 20;
 /// As [`crate::check::run`]; [`Error::Usage`] if the site is none of the link's, or more differs than may be repaired, and
 /// [`Error::Local`] if no daemon takes the repair.
 pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
-    let start = Instant::now();
     let listed = arguments.report.as_deref().map(Listed::read).transpose()?;
-    let mut task = Repairing {
-        listed,
-        arguments,
-        client: crate::check::client(ANSWER_TIMEOUT)?,
-        plans: BTreeMap::new(),
-    };
-    let (config, channels) = each(&arguments.common, arguments.keys_max, &mut task).await?;
-    let report = Report {
-        link: config.link,
-        sites: config.sites,
-        tenant: arguments.common.tenant.clone(),
-        took: start.elapsed(),
-        list_max: arguments.keys_max,
-        channels,
-    };
+    let mut task =
+        Repairing { listed, arguments, client: daemon::client(ANSWER_TIMEOUT)?, plans: BTreeMap::new() };
+    let report = each(&arguments.common, arguments.keys_max, &mut task).await?;
     let plans = &task.plans;
     let repairable: u64 = plans.values().map(|plan| plan.keys).sum();
     if arguments.json {
@@ -129,9 +117,8 @@ struct ListedChannel {
 #[derive(Debug, Deserialize)]
 struct ListedKey {
     channel: String,
-    key: Value,
-    db: Option<u32>,
-    table: Option<String>,
+    #[serde(flatten)]
+    at: KeyAt,
 }
 
 impl Listed {
@@ -156,16 +143,8 @@ impl Listed {
         }
         let mut keys = Candidates::new();
         for one in self.differences.iter().filter(|one| one.channel == channel) {
-            let base64 = || BASE64.decode(one.key.get("base64")?.as_str()?).ok();
-            let name = one.key.as_str().map(|text| text.as_bytes().to_vec()).or_else(base64);
-            let name =
-                name.ok_or_else(|| Error::Usage(format!("the report has a key that is none: {}", one.key)))?;
-            let space = match (one.db, &one.table) {
-                (Some(db), _) => Space::Db(db),
-                (None, Some(table)) => Space::Table(table.clone().into()),
-                (None, None) => Space::Whole,
-            };
-            keys.insert((space, name.into()), None);
+            let wrong = || Error::Usage(format!("the report has a key that is none: {:?}", one.at));
+            keys.insert(one.at.key().ok_or_else(wrong)?, None);
         }
         let compared = self.channels.iter().find(|one| one.name == channel).map_or(0, |one| one.compared);
         Ok((keys, compared))
@@ -185,9 +164,9 @@ impl Task for Repairing<'_> {
         (config, channel): (&Config, &Channel),
         sites: [&R; 2],
         traffic: &impl Traffic,
-        progress: &impl crate::compare::Progress,
-        settings: crate::compare::Settings,
-    ) -> Result<ChannelReport> {
+        progress: &impl Progress,
+        settings: Settings,
+    ) -> Result<Outcome> {
         let from = &self.arguments.from;
         if !config.sites.contains(from) {
             let [first, second] = &config.sites;
@@ -202,7 +181,9 @@ impl Task for Repairing<'_> {
             None => compare(sites, traffic, progress, settings).await?,
             Some(listed) => {
                 let (keys, compared) = listed.keys(config, &channel.name)?;
-                Outcome { compared, ..recheck(sites, keys, traffic, settings).await? }
+                let mut found = recheck(sites, keys, traffic, settings).await?;
+                found.compared = compared;
+                found
             }
         };
         let keys: Vec<&Difference> = found.differences.iter().filter(|one| is_key(one)).collect();
@@ -227,7 +208,7 @@ impl Task for Repairing<'_> {
             found
         };
         self.plans.insert(channel.name.clone(), plan);
-        Ok(ChannelReport { name: channel.name.clone(), outcome })
+        Ok(outcome)
     }
 }
 
@@ -267,21 +248,10 @@ impl Repairing<'_> {
 
     /// Has the daemon carry the keys, a request after the other.
     async fn send(&self, config: &Config, channel: &Channel, keys: &[&Difference]) -> Result<()> {
-        let pace = crate::pace::Pace::new(self.arguments.keys_per_second);
+        let pace = Pace::new(self.arguments.keys_per_second);
         for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
             pace.take(some.len()).await;
-            let keys: Vec<Value> = some
-                .iter()
-                .map(|one| {
-                    let mut at = json!({ "key": key_json(&one.name) });
-                    match &one.space {
-                        Space::Db(db) => at["db"] = (*db).into(),
-                        Space::Table(table) => at["table"] = String::from_utf8_lossy(table).into(),
-                        Space::Whole | Space::Index(_) | Space::Bucket(_) => {}
-                    }
-                    at
-                })
-                .collect();
+            let keys: Vec<KeyAt> = some.iter().map(|one| KeyAt::of(&one.space, &one.name)).collect();
             self.ask(config, channel, &json!({ "from": self.arguments.from, "keys": keys })).await?;
         }
         Ok(())

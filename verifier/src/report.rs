@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use causeway_core::Space;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::compare::{Difference, DifferenceKind, Outcome, State};
@@ -60,37 +61,59 @@ struct Counts<'a> {
 #[derive(Serialize)]
 struct Listed<'a> {
     channel: &'a str,
-    key: KeyText<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    db: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    table: Option<Cow<'a, str>>,
+    #[serde(flatten)]
+    at: KeyAt,
     kind: DifferenceKind,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     parts: &'a [String],
     sites: Map<String, Value>,
 }
 
+/// A key and where it lives, as reports and the daemon's interface have it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KeyAt {
+    key: KeyText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    db: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
+}
+
 /// A key: text, or what it is in base64 where it is not UTF-8.
-#[derive(Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-enum KeyText<'a> {
-    Text(&'a str),
+enum KeyText {
+    Text(String),
     Bytes { base64: String },
 }
 
-impl KeyText<'_> {
-    fn of(name: &[u8]) -> KeyText<'_> {
-        match std::str::from_utf8(name) {
-            Ok(text) => KeyText::Text(text),
+impl KeyAt {
+    pub(crate) fn of(space: &Space, name: &[u8]) -> KeyAt {
+        let key = match std::str::from_utf8(name) {
+            Ok(text) => KeyText::Text(text.to_owned()),
             Err(_) => KeyText::Bytes { base64: BASE64.encode(name) },
-        }
+        };
+        let (db, table) = match space {
+            Space::Db(db) => (Some(*db), None),
+            Space::Table(table) => (None, Some(String::from_utf8_lossy(table).into_owned())),
+            Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
+        };
+        KeyAt { key, db, table }
     }
-}
 
-/// A key as JSON.
-pub(crate) fn key_json(name: &[u8]) -> Value {
-    serde_json::to_value(KeyText::of(name)).unwrap_or_default()
+    /// What it is of; `None`: its name is no base64.
+    pub(crate) fn key(&self) -> Option<(Space, Bytes)> {
+        let name = match &self.key {
+            KeyText::Text(text) => text.clone().into_bytes(),
+            KeyText::Bytes { base64 } => BASE64.decode(base64).ok()?,
+        };
+        let space = match (self.db, &self.table) {
+            (Some(db), _) => Space::Db(db),
+            (None, Some(table)) => Space::Table(table.clone().into()),
+            (None, None) => Space::Whole,
+        };
+        Some((space, name.into()))
+    }
 }
 
 impl Report {
@@ -135,15 +158,9 @@ impl Report {
     }
 
     fn difference<'a>(&self, channel: &'a str, it: &'a Difference, kind: DifferenceKind) -> Listed<'a> {
-        let key = KeyText::of(&it.name);
-        let (db, table) = match &it.space {
-            Space::Db(db) => (Some(*db), None),
-            Space::Table(table) => (None, Some(String::from_utf8_lossy(table))),
-            Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
-        };
         let states = it.sites.iter().map(|state| state_json(state.as_ref()));
         let sites = self.sites.iter().cloned().zip(states).collect();
-        Listed { channel, key, db, table, kind, parts: &it.parts, sites }
+        Listed { channel, at: KeyAt::of(&it.space, &it.name), kind, parts: &it.parts, sites }
     }
 
     /// For people: at most [`WIDTH`] columns, at most [`SHOWN`] keys.

@@ -194,7 +194,7 @@ pub(crate) struct Outcome {
     /// Those that are undecided.
     pub(crate) unsettled: Vec<Difference>,
     /// Hashes of the keys counted as different or undecided, so that none is counted twice.
-    pub(crate) reported: HashSet<u64>,
+    reported: HashSet<u64>,
 }
 
 /// Keys whose parts are read at once.
@@ -202,7 +202,7 @@ const NARROWED_AT_ONCE: usize = 500;
 
 impl Outcome {
     /// Finds the parts that differ of each difference in content that is listed.
-    async fn narrow<R: Reader>(&mut self, [first, second]: [&R; 2]) -> Result<()> {
+    pub(crate) async fn narrow<R: Reader>(&mut self, [first, second]: [&R; 2]) -> Result<()> {
         let mut of_space: BTreeMap<Space, Vec<usize>> = BTreeMap::new();
         for (at, one) in self.differences.iter().enumerate() {
             if one.kind == Some(DifferenceKind::Content) {

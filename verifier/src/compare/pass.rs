@@ -105,7 +105,6 @@ pub(crate) async fn compare<R: Reader>(
     }
     progress.end();
     run.settle().await?;
-    run.outcome.narrow(sites).await?;
     run.outcome.compared = run.counted.count;
     run.outcome.compared_roughly = run.counted.roughly;
     Ok(run.outcome)

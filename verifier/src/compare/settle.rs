@@ -87,7 +87,6 @@ pub(crate) async fn recheck<R: Reader>(
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     settle(sites, candidates, traffic, settings, &mut outcome).await?;
-    outcome.narrow(sites).await?;
     Ok(outcome)
 }
 

@@ -44,8 +44,7 @@ impl Pair {
     }
 
     fn both(&self, sql: &str) {
-        let sql = format!("SET time_zone = '+00:00'; SET sql_mode = 'ALLOW_INVALID_DATES'; USE shop; {sql}");
-        self.servers.iter().for_each(|server| drop(server.sql(&sql).unwrap()));
+        (0..self.servers.len()).for_each(|site| self.at(site, sql));
     }
 
     fn at(&self, site: usize, sql: &str) {
