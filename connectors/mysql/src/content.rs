@@ -16,9 +16,9 @@ use mysql_async::prelude::Queryable;
 
 use crate::conn::scanned;
 use crate::read::Lock;
-use crate::row::{Cell, columns_of, write_json, write_name, write_names, write_sql};
+use crate::row::{Cell, columns_of, write_json, write_name, write_sql};
 use crate::schema::{Column, Table};
-use crate::sql::{Expected, Statement, Wrong};
+use crate::sql::{Expected, Statement, Wrong, insert_head};
 
 /// The value of a command that says that a row came.
 pub(crate) const ADDED: &[u8] = b"+1";
@@ -165,9 +165,7 @@ impl Content {
 
     /// Adds `rows` of them; none where that is 0.
     pub(crate) fn add(&self, rows: u64, statements: &mut Vec<Statement>) {
-        let mut head = format!("INSERT INTO {} (", self.table);
-        write_names(&mut head, self.columns.iter().map(|(name, _)| name.as_str()));
-        head.push_str(") ");
+        let head = insert_head(&self.table, self.names());
         let mut left = rows;
         while left > 0 {
             let now = left.min(ROWS_AT_ONCE);
@@ -395,26 +393,11 @@ mod tests {
     use causeway_core::{Key, Position, Space};
 
     use super::*;
+    use crate::schema::tests::shop_t;
 
     fn table() -> Table {
-        let column = |name: &str, data_type: &str, generated| Column {
-            name: name.into(),
-            data_type: data_type.into(),
-            charset: (data_type == "varchar").then(|| "utf8mb4".into()),
-            collation: None,
-            generated,
-        };
-        Table {
-            schema: "shop".into(),
-            name: "t".into(),
-            columns: vec![column("n", "int", false), column("d", "double", false), column("g", "int", true)],
-            key: Vec::new(),
-            other_unique: false,
-            rows: 0,
-            row_bytes: 0,
-            gone: vec!["old".into()],
-            odd: None,
-        }
+        let columns = [("n", "int", false), ("d", "double", false), ("g", "int", true)];
+        Table { gone: vec!["old".into()], ..shop_t(&columns, Vec::new()) }
     }
 
     fn sql(name: &str) -> String {

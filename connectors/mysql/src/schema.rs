@@ -292,8 +292,30 @@ fn key_index<'n>(parts: &[(&'n str, usize)], marked: &[bool]) -> (&'n str, bool)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// `shop.t` with these columns: name, type, whether it is generated.
+    pub(crate) fn shop_t(columns: &[(&str, &str, bool)], key: Vec<usize>) -> Table {
+        let column = |(name, data_type, generated): &(&str, &str, bool)| Column {
+            name: (*name).into(),
+            data_type: (*data_type).into(),
+            charset: (*data_type == "varchar").then(|| "utf8mb4".into()),
+            collation: None,
+            generated: *generated,
+        };
+        Table {
+            schema: "shop".into(),
+            name: "t".into(),
+            columns: columns.iter().map(column).collect(),
+            key,
+            other_unique: false,
+            rows: 0,
+            row_bytes: 0,
+            gone: Vec::new(),
+            odd: None,
+        }
+    }
 
     #[test]
     fn the_key_is_the_index_that_the_server_takes_for_it() {

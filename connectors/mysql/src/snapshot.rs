@@ -498,6 +498,7 @@ fn select_columns(table: &Table, columns: &str, after: Option<&[Cell]>, rows_max
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema::tests::shop_t;
 
     #[test]
     fn a_snapshot_s_progress_reads_back() {
@@ -521,24 +522,7 @@ mod tests {
 
     #[test]
     fn a_chunk_goes_on_behind_the_last_key() {
-        let column = |name: &str| Column {
-            name: name.into(),
-            data_type: "int".into(),
-            charset: None,
-            collation: None,
-            generated: false,
-        };
-        let mut table = Table {
-            schema: "shop".into(),
-            name: "t".into(),
-            columns: vec![column("a"), column("b"), column("c")],
-            key: vec![1],
-            other_unique: false,
-            rows: 0,
-            row_bytes: 0,
-            gone: Vec::new(),
-            odd: None,
-        };
+        let mut table = shop_t(&[("a", "int", false), ("b", "int", false), ("c", "int", false)], vec![1]);
         assert_eq!(select(&table, None, 5), "SELECT `a`, `b`, `c` FROM `shop`.`t` ORDER BY `b` LIMIT 5");
         assert_eq!(
             select(&table, Some(&[Cell::UInt(7)]), 5),

@@ -120,7 +120,8 @@ impl Row {
 
     /// It is not.
     pub(crate) fn insert(&self) -> Statement {
-        Statement { sql: self.insert_head() + &self.values(), expected: Expected::Nothing }
+        let sql = insert_head(&self.table, self.names()) + "VALUES " + &self.values();
+        Statement { sql, expected: Expected::Nothing }
     }
 
     /// About how long it is in a statement.
@@ -134,13 +135,6 @@ impl Row {
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.columns().iter().map(|(name, _)| name.as_str())
-    }
-
-    fn insert_head(&self) -> String {
-        let mut sql = format!("INSERT INTO {} (", self.table);
-        write_names(&mut sql, self.names());
-        sql.push_str(") VALUES ");
-        sql
     }
 
     fn values(&self) -> String {
@@ -184,6 +178,14 @@ enum Kind {
     Update,
     /// Whether it is there or not. Only where no other row can be in the way: that one would be taken for it.
     Upsert,
+}
+
+/// `INSERT INTO table (columns) `.
+pub(crate) fn insert_head<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let mut sql = format!("INSERT INTO {table} (");
+    write_names(&mut sql, names);
+    sql.push_str(") ");
+    sql
 }
 
 fn value(cell: &Cell) -> String {
@@ -240,10 +242,8 @@ fn add_each(contents: &[Content], statements: &mut Vec<Statement>) {
         let count = rest.iter().take_while(fits).count().max(1);
         let (now, behind) = rest.split_at(count);
         rest = behind;
-        let mut sql = format!("INSERT INTO {} (", first.table());
-        write_names(&mut sql, first.names());
-        sql.push_str(") VALUES ");
-        sql.push_str(&now.iter().map(Content::values).collect::<Vec<_>>().join(", "));
+        let values: Vec<String> = now.iter().map(Content::values).collect();
+        let sql = insert_head(first.table(), first.names()) + "VALUES " + &values.join(", ");
         statements.push(Statement { sql, expected: Expected::Nothing });
     }
 }
@@ -276,7 +276,7 @@ fn fast_rows(rows: &[(Row, bool)], statements: &mut Vec<Statement>) {
             }
             Kind::Insert | Kind::Upsert => {
                 let values: Vec<String> = run.iter().map(|(row, _)| row.values()).collect();
-                let mut sql = first.insert_head() + &values.join(", ");
+                let mut sql = insert_head(&first.table, first.names()) + "VALUES " + &values.join(", ");
                 if kind == Kind::Upsert {
                     sql += &first.on_duplicate();
                 }
@@ -291,31 +291,11 @@ mod tests {
     use causeway_core::{Key, Op, Position};
 
     use super::*;
-    use crate::schema::Column;
+    use crate::schema::tests::shop_t;
 
     fn table(other_unique: bool) -> Table {
-        let column = |name: &str, data_type: &str, generated| Column {
-            name: name.into(),
-            data_type: data_type.into(),
-            charset: (data_type == "varchar").then(|| "utf8mb4".into()),
-            collation: None,
-            generated,
-        };
-        Table {
-            schema: "shop".into(),
-            name: "t".into(),
-            columns: vec![
-                column("id", "int", false),
-                column("v", "varchar", false),
-                column("g", "int", true),
-            ],
-            key: vec![0],
-            other_unique,
-            rows: 0,
-            row_bytes: 0,
-            gone: Vec::new(),
-            odd: None,
-        }
+        let columns = [("id", "int", false), ("v", "varchar", false), ("g", "int", true)];
+        Table { other_unique, ..shop_t(&columns, vec![0]) }
     }
 
     fn row(id: u32, value: Option<&str>, before: bool, other_unique: bool) -> (Row, bool) {

@@ -10,6 +10,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -666,10 +667,19 @@ impl Worker {
         if rows == 0 {
             return Ok(0);
         }
-        let ran = timeout(SCAN_MAX, answers(&mut self.conn, content.remove(rows).sql, 1)).await;
+        Ok(self.matched(SCAN_MAX, content.remove(rows).sql, 1).await?.into_iter().sum())
+    }
+
+    /// As [`answers`], within `wait`.
+    async fn matched(
+        &mut self,
+        wait: Duration,
+        sql: String,
+        count: usize,
+    ) -> std::result::Result<Vec<u64>, Broken> {
+        let ran = timeout(wait, answers(&mut self.conn, sql, count)).await;
         let late = |_| Broken::Failed(unavailable("apply", &self.label, "no answer"));
-        let found = ran.map_err(late)?.map_err(|error| self.broken(error))?;
-        Ok(found.into_iter().sum())
+        ran.map_err(late)?.map_err(|error| self.broken(error))
     }
 
     /// Says what it means that `found` rows were taken away of so many.
@@ -736,9 +746,7 @@ impl Worker {
         let all: Vec<&str> = statements.iter().map(|statement| statement.sql.as_str()).collect();
         let scans = statements.iter().any(|statement| matches!(statement.expected, Expected::Found(_)));
         let wait = if scans { SCAN_MAX } else { ANSWER_MAX };
-        let ran = timeout(wait, answers(&mut self.conn, all.join(";"), statements.len())).await;
-        let late = |_| Broken::Failed(unavailable("apply", &self.label, "no answer"));
-        let matched = ran.map_err(late)?.map_err(|error| self.broken(error))?;
+        let matched = self.matched(wait, all.join(";"), statements.len()).await?;
         for (statement, matched) in statements.iter().zip(matched) {
             match statement.expected {
                 Expected::Fence if matched != 1 => {
