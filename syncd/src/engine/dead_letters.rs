@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use causeway_core::{Change, Site, Space};
+use causeway_core::{Change, Site};
 use tracing::error;
 
 use super::EngineError;
 use super::shared::lock;
 use crate::log::PartitionId;
-use crate::status::{DeadLetter, DeadLetterPage, DeadLetterQuery, KeyText, rfc3339};
+use crate::status::{DeadLetter, DeadLetterPage, DeadLetterQuery, KeyAt, rfc3339};
 
 /// A direction with more than this many refused changes stops: something is wrong that a person has to see.
 const KEPT_MAX: usize = 10_000;
@@ -61,6 +61,7 @@ impl DeadLetters {
         reason: &str,
     ) -> Result<(), EngineError> {
         let now = SystemTime::now();
+        let KeyAt { key, db, table } = KeyAt::of(&change.key);
         let letter = DeadLetter {
             id: 0,
             channel: channel.to_owned(),
@@ -68,12 +69,9 @@ impl DeadLetters {
             to: self.sites[to.index()].clone(),
             seq: change.seq.0,
             op: change.op.as_str().to_owned(),
-            key: KeyText::from(&change.key.name[..]),
-            db: if let Space::Db(db) = change.key.space { Some(db) } else { None },
-            table: match &change.key.space {
-                Space::Table(name) => Some(String::from_utf8_lossy(name).into_owned()),
-                _ => None,
-            },
+            key,
+            db,
+            table,
             reason: reason.to_owned(),
             time: rfc3339(now),
         };

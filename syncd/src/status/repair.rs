@@ -36,6 +36,16 @@ pub struct KeyAt {
 }
 
 impl KeyAt {
+    /// As it is told.
+    pub fn of(key: &Key) -> KeyAt {
+        let (db, table) = match &key.space {
+            Space::Db(db) => (Some(*db), None),
+            Space::Table(table) => (None, Some(String::from_utf8_lossy(table).into_owned())),
+            Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
+        };
+        KeyAt { key: KeyText::from(&key.name[..]), db, table }
+    }
+
     /// `None`: it has no name.
     pub fn key(&self) -> Option<Key> {
         let name = Bytes::from(self.key.bytes().filter(|name| !name.is_empty())?);
