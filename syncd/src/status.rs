@@ -1,19 +1,23 @@
 //! What the daemon tells about itself, and what it can be asked to do: the types of the HTTP interface
 //! (DESIGN.md §10) and [`Control`], which the engine implements and the interface and its tests call.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use causeway_core::Key;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 mod conflict;
 mod dead_letter;
 mod repair;
+mod window;
 
 pub use conflict::{ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Resolution};
 pub use dead_letter::{Acknowledged, DeadLetter, DeadLetterPage, DeadLetterQuery};
 pub use repair::{KeyAt, RepairQuery, Repaired};
+pub use window::{Newest, NewestQuery, WrittenLine};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -379,6 +383,25 @@ pub trait Control: Send + Sync {
     ///
     /// [`ControlError::Refused`] if nothing is carried from that site.
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError>;
+
+    /// What the logs of `channel` name that was written in `window`, milliseconds since 1970: all of it, and perhaps some
+    /// that was written seconds before or after.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`ControlError`]. What is found out later is the last line.
+    async fn written(
+        &self,
+        channel: &str,
+        window: Range<u64>,
+    ) -> Result<mpsc::Receiver<Vec<WrittenLine>>, ControlError>;
+
+    /// Of each of `keys` the site that wrote it last, by what the logs still hold. Reads them through.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`ControlError`].
+    async fn newest(&self, channel: &str, keys: Vec<Key>) -> Result<Newest, ControlError>;
 
     /// Concurrent writes that were decided, newest first. Reads from disk.
     ///
