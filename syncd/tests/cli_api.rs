@@ -115,21 +115,26 @@ async fn what_was_written_in_a_window_comes_line_by_line_with_an_end() {
 }
 
 #[tokio::test]
-async fn the_site_that_wrote_last_is_told_of_each_key() {
+async fn the_site_that_is_right_is_told_of_each_key() {
     let base = format!("http://{}/v1/channels", serve(Arc::default()).await);
     let many = vec![json!({ "key": "k".repeat(50) }); 100_001];
     for (channel, body, code) in [
-        ("tags", json!({ "keys": [{ "key": "a", "db": 3 }, { "key": "b", "table": "s.t" }] }), 200),
-        ("aliases", json!({ "keys": [] }), 404),
-        ("tags", json!({ "keys": [{ "key": "" }] }), 400),
-        ("tags", json!({ "keys": many }), 400),
-        ("tags", json!({}), 400),
+        (
+            "tags",
+            json!({ "by": "newest", "keys": [{ "key": "a", "db": 3 }, { "key": "b", "table": "s.t" }] }),
+            200,
+        ),
+        ("aliases", json!({ "by": "owner", "keys": [] }), 404),
+        ("tags", json!({ "by": "owner", "keys": [{ "key": "" }] }), 400),
+        ("tags", json!({ "by": "owner", "keys": many }), 400),
+        ("tags", json!({ "by": "oldest", "keys": [] }), 400),
+        ("tags", json!({ "keys": [] }), 400),
     ] {
-        let answer = client().post(format!("{base}/{channel}/newest")).json(&body).send().await.unwrap();
+        let answer = client().post(format!("{base}/{channel}/whose")).json(&body).send().await.unwrap();
         let (status, answer) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
         assert_eq!(status, code, "{answer}");
         if code == 200 {
-            assert_eq!(answer, json!({ "newest": [null, "dc"] }));
+            assert_eq!(answer, json!({ "whose": [null, "dc"] }));
         }
     }
 }

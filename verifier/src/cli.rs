@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::window::time;
+
 /// Proves that both sites of a link hold the same.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -58,9 +60,21 @@ pub(crate) struct Common {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  verifier check --config syncd.toml                          everything
+  verifier check --config syncd.toml --channel tags --tenant 7f3a
+  verifier check --config syncd.toml --from 2h                what was written in the last two hours
+  verifier check --config syncd.toml --from 2026-03-01T02:00:00Z --to 2026-03-01T02:30:00Z
+  verifier check --config syncd.toml --html proof.html")]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) common: Common,
+    /// Only what was written since then, as the daemon's logs name it: 2026-03-01T02:00:00Z, or how long ago: 30m, 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) from: Option<u64>,
+    /// The end of that stretch of time, which is no part of it; now, if it is not given
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "from")]
+    pub(crate) to: Option<u64>,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,

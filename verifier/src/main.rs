@@ -22,6 +22,7 @@ mod redis;
 mod repair;
 mod report;
 mod site;
+mod window;
 
 use std::process::ExitCode;
 

@@ -65,6 +65,7 @@ pub(crate) async fn each(common: &Common, list_max: usize, task: &mut impl Task)
         link: config.link,
         sites: config.sites,
         tenant: common.tenant.clone(),
+        window: None,
         took: start.elapsed(),
         list_max,
         channels,

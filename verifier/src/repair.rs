@@ -13,7 +13,7 @@ use crate::compare::{
     Candidates, Difference, Outcome, Progress, Reader, Settings, Traffic, compare, recheck,
 };
 use crate::config::{Channel, Config};
-use crate::daemon;
+use crate::daemon::{self, Asked, ask};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::pair::{Task, each};
@@ -252,44 +252,10 @@ impl Repairing<'_> {
         for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
             pace.take(some.len()).await;
             let keys: Vec<KeyAt> = some.iter().map(|one| KeyAt::of(&one.space, &one.name)).collect();
-            self.ask(config, channel, &json!({ "from": self.arguments.from, "keys": keys })).await?;
+            let body = json!({ "from": self.arguments.from, "keys": keys });
+            let asked = Asked { config, channel: &channel.name, path: "repair", what: "takes the repair of" };
+            ask(asked, |url| self.client.post(url).json(&body)).await?;
         }
         Ok(())
-    }
-
-    /// One of the daemons, the first that takes it.
-    async fn ask(&self, config: &Config, channel: &Channel, body: &Value) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Refusal {
-            error: String,
-        }
-        let mut refusals = Vec::new();
-        for api in &config.apis {
-            let mut url = match reqwest::Url::parse(api) {
-                Ok(url) => url,
-                Err(error) => {
-                    refusals.push(format!("{api}: {error}"));
-                    continue;
-                }
-            };
-            if let Ok(mut path) = url.path_segments_mut() {
-                path.pop_if_empty().extend(["v1", "channels", &channel.name, "repair"]);
-            }
-            match self.client.post(url).json(body).send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
-                Ok(answer) => {
-                    let status = answer.status();
-                    let told =
-                        answer.json::<Refusal>().await.map_or_else(|_| status.to_string(), |told| told.error);
-                    refusals.push(format!("{api}: {told}"));
-                }
-                Err(error) => refusals.push(format!("{api}: {}", error.without_url())),
-            }
-        }
-        Err(Error::Local(format!(
-            "no daemon took the repair of channel {}: {}",
-            channel.name,
-            refusals.join("; ")
-        )))
     }
 }

@@ -6,7 +6,7 @@
 //! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
 //! | `POST /v1/channels/{name}/repair` | [`Repaired`]: what the keys of a [`RepairQuery`] hold at one site goes to the other |
 //! | `GET /v1/channels/{name}/written` | [`WrittenLine`](crate::status::WrittenLine)s, one a line: what the logs name that was written in a window |
-//! | `POST /v1/channels/{name}/newest` | [`Newest`](crate::status::Newest): which site wrote each key of a [`NewestQuery`] last |
+//! | `POST /v1/channels/{name}/whose` | [`Whose`](crate::status::Whose): which site is right about each key of a [`WhoseQuery`] |
 //! | `POST /v1/pause`, `/v1/resume` | the same, of all channels |
 //! | `GET /v1/dead-letters` | a [`DeadLetterPage`](crate::status::DeadLetterPage), newest first |
 //! | `POST /v1/dead-letters/{id}/ack`, `/v1/dead-letters/ack` | [`Acknowledged`]: that one, or all |
@@ -39,8 +39,8 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 
 use crate::status::{
-    Acknowledged, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, KeyAt, NewestQuery,
-    RepairQuery, Repaired, parse_rfc3339,
+    Acknowledged, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, KeyAt, RepairQuery,
+    Repaired, WhoseQuery, parse_rfc3339,
 };
 
 /// The page: one file, without anything from elsewhere.
@@ -70,7 +70,7 @@ pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
         .route("/v1/channels/{name}/snapshot", post(snapshot))
         .route("/v1/channels/{name}/repair", post(repair))
         .route("/v1/channels/{name}/written", get(written))
-        .route("/v1/channels/{name}/newest", post(newest).layer(DefaultBodyLimit::max(NewestQuery::BODY_MAX)))
+        .route("/v1/channels/{name}/whose", post(whose).layer(DefaultBodyLimit::max(WhoseQuery::BODY_MAX)))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "no such path; see /v1/status") })
         .method_not_allowed_fallback(|| async { error(StatusCode::METHOD_NOT_ALLOWED, "not by this method") })
         .with_state(control);
@@ -269,25 +269,25 @@ async fn written(State(control): Shared, Path(name): Path<String>, asked: Asked<
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(text)).into_response()
 }
 
-async fn newest(
+async fn whose(
     State(control): Shared,
     Path(name): Path<String>,
-    asked: Result<Json<NewestQuery>, JsonRejection>,
+    asked: Result<Json<WhoseQuery>, JsonRejection>,
 ) -> Response {
     let query = match asked {
         Ok(Json(query)) => query,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
     };
-    if query.keys.len() > NewestQuery::KEYS_MAX {
+    if query.keys.len() > WhoseQuery::KEYS_MAX {
         let message =
-            format!("{} keys, allowed are {} in one request", query.keys.len(), NewestQuery::KEYS_MAX);
+            format!("{} keys, allowed are {} in one request", query.keys.len(), WhoseQuery::KEYS_MAX);
         return error(StatusCode::BAD_REQUEST, message);
     }
     let Some(keys) = query.keys() else {
         return error(StatusCode::BAD_REQUEST, "a key without a name");
     };
-    match control.newest(&name, keys).await {
-        Ok(newest) => Json(newest).into_response(),
+    match control.whose(&name, query.by, keys).await {
+        Ok(whose) => Json(whose).into_response(),
         Err(error) => error.into_response(),
     }
 }

@@ -28,9 +28,9 @@ use crate::log::{
     self, EmbeddedLog, EmbeddedOptions, Group, KafkaLog, KafkaOptions, Log, Offset, PartitionId,
 };
 use crate::status::{
-    ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
-    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, Newest, Phase, Progress,
-    Resolution, Status, WrittenLine, rfc3339,
+    By, ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
+    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, Phase, Progress,
+    Resolution, Status, Whose, WrittenLine, rfc3339,
 };
 
 /// How long an origin may take to say what keys hold.
@@ -704,25 +704,33 @@ impl Control for Daemon {
         Ok(told)
     }
 
-    async fn newest(&self, channel: &str, keys: Vec<Key>) -> Result<Newest, ControlError> {
+    async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError> {
         let run = self.channel(channel)?;
         if !run.is_here() {
             return Err(self.elsewhere(run));
+        }
+        let named = |site: Option<Site>| site.map(|site| self.sites[site.index()].clone());
+        if by == By::Owner {
+            let Some(owners) = run.config.conflict.owners() else {
+                return Err(ControlError::Refused(format!(
+                    "{channel}: nothing says which site serves a tenant: that needs conflict = \"owner\""
+                )));
+            };
+            let whose = keys.iter().map(|key| named(owners.of(&key.name))).collect();
+            return Ok(Whose { whose });
         }
         let connector = run.connector();
         let mut newest = vec![None; keys.len()];
         for direction in &run.directions {
             let names = Names { log: &*self.log, partition: &direction.partition, connector: &*connector };
-            let last = names
-                .last(&keys)
-                .await
-                .map_err(|error| ControlError::Failed(format!("{channel}: {error}")))?;
+            let last = names.last(&keys).await;
+            let last = last.map_err(|error| ControlError::Failed(format!("{channel}: {error}")))?;
             for (newest, last) in newest.iter_mut().zip(last) {
-                *newest = (*newest).max(last.map(|hlc| (hlc, direction.from.index())));
+                let last = last.map(|hlc| (hlc, direction.from));
+                *newest = (*newest).max(last);
             }
         }
-        let named = |at: Option<(_, usize)>| at.map(|(_, site)| self.sites[site].clone());
-        Ok(Newest { newest: newest.into_iter().map(named).collect() })
+        Ok(Whose { whose: newest.into_iter().map(|at| named(at.map(|(_, site)| site))).collect() })
     }
 
     fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {

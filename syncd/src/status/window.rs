@@ -42,15 +42,27 @@ pub enum WrittenLine {
     },
 }
 
-/// The body of `POST /v1/channels/{name}/newest`.
+/// Which site is right about a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// The one with the newest write that a log still holds.
+    Newest,
+    /// The one that serves its tenant.
+    Owner,
+}
+
+/// The body of `POST /v1/channels/{name}/whose`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NewestQuery {
-    /// At most [`KEYS_MAX`](NewestQuery::KEYS_MAX).
+pub struct WhoseQuery {
+    /// Which site is right.
+    pub by: By,
+    /// At most [`KEYS_MAX`](WhoseQuery::KEYS_MAX).
     pub keys: Vec<KeyAt>,
 }
 
-impl NewestQuery {
+impl WhoseQuery {
     /// Of one request, at the most: the logs are read through for each.
     pub const KEYS_MAX: usize = 100_000;
     /// How large its body may be.
@@ -62,9 +74,9 @@ impl NewestQuery {
     }
 }
 
-/// Who wrote each key last.
+/// Which site is right about each key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Newest {
-    /// By the order of the keys asked for: the site with the newest write that a log holds; `None`: no log names the key.
-    pub newest: Vec<Option<String>>,
+pub struct Whose {
+    /// By the order of the keys asked for; `None`: no log names the key, or nobody serves its tenant.
+    pub whose: Vec<Option<String>>,
 }

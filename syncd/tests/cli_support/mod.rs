@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use causeway_core::{Key, Space};
 use syncd::api;
 use syncd::status::{
-    ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
+    By, ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
     ControlError, DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, KeyText,
-    Lag, Newest, Phase, Progress, Resolution, Status, WrittenLine, rfc3339,
+    Lag, Phase, Progress, Resolution, Status, Whose, WrittenLine, rfc3339,
 };
 use tokio::sync::mpsc;
 
@@ -129,9 +129,9 @@ impl Control for Fake {
         Ok(told)
     }
 
-    async fn newest(&self, channel: &str, keys: Vec<Key>) -> Result<Newest, ControlError> {
-        self.known(format!("newest {keys:?}"), Some(channel))?;
-        Ok(Newest { newest: keys.iter().map(|key| (key.name != "a").then(|| "dc".to_owned())).collect() })
+    async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError> {
+        self.known(format!("whose {by:?} {keys:?}"), Some(channel))?;
+        Ok(Whose { whose: keys.iter().map(|key| (key.name != "a").then(|| "dc".to_owned())).collect() })
     }
 
     /// Ten of them, 1 to 10, in pages of four at the most.

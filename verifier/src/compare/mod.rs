@@ -2,6 +2,7 @@
 //! for each site.
 
 mod judge;
+mod named;
 mod pass;
 mod settle;
 mod stretches;
@@ -17,7 +18,8 @@ use causeway_core::Space;
 
 use crate::error::Result;
 
-pub(crate) use judge::{DifferenceKind, Judge, Verdict, now_ms};
+pub(crate) use judge::{DifferenceKind, Judge, Verdict};
+pub(crate) use named::{Name, Naming, Place, compare_named};
 pub(crate) use pass::{Settings, compare};
 pub(crate) use settle::{Candidates, recheck};
 
@@ -90,6 +92,12 @@ pub(crate) trait Reader: Send + Sync {
         std::future::ready(Ok(vec![Parts::new(); names.len()]))
     }
 
+    /// What it makes of a name that the log gives a key.
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        let _ = (space, name);
+        Place::Key
+    }
+
     /// Whether its keys count among those compared.
     fn counts(&self, space: &Space) -> bool {
         let _ = space;
@@ -155,6 +163,8 @@ pub(crate) enum Rest {
 pub(crate) trait Progress: Send + Sync {
     /// A stretch of work begins: what it is, and how many keys.
     fn begin(&self, what: &str, keys: u64);
+    /// There are so many more keys than was said.
+    fn expect(&self, keys: u64);
     /// So many more were looked through.
     fn advance(&self, keys: u64);
     /// It ended.

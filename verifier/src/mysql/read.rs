@@ -10,7 +10,7 @@ use super::connect::Link;
 use super::row::{Form, literals, name, parts, state};
 use super::sieve::{self, Within};
 use super::table::{Found, Table, Tables, find};
-use crate::compare::{Page, Parts, Reader, State, Stretch, Sum};
+use crate::compare::{Page, Parts, Place, Reader, State, Stretch, Sum};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::{Error, Result};
 
@@ -178,6 +178,23 @@ impl Reader for MysqlReader {
         let rows =
             keyed.map(|(name, table)| (Space::Table(Bytes::from(name.clone())), table.rows[self.site]));
         Ok([(Space::Whole, 0)].into_iter().chain(rows).collect())
+    }
+
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        let Some(table) = self.table(space) else {
+            let is_table = |name: &Bytes| self.all.iter().any(|one| one.as_bytes() == name);
+            return match space {
+                Space::Table(name) if is_table(name) => Place::Space,
+                _ => Place::Outside,
+            };
+        };
+        let mut columns = table.key_columns();
+        let is_named = match (columns.next(), columns.next()) {
+            // A text alone stands in the log as it is stored.
+            (Some(column), None) => column.sites.iter().all(|at| at.is_utf8),
+            _ => !table.key.is_empty() && literals(table, name).is_some(),
+        };
+        if is_named { Place::Key } else { Place::Space }
     }
 
     fn counts(&self, space: &Space) -> bool {

@@ -10,7 +10,7 @@ use super::link::{Lane, Link};
 use super::open::Features;
 use super::reply;
 use super::streams::StreamDraft;
-use crate::compare::{Page, Reader, State};
+use crate::compare::{Page, Place, Reader, State};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::Result;
 use crate::filter::Scope;
@@ -337,6 +337,13 @@ fn server_time(reply: Option<Value>) -> u64 {
 /// Functions live in [`Space::Whole`], one pseudo-key a library; keys in [`Space::Db`].
 impl Reader for RedisReader {
     type Hint = Kind;
+
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        match space {
+            Space::Db(db) if self.scope.carries_db(*db) && self.scope.carries(name) => Place::Key,
+            _ => Place::Outside,
+        }
+    }
 
     async fn spaces(&self) -> Result<Vec<(Space, u64)>> {
         let action = "list databases";
