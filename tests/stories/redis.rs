@@ -1,15 +1,15 @@
 //! Two real Redis servers, writes on both sides, and what can die dying.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use causeway_stories::{Link, Setup, durable, seed, servers, story_seconds};
 use causeway_testkit::data::{fill, load};
 use causeway_testkit::resp::{Reply, cmd};
 use causeway_testkit::servers::{Options, RedisServer};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use syncd::status::{Phase, Status};
+use syncd::status::{Phase, Status, rfc3339};
 
 const DRAIN: Duration = Duration::from_secs(90);
 
@@ -440,6 +440,106 @@ fn what_differs_is_repaired_from_a_named_site() -> Result<()> {
     ensure!(code == 3 && said.contains("nothing is carried from `cloud`"), "{code} {said}");
     let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
     ensure!(code == 0 && said.contains("keys repaired, as they are at dc"), "{code} {said}");
+    link.verify()
+}
+
+/// Keys of a report.
+fn differing(report: &serde_json::Value) -> Vec<&str> {
+    let listed = report["differences"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut keys: Vec<&str> = listed.iter().filter_map(|one| one["key"].as_str()).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// What `syncd backfill` with these words ends with and says, as JSON.
+fn backfill(link: &Link, words: &[&str]) -> Result<(Option<i32>, serde_json::Value)> {
+    let done = link.syncd(&[&["backfill", "--channel", "push", "--json"], words].concat())?;
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let json = serde_json::from_str(said.lines().next().unwrap_or_default());
+    Ok((done.status.code(), json.with_context(|| said.clone())?))
+}
+
+/// A window of time is compared, carried once more and repaired by what the log names, and by nothing else; also one in
+/// which no daemon ran.
+#[test]
+fn a_window_is_closed_by_what_the_log_names() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &one_way)?;
+    let mut dc = link.stores[0].connect()?;
+    let mut cloud = link.stores[1].connect()?;
+    for n in 0..300 {
+        dc.must(&["SET", &format!("old:{n}"), "v"])?;
+    }
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let from = rfc3339(SystemTime::now());
+    for n in 0..200 {
+        dc.must(&["HSET", &format!("new:{n}"), "f", "v"])?;
+    }
+    dc.must(&["MSET", "new:a", "1", "new:b", "2"])?;
+    dc.must(&["DEL", "new:199"])?;
+    link.wait_until_drained(DRAIN)?;
+    let to = rfc3339(SystemTime::now());
+    let window = ["--from", from.as_str(), "--to", to.as_str()];
+    let report = link.report(&window)?;
+    ensure!(report["equal"] == true && report["compared"] == 202, "{report}");
+    // Somebody writes at the target: within the window's keys and beside them.
+    cloud.must(&["DEL", "new:7"])?;
+    cloud.must(&["SET", "new:b", "other"])?;
+    cloud.must(&["HSET", "new:199", "f", "v"])?;
+    cloud.must(&["SET", "old:5", "other"])?;
+    let report = link.report(&window)?;
+    ensure!(differing(&report) == ["new:199", "new:7", "new:b"], "{report}");
+    let (code, done) = backfill(&link, &[&window[..], &["--dry-run"]].concat())?;
+    ensure!(code == Some(0) && done["keys"]["dc"] == 202 && done["asked"] == 0, "{code:?} {done}");
+    let (code, done) = backfill(&link, &window)?;
+    ensure!(code == Some(0) && done["asked"] == 202 && done["equal"] == true, "{code:?} {done}");
+    ensure!(differing(&link.report(&[])?) == ["old:5"], "only the window was carried");
+
+    // A window in which nobody captured: what came is read from the backlog later.
+    link.kill()?;
+    let from = rfc3339(SystemTime::now());
+    dc.must(&["SET", "unseen", "v"])?;
+    std::thread::sleep(Duration::from_millis(1200));
+    let to = rfc3339(SystemTime::now());
+    std::thread::sleep(Duration::from_secs(2));
+    link.start()?;
+    link.wait_until("what was not seen", DRAIN, |_| {
+        link.stores[1]
+            .connect()
+            .and_then(|mut cloud| cloud.must(&["GET", "unseen"]))
+            .is_ok_and(|v| v.text().is_some())
+    })?;
+    cloud.must(&["DEL", "unseen"])?;
+    let report = link.report(&["--from", &from, "--to", &to])?;
+    ensure!(differing(&report).contains(&"unseen"), "{report}");
+
+    // The log tells who wrote last; of what it never named it tells nothing.
+    let (code, said) = link.repair(&["--from", "newest", "--yes"])?;
+    ensure!(code == 1 && said.contains("left, no log names it: db0 old:5"), "{code} {said}");
+    ensure!(differing(&link.report(&[])?) == ["old:5"], "{said}");
+    let (code, said) = link.repair(&["--from", "owner"])?;
+    ensure!(code == 3 && said.contains("conflict = \"owner\""), "{code} {said}");
+    let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0, "{code} {said}");
+    link.verify()?;
+
+    // A command on the whole store names every key.
+    let from = rfc3339(SystemTime::now());
+    dc.must(&["FLUSHALL"])?;
+    link.answer_held("apply")?;
+    link.wait_until_drained(DRAIN)?;
+    cloud.must(&["SET", "left", "over"])?;
+    let report = link.report(&["--from", &from])?;
+    ensure!(differing(&report) == ["left"], "{report}");
+    let (code, done) = backfill(&link, &["--from", &from, "--no-verify"])?;
+    ensure!(code == Some(1) && done["unnamed"][0][0] == "dc", "{code:?} {done}");
+    let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0, "{code} {said}");
     link.verify()
 }
 

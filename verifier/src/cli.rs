@@ -91,13 +91,14 @@ pub(crate) struct Check {
 #[command(after_help = "Examples:
   verifier repair --config syncd.toml --from dc                    what would be done
   verifier repair --config syncd.toml --from dc --yes              do it
-  verifier repair --config syncd.toml --from dc --channel orders --yes
+  verifier repair --config syncd.toml --from newest --channel orders --yes
   verifier repair --config syncd.toml --from dc --report check.json --yes")]
 pub(crate) struct Repair {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// The site that is right: the other one gets what it holds. What the other one wrote meanwhile stays
-    #[arg(long, value_name = "SITE")]
+    /// The site that is right, by its name: the other one gets what it holds. Or `newest`: of each key the site that wrote it
+    /// last, by what the logs still hold; or `owner`: the site that serves the key's tenant. What was written meanwhile stays
+    #[arg(long, value_name = "SITE|newest|owner")]
     pub(crate) from: String,
     /// Look again at what this report of `check --json` lists, and repair of that what still differs; without it everything
     /// is compared first

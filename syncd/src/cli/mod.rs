@@ -4,6 +4,7 @@
 //! 0 done, 1 the answer is "no", 2 bad use or bad configuration, 3 could not reach or failed.
 
 mod args;
+mod backfill;
 mod check;
 mod cleanup;
 mod client;
@@ -112,6 +113,7 @@ async fn dispatch(args: &Args) -> Result<(), Failure> {
             Some(ConflictsCommand::Show { id }) => conflicts::show(&args.common, &config, *id).await,
         },
         Command::Cleanup => cleanup::cleanup(&args.common, &config).await,
-        Command::Tenant(_) | Command::Runbook(_) | Command::Backfill(_) | Command::Doctor(_) => Ok(()),
+        Command::Backfill(window) => backfill::backfill(&args.common, &config, window).await,
+        Command::Tenant(_) | Command::Runbook(_) | Command::Doctor(_) => Ok(()),
     }
 }
