@@ -132,7 +132,7 @@ async fn carry(
                 done.known_until = ends.and_then(|ends| ends.into_iter().min());
                 break;
             }
-            WrittenLine::Error { error } => return Err(Failure::Failed(error)),
+            WrittenLine::Error { error, .. } => return Err(Failure::Failed(error)),
         }
     }
     for (site, keys) in batches {

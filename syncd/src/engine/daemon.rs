@@ -22,7 +22,7 @@ use super::pauses::{Answers, Begun, Pauses, member_name};
 use super::run::{ChannelRun, DirectionRun, Live, RATES_EVERY, STOP_AT_MOST, Shares, partition, smooth};
 use super::shared::{DirectionStats, Trouble, lock};
 use super::shown;
-use super::window::{Named, Names};
+use super::window::{Named, Names, Unknown};
 use crate::config::{Channel, Config, Direction, LogStore};
 use crate::log::{
     self, EmbeddedLog, EmbeddedOptions, Group, KafkaLog, KafkaOptions, Log, Offset, PartitionId,
@@ -527,7 +527,10 @@ async fn written(
                 let time = UNIX_EPOCH + Duration::from_millis(current);
                 end.insert(site.clone(), (current > 0).then(|| rfc3339(time)));
             }
-            Err(error) => return WrittenLine::Error { error: error.to_string() },
+            Err(error) => {
+                let gone = matches!(error, Unknown::Gone { .. } | Unknown::Damaged { .. });
+                return WrittenLine::Error { error: error.to_string(), gone };
+            }
         }
     }
     WrittenLine::End { end }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use causeway_core::time::rfc3339;
 use causeway_core::{Change, Connector, Hlc, Key, Op, Space};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -33,7 +34,7 @@ pub(crate) enum Named {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unknown {
     /// Retention has taken some of it.
-    #[error("the log of {partition} no longer holds it: it begins later")]
+    #[error("the log of {partition} no longer holds it: it begins {}", begins(*since))]
     Gone {
         /// Whose.
         partition: PartitionId,
@@ -215,6 +216,10 @@ impl Names<'_> {
             error => Unknown::Log(error),
         })
     }
+}
+
+fn begins(since: u64) -> String {
+    if since == 0 { "later".to_owned() } else { format!("at {}", rfc3339(since)) }
 }
 
 fn digest(named: &Named) -> u128 {

@@ -39,6 +39,9 @@ pub enum WrittenLine {
     Error {
         /// Why.
         error: String,
+        /// The logs no longer hold it, and never will again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        gone: bool,
     },
 }
 
