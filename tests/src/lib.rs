@@ -180,8 +180,18 @@ impl Seat {
 
     /// Runs `verifier repair` with these words: its exit code, and what it said.
     pub fn repair(&self, words: &[&str]) -> Result<(i32, String)> {
+        self.verifier("repair", words)
+    }
+
+    /// Puts back what a repair has overwritten, by the undo file that it named in what it `said`: as [`Seat::repair`].
+    pub fn undo(&self, said: &str) -> Result<(i32, String)> {
+        let named = said.split_once("is kept in ").and_then(|(_, named)| named.lines().next());
+        self.verifier("undo", &[named.context("no undo file")?, "--yes"])
+    }
+
+    fn verifier(&self, command: &str, words: &[&str]) -> Result<(i32, String)> {
         let done = Command::new(program("verifier")?)
-            .args(["repair", "--config"])
+            .args([command, "--config"])
             .arg(self.config())
             .args(words)
             .output()?;
@@ -564,6 +574,11 @@ impl Link {
     /// As [`Seat::repair`].
     pub fn repair(&self, words: &[&str]) -> Result<(i32, String)> {
         self.seat.repair(words)
+    }
+
+    /// As [`Seat::undo`].
+    pub fn undo(&self, said: &str) -> Result<(i32, String)> {
+        self.seat.undo(said)
     }
 
     /// Starts a writer at each site: operations a second, on keys that only it writes.
