@@ -183,6 +183,12 @@ impl Seat {
         self.verifier("repair", words)
     }
 
+    /// Puts back what a repair has overwritten, by the undo file that it named in what it `said`: as [`Seat::repair`].
+    pub fn undo(&self, said: &str) -> Result<(i32, String)> {
+        let named = said.split_once("is kept in ").and_then(|(_, named)| named.lines().next());
+        self.verifier("undo", &[named.context("no undo file")?, "--yes"])
+    }
+
     /// What `verifier COMMAND` with these words ends with and says.
     pub fn verifier(&self, command: &str, words: &[&str]) -> Result<(i32, String)> {
         let done = Command::new(program("verifier")?)
@@ -576,6 +582,11 @@ impl Link {
     /// What `verifier check` with these words reports, as JSON.
     pub fn report(&self, words: &[&str]) -> Result<serde_json::Value> {
         self.seat.report(words)
+    }
+
+    /// As [`Seat::undo`].
+    pub fn undo(&self, said: &str) -> Result<(i32, String)> {
+        self.seat.undo(said)
     }
 
     /// Starts a writer at each site: operations a second, on keys that only it writes.

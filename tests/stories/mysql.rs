@@ -408,6 +408,35 @@ fn a_window_of_rows_is_closed_by_what_the_log_names() -> Result<()> {
     pair.equal(&["shop.one", "shop.two", "shop.latin", "shop.still"])
 }
 
+/// A repair from the wrong site is taken back: both sites hold then what the other one held before.
+#[test]
+fn a_repair_from_the_wrong_site_is_undone_at_both() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY, v VARCHAR(70), n DOUBLE, stamp TIMESTAMP(3) NULL)",
+    )?;
+    let fill = "INSERT INTO shop.t SELECT seq, 'first', seq / 7, FROM_UNIXTIME(1700000000 + seq) FROM";
+    pair.servers[0].sql(&format!("{fill} {}", numbers(5_000)))?;
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    // In no binlog: what dc has is wrong, and what cloud has is right.
+    pair.servers[0].sql(
+        "SET sql_log_bin = 0; UPDATE shop.t SET v = 'wrong', n = n + 1 WHERE id % 50 = 1; DELETE FROM shop.t WHERE id % 500 = 2; \
+         INSERT INTO shop.t VALUES (9001, 'nobody''s', 0, NULL)",
+    )?;
+    let sum = |site: usize| pair.servers[site].sql("CHECKSUM TABLE shop.t EXTENDED");
+    let (wrong, right) = (sum(0)?, sum(1)?);
+    let (code, said) = pair.seat.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0 && sum(1)? == wrong, "{code} {said}");
+    let (code, undone) = pair.seat.undo(&said)?;
+    ensure!(code == 0, "{code} {undone}");
+    pair.seat.wait_until_drained(DRAIN)?;
+    pair.equal(&["shop.t"])?;
+    ensure!(sum(1)? == right, "another content after the undo: {undone}");
+    println!("{}", undone.lines().next().unwrap_or_default());
+    Ok(())
+}
+
 /// Counts up rows that are wrong and rows that are right, one by one; returns how often.
 async fn count_up(url: String, stop: Arc<AtomicBool>) -> Result<u64> {
     let mut conn = Conn::from_url(&url).await?;

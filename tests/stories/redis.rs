@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 use causeway_stories::{Link, Setup, durable, seed, servers, story_seconds};
 use causeway_testkit::data::{fill, load};
-use causeway_testkit::resp::{Reply, cmd};
+use causeway_testkit::resp::{Connection, Reply, cmd};
 use causeway_testkit::servers::{Options, RedisServer};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -541,6 +541,62 @@ fn a_window_is_closed_by_what_the_log_names() -> Result<()> {
     let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
     ensure!(code == 0, "{code} {said}");
     link.verify()
+}
+
+/// A repair from the wrong site is taken back: what the other one held before goes over to both, but for what somebody wrote
+/// since; and that undo can be taken back as well.
+#[test]
+fn a_repair_from_the_wrong_site_is_undone_at_both() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    // What they hold before stays where it is, and differs.
+    let mut link = Link::new([durable(), durable()], &Setup { snapshot: "none", ..Setup::default() })?;
+    fill(&link.urls()[0], seed(), 3_000)?;
+    fill(&link.urls()[1], seed() + 1, 3_000)?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let mut sites = [link.stores[0].connect()?, link.stores[1].connect()?];
+    let before = [contents(&mut sites[0])?, contents(&mut sites[1])?];
+    ensure!(before[0] != before[1], "nothing differs");
+    let (code, said) = link.repair(&["--from", "dc", "--share-max", "100", "--yes"])?;
+    ensure!(code == 0, "{code} {said}");
+    ensure!(contents(&mut sites[1])? == before[0], "not repaired: {said}");
+    sites[1].must(&["SET", "since", "the repair"])?;
+    let (code, undone) = link.undo(&said)?;
+    ensure!(code == 0, "{code} {undone}");
+    link.wait_until_drained(DRAIN)?;
+    link.verify()?;
+    let mut expected = before[1].clone();
+    sites[0].must(&["DEL", "since"])?;
+    link.wait_until_drained(DRAIN)?;
+    for site in &mut sites {
+        ensure!(contents(site)? == expected, "another content after the undo: {undone}");
+    }
+    let (code, again) = link.undo(&undone)?;
+    ensure!(code == 0, "{code} {again}");
+    link.wait_until_drained(DRAIN)?;
+    link.verify()?;
+    expected.clone_from(&before[0]);
+    ensure!(contents(&mut sites[0])? == expected, "another content after the undo of the undo: {again}");
+    println!("{}", undone.lines().next().unwrap_or_default());
+    Ok(())
+}
+
+/// Each key with its type, the server's own digest of its value, and its expire-at time.
+fn contents(store: &mut Connection) -> Result<Vec<String>> {
+    let keys = store.must(&["KEYS", "*"])?;
+    let mut all = Vec::new();
+    for key in keys.items().iter().filter_map(Reply::text).filter(|key| !key.starts_with("causeway:")) {
+        let mut one = key.clone();
+        for words in [&["TYPE"][..], &["DEBUG", "DIGEST-VALUE"], &["PEXPIRETIME"]] {
+            let told = store.must(&[words, &[key.as_str()]].concat())?;
+            one += &format!(" {told:?}");
+        }
+        all.push(one);
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 /// Promise 8: a copy and a line that stands still for some seconds, under the smallest `limits.memory`.

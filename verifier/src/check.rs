@@ -1,9 +1,10 @@
 use crate::cli::Check;
-use crate::compare::{Outcome, Progress, Reader, Settings, Traffic, compare, compare_named};
+use crate::compare::{Outcome, Progress, Settings, Traffic, compare, compare_named};
 use crate::config::{Channel, Config};
 use crate::error::{Error, Result};
 use crate::html;
 use crate::pair::{Task, each};
+use crate::undo::Undoable;
 use crate::window::{Window, Written};
 
 struct Checking {
@@ -13,7 +14,7 @@ struct Checking {
 }
 
 impl Task for Checking {
-    async fn run<R: Reader>(
+    async fn run<R: Undoable>(
         &mut self,
         (config, channel): (&Config, &Channel),
         sites: [&R; 2],

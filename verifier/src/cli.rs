@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::undo::{Keep, Undo};
 use crate::window::time;
 
 /// Proves that both sites of a link hold the same.
@@ -21,6 +22,8 @@ pub(crate) enum Command {
     Check(Check),
     /// Carry what differs from one site to the other, through the daemon's log; without --yes say what that would be
     Repair(Repair),
+    /// Put back what a repair has overwritten, from its undo file; without --yes say what that would be
+    Undo(Undo),
     /// Not in this release
     #[command(disable_help_flag = true)]
     Watch(Later),
@@ -119,6 +122,8 @@ pub(crate) struct Repair {
     /// At most this many keys a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) keys_per_second: Option<u32>,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
 }
 
 /// Reads `500ms`, `1s`, `2m`, `1h`.

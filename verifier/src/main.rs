@@ -22,6 +22,7 @@ mod redis;
 mod repair;
 mod report;
 mod site;
+mod undo;
 mod window;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Check(arguments) => check::run(&arguments).await,
         Command::Repair(arguments) => repair::run(&arguments).await,
+        Command::Undo(arguments) => undo::run(&arguments).await,
         Command::Watch(_) => later("watch"),
         Command::Report(_) => later("report"),
     };

@@ -3,12 +3,13 @@
 use std::time::Instant;
 
 use crate::cli::Common;
-use crate::compare::{Judge, Outcome, Progress, Reader, Settings, Traffic};
+use crate::compare::{Judge, Outcome, Progress, Settings, Traffic};
 use crate::config::{self, Channel, Config, Store, Wanted};
 use crate::daemon::{self, Daemons};
 use crate::error::Result;
 use crate::progress::Bar;
 use crate::report::{ChannelReport, Report};
+use crate::undo::Undoable;
 use crate::{mysql, redis};
 
 /// How often a key that differs is read again before it is undecided.
@@ -17,7 +18,7 @@ const ROUNDS_MAX: usize = 6;
 /// Something that is done with a channel.
 pub(crate) trait Task {
     /// `sites` are both of them, the link's first one first.
-    async fn run<R: Reader>(
+    async fn run<R: Undoable>(
         &mut self,
         of: (&Config, &Channel),
         sites: [&R; 2],
@@ -73,7 +74,7 @@ pub(crate) async fn each(common: &Common, list_max: usize, task: &mut impl Task)
 }
 
 /// With the parts that differ of what differs at the end.
-async fn narrowed<R: Reader>(
+async fn narrowed<R: Undoable>(
     task: &mut impl Task,
     of: (&Config, &Channel),
     sites: [&R; 2],

@@ -11,15 +11,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::Repair;
-use crate::compare::{
-    Candidates, Difference, Outcome, Progress, Reader, Settings, Traffic, compare, recheck,
-};
+use crate::compare::{Candidates, Difference, Outcome, Progress, Settings, Traffic, compare, recheck};
 use crate::config::{Channel, Config};
 use crate::daemon::{self, Asked, ask};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::pair::{Task, each};
 use crate::report::{KeyAt, grouped, place, printable, word};
+use crate::undo::{Keeper, Undoable, taken_back_by};
 
 /// Keys of one request: the daemon takes no more.
 const KEYS_AT_ONCE: usize = 1000;
@@ -44,8 +43,9 @@ const SHOWN: usize = 20;
 /// [`Error::Local`] if no daemon takes the repair.
 pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
     let listed = arguments.report.as_deref().map(Listed::read).transpose()?;
-    let mut task =
-        Repairing { listed, arguments, client: daemon::client(ANSWER_TIMEOUT)?, plans: BTreeMap::new() };
+    let keeper = Keeper::new(&arguments.keep, format!("repair from {}", arguments.from))?;
+    let client = daemon::client(ANSWER_TIMEOUT)?;
+    let mut task = Repairing { listed, arguments, client, keeper, plans: BTreeMap::new() };
     let report = each(&arguments.common, arguments.keys_max, &mut task).await?;
     let plans = &task.plans;
     let repairable: u64 = plans.values().map(|plan| plan.keys).sum();
@@ -57,6 +57,7 @@ pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
             "from": arguments.from,
             "done": arguments.yes,
             "equal": report.equal(),
+            "undo": task.keeper.path(),
             "channels": channels.collect::<Vec<_>>(),
             "check": serde_json::from_str::<Value>(&report.json()).unwrap_or_default(),
         });
@@ -68,6 +69,9 @@ pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
     }
     if arguments.yes {
         print!("{}", report.text());
+        if let Some(path) = task.keeper.path() {
+            print!("{}", taken_back_by(&arguments.common.config, path));
+        }
     } else if repairable > 0 {
         println!("nothing was changed: say --yes to do it");
     }
@@ -108,6 +112,8 @@ struct Plan {
     keys: u64,
     /// What differs and cannot be: tables themselves, what never came to rest, and keys that nobody is right about.
     left: u64,
+    /// Those of them that are too large to be kept.
+    too_large: u64,
     /// Keys that were the same at both sites afterwards.
     repaired: u64,
     lines: Vec<String>,
@@ -125,6 +131,9 @@ impl Plan {
         let mut out = format!("channel {channel}: {} keys {what}, as they are at {from}", grouped(count));
         if self.left > 0 {
             out += &format!(", {} left", grouped(self.left));
+        }
+        if self.too_large > 0 {
+            out += &format!(", {} too large to be kept: see --undo-value-max", grouped(self.too_large));
         }
         out.push('\n');
         for line in self.lines.iter().take(SHOWN) {
@@ -194,11 +203,12 @@ struct Repairing<'a> {
     listed: Option<Listed>,
     arguments: &'a Repair,
     client: reqwest::Client,
+    keeper: Keeper<'a>,
     plans: BTreeMap<String, Plan>,
 }
 
 impl Task for Repairing<'_> {
-    async fn run<R: Reader>(
+    async fn run<R: Undoable>(
         &mut self,
         (config, channel): (&Config, &Channel),
         sites: [&R; 2],
@@ -244,8 +254,9 @@ impl Task for Repairing<'_> {
             let repaired = of_sites.iter().flatten().map(|one| (one.space.clone(), one.name.clone()));
             let repaired: Vec<_> = repaired.collect();
             for (site, keys) in config.sites.iter().zip(&of_sites) {
-                self.send(config, channel, site, keys).await?;
+                plan.too_large += self.send((config, channel), sites, site, keys).await?;
             }
+            plan.left += plan.too_large;
             let candidates = repaired.iter().cloned().map(|key| (key, None)).collect();
             let left = recheck(sites, candidates, traffic, settings).await?;
             plan.repaired = plan.keys - left.different - left.undecided;
@@ -334,16 +345,32 @@ impl Repairing<'_> {
         Ok(all)
     }
 
-    /// Has the daemon carry what `keys` hold at `from`, a request after the other.
-    async fn send(&self, config: &Config, channel: &Channel, from: &str, keys: &[&Difference]) -> Result<()> {
+    /// Has the daemon carry what `keys` hold at `from`, a request after the other, once it is kept what that overwrites; how
+    /// many were left out because it could not be kept.
+    async fn send<R: Undoable>(
+        &mut self,
+        (config, channel): (&Config, &Channel),
+        sites: [&R; 2],
+        from: &str,
+        keys: &[&Difference],
+    ) -> Result<u64> {
+        let [first, second] = sites;
+        let overwritten = if config.sites[0] == from { (1, second) } else { (0, first) };
         let pace = Pace::new(self.arguments.keys_per_second);
+        let mut left_out = 0;
         for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
             pace.take(some.len()).await;
-            let keys: Vec<KeyAt> = some.iter().map(|one| KeyAt::of(&one.space, &one.name)).collect();
+            let too_large = self.keeper.keep(config, &channel.name, overwritten, some).await?;
+            left_out += too_large.len() as u64;
+            let kept = some.iter().enumerate().filter(|(n, _)| !too_large.contains(n));
+            let keys: Vec<KeyAt> = kept.map(|(_, one)| KeyAt::of(&one.space, &one.name)).collect();
+            if keys.is_empty() {
+                continue;
+            }
             let body = json!({ "from": from, "keys": keys });
             let asked = Asked { config, channel: &channel.name, path: "repair", what: "takes the repair of" };
             ask(asked, |url| self.client.post(url).json(&body)).await?;
         }
-        Ok(())
+        Ok(left_out)
     }
 }

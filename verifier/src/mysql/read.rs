@@ -18,19 +18,21 @@ use crate::error::{Error, Result};
 const PAGE: u64 = 1000;
 
 /// Keys of one SELECT.
-const KEYS_AT_ONCE: usize = 500;
+pub(super) const KEYS_AT_ONCE: usize = 500;
 
 /// One site's server.
 ///
 /// The tables themselves are keys of [`Space::Whole`]: there one differs that the other site lacks, or has with other
 /// columns or another key, and one without a key whose rows differ.
 pub(crate) struct MysqlReader {
-    link: Link,
+    pub(super) link: Link,
     /// 0 for the link's first site.
-    site: usize,
+    pub(super) site: usize,
     tables: Tables,
     /// Those that both sites have.
-    both: Arc<BTreeMap<String, Table>>,
+    pub(super) both: Arc<BTreeMap<String, Table>>,
+    /// Those of this site, as they are here.
+    pub(super) own: BTreeMap<String, Found>,
     /// Those that one has.
     all: Arc<BTreeSet<String>>,
     /// The last keys of pages.
@@ -44,8 +46,9 @@ impl MysqlReader {
         tables: Tables,
         both: Arc<BTreeMap<String, Table>>,
         all: Arc<BTreeSet<String>>,
+        own: BTreeMap<String, Found>,
     ) -> MysqlReader {
-        MysqlReader { link, site, tables, both, all, pages: Mutex::default() }
+        MysqlReader { link, site, tables, both, own, all, pages: Mutex::default() }
     }
 
     /// The table that `space` is.
@@ -54,12 +57,12 @@ impl MysqlReader {
         self.both.get(std::str::from_utf8(name).ok()?)
     }
 
-    fn unknown(&self, space: &Space) -> Error {
+    pub(super) fn unknown(&self, space: &Space) -> Error {
         self.link.site.failed("read rows", format!("{space:?} is no table of both sites"))
     }
 
     /// A row's cells.
-    fn cells(&self, table: &Table, row: Row) -> Result<Vec<Value>> {
+    pub(super) fn cells(&self, table: &Table, row: Row) -> Result<Vec<Value>> {
         let cells = row.unwrap();
         match cells.len() == table.columns.len() {
             true => Ok(cells),

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::filter::Scope;
 
 /// Keys asked for by one SCAN.
-const SCAN_COUNT: usize = 1000;
+pub(super) const SCAN_COUNT: usize = 1000;
 
 /// Bytes of a string that are read at once with many others; a longer one is read on by itself.
 pub(super) const STRING_PAGE: usize = 64 * 1024;
@@ -31,7 +31,7 @@ const ELEMENTS: &[u8] = b"64";
 
 /// What the replies of one pipeline shall take at most, judged by the ones before: SCAN names keys in the
 /// order of their hashes, so what one page weighs, so does the next.
-const PIPELINE_BYTES: usize = 4 << 20;
+pub(super) const PIPELINE_BYTES: usize = 4 << 20;
 
 /// What kind of value a key has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ impl RedisReader {
         RedisReader { link, features, scope, key_bytes: AtomicUsize::new(PIPELINE_BYTES / 64) }
     }
 
-    fn db(space: &Space) -> Option<u32> {
+    pub(super) fn db(space: &Space) -> Option<u32> {
         match space {
             Space::Db(db) => Some(*db),
             _ => None,
@@ -326,7 +326,7 @@ impl RedisReader {
 }
 
 /// The server's clock, in milliseconds since 1970, from a reply to TIME.
-fn server_time(reply: Option<Value>) -> u64 {
+pub(super) fn server_time(reply: Option<Value>) -> u64 {
     let parts = reply.and_then(reply::list).unwrap_or_default();
     match parts.iter().map(reply::number).collect::<Vec<_>>().as_slice() {
         [Some(seconds), Some(micros)] => (seconds * 1000 + micros / 1000).max(0) as u64,
