@@ -1,12 +1,13 @@
 //! Two real Redis servers, writes on both sides, and what can die dying.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use causeway_stories::{Link, Setup, durable, seed, servers, story_seconds};
+use causeway_stories::{Link, Setup, durable, program, seed, servers, story_seconds};
 use causeway_testkit::data::{fill, load};
 use causeway_testkit::resp::{Connection, Reply, cmd};
-use causeway_testkit::servers::{Options, RedisServer};
+use causeway_testkit::servers::{Options, RedisServer, free_port};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status, rfc3339};
@@ -597,6 +598,89 @@ fn contents(store: &mut Connection) -> Result<Vec<String>> {
     }
     all.sort_unstable();
     Ok(all)
+}
+
+/// Under traffic a watch tells what differs, and nothing else, and when it is equal again; and whether everything was equal.
+#[test]
+fn a_watch_tells_what_differs_and_when_it_is_equal_again() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &one_way)?;
+    fill(&link.urls()[0], seed(), 3_000)?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let (mut dc, mut cloud) = (link.stores[0].connect()?, link.stores[1].connect()?);
+    let port = free_port()?;
+    let events = link.dir().join("events");
+    let mut watch = std::process::Command::new(program("verifier")?)
+        .args(["watch", "--json", "--every", "1s", "--whole-every", "4s"])
+        .args(["--listen", &format!("127.0.0.1:{port}"), "--config"])
+        .arg(link.config())
+        .stdout(std::fs::File::create(&events)?)
+        .spawn()?;
+    let told = |event: &str, key: &str| -> Result<usize> {
+        let text = std::fs::read_to_string(&events)?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(lines.filter(|line| line["event"] == event && (key.is_empty() || line["key"] == key)).count())
+    };
+    let wait = |event: &str, key: &str| -> Result<()> {
+        let begin = Instant::now();
+        while told(event, key)? == 0 {
+            ensure!(begin.elapsed() < DRAIN, "{event} {key}: {}", std::fs::read_to_string(&events)?);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    };
+    let open = |count: u32| -> Result<()> {
+        let metrics = causeway_testkit::api::get(&format!("127.0.0.1:{port}"), "/metrics")?;
+        ensure!(
+            metrics.contains(&format!("causeway_verify_open{{channel=\"push\"}} {count}\n")),
+            "{metrics}"
+        );
+        Ok(())
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| -> Result<u32> {
+            let (mut store, mut writes) = (link.stores[0].connect()?, 0);
+            while !stop.load(Ordering::SeqCst) {
+                store.must(&["INCR", &format!("count:{}", writes % 500)])?;
+                store.must(&["HSET", &format!("hash:{}", writes % 7), &format!("f{}", writes % 90), "v"])?;
+                writes += 1;
+            }
+            Ok(writes)
+        });
+        let watched = (|| {
+            wait("proof", "")?;
+            dc.must(&["SET", "watched", "v"])?;
+            std::thread::sleep(Duration::from_secs(1));
+            // No change of this site is carried: what differs stays so.
+            cloud.must(&["SET", "watched", "w"])?;
+            cloud.must(&["SET", "nobody's", "w"])?;
+            wait("content", "watched")?;
+            wait("missing", "nobody's")?;
+            open(2)?;
+            cloud.must(&["SET", "watched", "v"])?;
+            cloud.must(&["DEL", "nobody's"])?;
+            wait("equal again", "watched")?;
+            wait("equal again", "nobody's")?;
+            open(0)
+        })();
+        stop.store(true, Ordering::SeqCst);
+        let writes = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        println!("{writes} writes under the watch");
+        watched
+    })?;
+    let ended = std::process::Command::new("kill").arg(watch.id().to_string()).status()?;
+    ensure!(ended.success() && watch.wait()?.code() == Some(0), "{}", std::fs::read_to_string(&events)?);
+    // Nothing that the traffic wrote was ever taken for different.
+    for kind in ["missing", "extra", "content", "expiry"] {
+        let planted = told(kind, "watched")? + told(kind, "nobody's")?;
+        ensure!(told(kind, "")? == planted, "{kind}: {}", std::fs::read_to_string(&events)?);
+    }
+    Ok(())
 }
 
 /// Promise 8: a copy and a line that stands still for some seconds, under the smallest `limits.memory`.

@@ -4,6 +4,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::undo::{Keep, Undo};
+use crate::watch::Watch;
 use crate::window::time;
 
 /// Proves that both sites of a link hold the same.
@@ -24,9 +25,8 @@ pub(crate) enum Command {
     Repair(Repair),
     /// Put back what a repair has overwritten, from its undo file; without --yes say what that would be
     Undo(Undo),
-    /// Not in this release
-    #[command(disable_help_flag = true)]
-    Watch(Later),
+    /// Compare what was lately written again and again, and everything in the background, until it is told to stop
+    Watch(Watch),
     /// Not in this release
     #[command(disable_help_flag = true)]
     Report(Later),
@@ -127,7 +127,7 @@ pub(crate) struct Repair {
 }
 
 /// Reads `500ms`, `1s`, `2m`, `1h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let millis = match unit {
@@ -135,7 +135,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("allowed is a number with its unit: 500ms, 1s, 2m, 1h".to_owned()),
+        "d" => 86_400_000,
+        _ => return Err("allowed is a number with its unit: 500ms, 1s, 2m, 1h, 1d".to_owned()),
     };
     let number: u32 =
         number.parse().map_err(|_| "allowed is a whole number with its unit: 10s".to_owned())?;

@@ -23,6 +23,7 @@ mod repair;
 mod report;
 mod site;
 mod undo;
+mod watch;
 mod window;
 
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ async fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments).await,
         Command::Repair(arguments) => repair::run(&arguments).await,
         Command::Undo(arguments) => undo::run(&arguments).await,
-        Command::Watch(_) => later("watch"),
+        Command::Watch(arguments) => watch::run(&arguments).await,
         Command::Report(_) => later("report"),
     };
     match result {

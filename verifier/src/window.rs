@@ -90,6 +90,8 @@ enum Line {
     },
     Error {
         error: String,
+        #[serde(default)]
+        gone: bool,
     },
     Whole {
         #[serde(rename = "whole")]
@@ -167,7 +169,10 @@ impl Naming for Written {
                         names.push(Name::Space(space));
                     }
                     Line::End { end } => self.end = Some(end),
-                    Line::Error { error } => return Err(self.failed(error)),
+                    Line::Error { error, gone: true } => {
+                        return Err(Error::Gone(format!("channel {}: {error}", self.channel)));
+                    }
+                    Line::Error { error, .. } => return Err(self.failed(error)),
                 }
             }
             if !names.is_empty() {

@@ -12,6 +12,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::Space;
@@ -81,6 +82,16 @@ pub(crate) trait Reader: Send + Sync {
         names: &[Bytes],
         hints: &[Self::Hint],
     ) -> impl Future<Output = Result<Vec<Option<State>>>> + Send;
+
+    /// How long the store takes to answer that it is there.
+    fn probe(&self) -> impl Future<Output = Result<Duration>> + Send {
+        std::future::ready(Ok(Duration::ZERO))
+    }
+
+    /// Whether what is read waits, for a while each time.
+    fn hold(&self, is_held: bool) {
+        let _ = is_held;
+    }
 
     /// Indices of those of `names` that do not exist here, ascending.
     fn absent(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<usize>>> + Send;

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use causeway_core::settings::percent;
 use mysql_async::prelude::Queryable;
@@ -18,7 +18,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Connections to one server.
-const CONNECTIONS_MAX: usize = 4;
+const CONNECTIONS_MAX: usize = 5;
 
 /// Text in UTF-8, times in UTC, dates as they are stored; and nothing is written.
 const SESSION: &str = "SET NAMES utf8mb4, time_zone = '+00:00', sql_mode = 'ALLOW_INVALID_DATES'";
@@ -35,12 +35,23 @@ pub(super) struct Link {
     pool: Pool,
     /// Of connections that may write.
     writers: Pool,
-    pace: Pace,
+    pub(super) pace: Pace,
     /// Which server it is.
     pub(super) identity: String,
 }
 
 impl Link {
+    /// How long the server takes to answer a ping.
+    pub(super) async fn probe(&self) -> Result<Duration> {
+        let action = "ask whether it is there";
+        let conn = timeout(CONNECT_TIMEOUT, self.pool.get_conn()).await;
+        let mut conn =
+            conn.map_err(|_| self.site.failed(action, "no answer"))?.map_err(|e| self.failed(action, e))?;
+        let begin = Instant::now();
+        self.in_time(conn.ping(), action).await?;
+        Ok(begin.elapsed())
+    }
+
     /// Rows of a statement, as text.
     pub(super) async fn query(&self, sql: &str, action: &str) -> Result<Vec<Row>> {
         let mut conn = self.conn(action).await?;

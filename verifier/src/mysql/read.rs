@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::Space;
@@ -183,11 +184,21 @@ impl Reader for MysqlReader {
         Ok([(Space::Whole, 0)].into_iter().chain(rows).collect())
     }
 
+    async fn probe(&self) -> Result<Duration> {
+        self.link.probe().await
+    }
+
+    fn hold(&self, is_held: bool) {
+        self.link.pace.hold(is_held);
+    }
+
     fn place(&self, space: &Space, name: &[u8]) -> Place {
         let Some(table) = self.table(space) else {
             let is_table = |name: &Bytes| self.all.iter().any(|one| one.as_bytes() == name);
             return match space {
                 Space::Table(name) if is_table(name) => Place::Space,
+                // The log names no table itself: one that differed is compared again.
+                Space::Whole if self.all.iter().any(|one| one.as_bytes() == name) => Place::Key,
                 _ => Place::Outside,
             };
         };

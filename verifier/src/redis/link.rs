@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value};
@@ -104,6 +105,15 @@ impl Link {
             return Err(self.site().failed(action, format!("{} replies to {count} commands", replies.len())));
         }
         Ok(replies)
+    }
+
+    /// How long the server takes to answer a PING.
+    pub(super) async fn probe(&self) -> Result<Duration> {
+        let mut connection = self.connection(0, Lane::Keys).await?;
+        let begin = Instant::now();
+        let answer = redis::cmd("PING").query_async::<Value>(&mut connection).await;
+        answer.map_err(|e| self.site().failed("ask whether it is there", e))?;
+        Ok(begin.elapsed())
     }
 
     /// Sends one command.

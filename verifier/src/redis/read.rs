@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::Space;
@@ -338,8 +339,18 @@ pub(super) fn server_time(reply: Option<Value>) -> u64 {
 impl Reader for RedisReader {
     type Hint = Kind;
 
+    async fn probe(&self) -> Result<Duration> {
+        self.link.probe().await
+    }
+
+    fn hold(&self, is_held: bool) {
+        self.link.pace.hold(is_held);
+    }
+
     fn place(&self, space: &Space, name: &[u8]) -> Place {
         match space {
+            // The log names no function: one that differed is compared again.
+            Space::Whole if !name.is_empty() => Place::Key,
             Space::Db(db) if self.scope.carries_db(*db) && self.scope.carries(name) => Place::Key,
             _ => Place::Outside,
         }
