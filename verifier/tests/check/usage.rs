@@ -6,10 +6,20 @@ use crate::support::{Pair, Server, run, verifier};
 
 #[test]
 fn what_cannot_be_used_exits_2_and_says_what_is_allowed() {
-    for command in ["watch", "report"] {
-        let answer = verifier(&[command, "--config", "x", "--from", "dc"]);
-        assert_eq!(answer.code, 2);
-        assert!(answer.stderr.contains("not in this release"), "{}", answer.stderr);
+    let answer = verifier(&["report", "--config", "x", "--from", "dc"]);
+    assert!(answer.code == 2 && answer.stderr.contains("not in this release"), "{}", answer.stderr);
+    for (arguments, text) in [
+        (&["check", "--config", "x", "--from", "yesterday"][..], "30m, 2h, 7d"),
+        (&["check", "--config", "x", "--to", "2h"], "--from"),
+        (
+            &["check", "--config", "x", "--from", "2026-03-01T02:00:00Z", "--to", "2026-03-01T01:00:00Z"],
+            "before --to",
+        ),
+        (&["watch", "--config", "x", "--every", "soon"], "allowed is a number with its unit"),
+        (&["watch", "--config", "no/such/file.toml"], "no/such/file.toml"),
+    ] {
+        let answer = verifier(arguments);
+        assert!(answer.code == 2 && answer.stderr.contains(text), "{arguments:?}: {}", answer.stderr);
     }
     assert_eq!(verifier(&["check"]).code, 2);
     let answer = verifier(&["check", "--config", "no/such/file.toml"]);
@@ -29,6 +39,40 @@ fn what_cannot_be_used_exits_2_and_says_what_is_allowed() {
     let answer = pair.check_at(&pair.config_at("", "", &same, &twin), &[]);
     assert_eq!(answer.code, 2);
     assert!(answer.stderr.contains("same server"), "{}", answer.stderr);
+}
+
+#[test]
+fn a_window_needs_a_daemon() {
+    let Some(pair) = Pair::start() else { return };
+    let window = ["--from", "1h"];
+    let answer = pair.check_at(&pair.config("", ""), &window);
+    assert!(answer.code == 3 && answer.stderr.contains("set `[api]`"), "{}", answer.stderr);
+    let answer = pair.check_at(&pair.config("[api]\nlisten = \"127.0.0.1:1\"", ""), &window);
+    assert!(
+        answer.code == 3 && answer.stderr.contains("no daemon says what was written"),
+        "{}",
+        answer.stderr
+    );
+}
+
+#[test]
+fn a_watch_goes_on_where_something_cannot_be_reached() {
+    let Some(pair) = Pair::start() else { return };
+    let url = |server: &Server| format!("{{ url = \"redis://127.0.0.1:{}\" }}", server.port);
+    let dc = url(&pair.servers[0]);
+    let path = pair.config_at("", "", &dc, "{ url = \"redis://127.0.0.1:1\" }");
+    let answer = verifier(&["watch", "--config", path.to_str().unwrap(), "--for", "2s", "--every", "1s"]);
+    assert_eq!(answer.code, 1, "nothing was ever compared: {}", answer.stdout);
+    assert!(
+        answer.stdout.contains("error") && answer.stdout.contains("all equal: never"),
+        "{}",
+        answer.stdout
+    );
+    // Without a daemon what was lately written is not known, and everything is compared all the same.
+    let path = pair.config_at("", "", &dc, &url(&pair.servers[1]));
+    let answer = verifier(&["watch", "--config", path.to_str().unwrap(), "--for", "3s", "--every", "1s"]);
+    assert_eq!(answer.code, 0, "{}", answer.stdout);
+    assert!(answer.stdout.contains("proof") && answer.stdout.contains("set `[api]`"), "{}", answer.stdout);
 }
 
 #[test]
