@@ -215,7 +215,7 @@ pub(crate) struct Outcome {
     /// Those that are undecided.
     pub(crate) unsettled: Vec<Difference>,
     /// Hashes of the keys counted as different or undecided, so that none is counted twice.
-    reported: HashSet<u64>,
+    pub(crate) reported: HashSet<u64>,
 }
 
 /// Keys whose parts are looked for, and read at once.
