@@ -134,7 +134,8 @@ impl Plan {
             out += &format!(", {} left", grouped(self.left));
         }
         if self.too_large > 0 {
-            out += &format!(", {} too large to be kept: see --undo-value-max", grouped(self.too_large));
+            out +=
+                &format!(", {} of them too large to be kept: see --undo-value-max", grouped(self.too_large));
         }
         out.push('\n');
         for line in self.lines.iter().take(SHOWN) {
