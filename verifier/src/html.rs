@@ -38,11 +38,11 @@ code{font:13px ui-monospace,monospace}td small{color:var(--soft);display:block}\
 .row{display:grid;grid-template-columns:7.5rem 1fr 5rem;gap:.8rem;align-items:center;margin:.3rem 0}\
 .bar{display:flex;height:1.1rem;border-radius:3px;overflow:hidden;background:var(--card)}\
 .bar i{display:block;min-width:3px}.key{display:inline-block;width:.75rem;height:.75rem;border-radius:2px;\
-margin:0 .35rem 0 1rem}.legend{color:var(--soft);margin:.6rem 0 0 -1rem}\
+margin:0 .35rem 0 1rem}.key:first-child{margin-left:0}.legend{color:var(--soft);margin:.6rem 0 0}\
 .missing{background:var(--missing)}.extra{background:var(--extra)}.content{background:var(--content)}\
 .expiry{background:var(--expiry)}.undecided{background:var(--undecided)}\
 .runs{display:flex;align-items:flex-end;gap:2px;height:7rem;border-bottom:1px solid var(--line)}\
-.runs i{flex:1 1 0;max-width:2rem;border-radius:2px 2px 0 0}.runs .equal{background:var(--good)}\
+.runs i{flex:1 1 0;border-radius:2px 2px 0 0}.runs .equal{background:var(--good)}\
 .runs .unequal{background:var(--content)}.ends{display:flex;justify-content:space-between;margin:.3rem 0 0}";
 
 /// The page of what was found at `time`, milliseconds since 1970; `history`: this run and those before it, the oldest first.
