@@ -1,7 +1,7 @@
 use causeway_core::time::now_ms;
 
 use crate::cli::Check;
-use crate::compare::{Outcome, Progress, Settings, Traffic, compare, compare_named};
+use crate::compare::{Outcome, Progress, Sample, Settings, Traffic, compare, compare_named};
 use crate::config::{Channel, Config};
 use crate::error::Result;
 use crate::pair::{Task, each};
@@ -12,6 +12,7 @@ use crate::window::{Window, Written};
 
 struct Checking {
     window: Option<Window>,
+    sample: Option<Sample>,
     /// Up to when what was written in it is known, of each channel.
     until: Vec<Option<u64>>,
 }
@@ -23,8 +24,9 @@ impl Task for Checking {
         sites: [&R; 2],
         traffic: &impl Traffic,
         progress: &impl Progress,
-        settings: Settings,
+        mut settings: Settings,
     ) -> Result<Outcome> {
+        settings.sample = self.sample;
         let Some(window) = self.window else { return compare(sites, traffic, progress, settings).await };
         let mut written = Written::ask(config, &channel.name, window).await?;
         let outcome = compare_named(sites, &mut written, traffic, progress, settings).await?;
@@ -44,9 +46,12 @@ pub(crate) async fn run(arguments: &Check) -> Result<bool> {
     // A result that cannot be written is told before the work is done.
     arguments.result.as_deref().map(Results::create).transpose()?;
     let began = now_ms();
-    let mut task = Checking { window, until: Vec::new() };
+    let per_million = |percent: f64| (percent * 10_000.0).round() as u32;
+    let sample = arguments.sample.map(|share| Sample { per_million: per_million(share).max(1), seed: began });
+    let mut task = Checking { window, sample, until: Vec::new() };
     let mut report = each(&arguments.common, arguments.list_max, &mut task).await?;
     report.window = window.map(|window| (window, task.until.into_iter().min().flatten()));
+    report.sample = sample;
     tell(&report, began, arguments.json, arguments.html.as_deref(), arguments.result.as_deref())?;
     Ok(report.equal())
 }

@@ -52,6 +52,9 @@ pub(crate) struct Common {
     /// At most this many commands or statements a second to each site
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) ops_per_second: Option<u32>,
+    /// Read at most about this much a second of each site: 50MiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) bytes_per_second: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +76,9 @@ pub(crate) struct Check {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Only this share of the keys, in percent, taken at random; the result says what that proves of all of them
+    #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "from")]
+    pub(crate) sample: Option<f64>,
     /// Also write the result as one self-contained page
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
@@ -146,6 +152,28 @@ pub(crate) struct Repair {
     pub(crate) keep: Keep,
 }
 
+/// Reads a share.
+fn percent(text: &str) -> Result<f64, String> {
+    let share: f64 = text.trim_end_matches('%').parse().unwrap_or(f64::NAN);
+    let wrong = "allowed is a share in percent from 0.0001 to 100";
+    if (0.0001..=100.0).contains(&share) { Ok(share) } else { Err(wrong.to_owned()) }
+}
+
+/// Reads `512MiB`, `1GiB`, `4096`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "allowed is a number of bytes, or with its unit: 64MiB, 1GiB".to_owned();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
 /// Reads `500ms`, `1s`, `2m`, `1h`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -172,6 +200,22 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert!(duration("10").is_err() && duration("s").is_err() && duration("").is_err());
+    }
+
+    #[test]
+    fn a_size_carries_its_unit() {
+        assert_eq!((size("512MiB"), size("7")), (Ok(512 << 20), Ok(7)));
+        for wrong in ["", "MiB", "1MB", "-1", "99999999999GiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_none_of_nothing_or_of_more_than_all() {
+        assert_eq!((percent("0.5"), percent("100%")), (Ok(0.5), Ok(100.0)));
+        for wrong in ["", "0", "-1", "100.1", "NaN", "x"] {
+            assert!(percent(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -6,22 +6,44 @@ use tokio::time::{Instant, timeout};
 /// How long one command waits while reading is held: it makes way, and goes on all the same.
 const HELD: Duration = Duration::from_millis(500);
 
-/// Holds the commands sent to one site under a rate, and makes them wait while it is held; without either it does nothing.
+/// What may be asked of one site.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rates {
+    /// Commands a second; `None`: no limit.
+    pub(crate) ops: Option<u32>,
+    /// Bytes of answers a second, about; `None`: no limit.
+    pub(crate) bytes: Option<u64>,
+}
+
+/// Holds the commands sent to one site under its rates, and makes them wait while it is held; without either it does nothing.
 pub(crate) struct Pace {
     is_held: watch::Sender<bool>,
     per_second: Option<f64>,
+    bytes_per_second: Option<f64>,
     free_at: Mutex<Instant>,
 }
 
 impl Pace {
-    /// `per_second`: commands, `None`: no limit.
-    pub(crate) fn new(per_second: Option<u32>) -> Self {
+    pub(crate) fn new(Rates { ops, bytes }: Rates) -> Self {
         let is_held = watch::Sender::new(false);
         Pace {
             is_held,
-            per_second: per_second.map(|n| f64::from(n.max(1))),
+            per_second: ops.map(|n| f64::from(n.max(1))),
+            bytes_per_second: bytes.map(|n| n.max(1) as f64),
             free_at: Mutex::new(Instant::now()),
         }
+    }
+
+    /// Whether what comes is to be told by [`took`](Pace::took).
+    pub(crate) fn counts_bytes(&self) -> bool {
+        self.bytes_per_second.is_some()
+    }
+
+    /// So much came: what is asked for next waits until that is within the rate.
+    pub(crate) async fn took(&self, bytes: usize) {
+        let Some(rate) = self.bytes_per_second else { return };
+        let mut free_at = self.free_at.lock().await;
+        *free_at = (*free_at).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate);
     }
 
     /// The most commands that one pipeline should hold: what the rate allows in a tenth of a second.
@@ -39,11 +61,14 @@ impl Pace {
         if *self.is_held.borrow() {
             let _ = timeout(HELD, self.is_held.subscribe().wait_for(|held| !held)).await;
         }
-        let Some(rate) = self.per_second else { return };
+        if self.per_second.is_none() && self.bytes_per_second.is_none() {
+            return;
+        }
         let until = {
             let mut free_at = self.free_at.lock().await;
             let start = (*free_at).max(Instant::now());
-            *free_at = start + Duration::from_secs_f64(commands as f64 / rate);
+            let busy = self.per_second.map_or(0.0, |rate| commands as f64 / rate);
+            *free_at = start + Duration::from_secs_f64(busy);
             start
         };
         tokio::time::sleep_until(until).await;
@@ -56,7 +81,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_rate_is_kept() {
-        let pace = Pace::new(Some(10_000));
+        let pace = Pace::new(Rates { ops: Some(10_000), bytes: None });
         let start = Instant::now();
         for _ in 0..5 {
             pace.take(500).await;
@@ -65,8 +90,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_comes_counts_too() {
+        let pace = Pace::new(Rates { ops: None, bytes: Some(1 << 20) });
+        let start = Instant::now();
+        for _ in 0..4 {
+            pace.take(1).await;
+            pace.took(64 << 10).await;
+        }
+        assert!(start.elapsed() >= Duration::from_millis(180), "three waits of 62 ms each");
+    }
+
+    #[tokio::test]
     async fn what_is_held_waits_until_it_is_not_and_goes_on_all_the_same() {
-        let pace = Pace::new(None);
+        let pace = Pace::new(Rates::default());
         pace.hold(true);
         let start = Instant::now();
         let (_, ()) = tokio::join!(pace.take(1), async {

@@ -7,6 +7,7 @@ use crate::compare::{Judge, Outcome, Progress, Settings, Traffic};
 use crate::config::{self, Channel, Config, Store, Wanted};
 use crate::daemon::{self, Daemons};
 use crate::error::Result;
+use crate::pace::Rates;
 use crate::progress::Bar;
 use crate::report::{ChannelReport, Report};
 use crate::undo::Undoable;
@@ -50,6 +51,7 @@ impl<'a> Session<'a> {
             judge: Judge { expiry_tolerance_ms: common.expiry_tolerance.as_millis() as u64 },
             list_max,
             rounds_max: ROUNDS_MAX,
+            sample: None,
         };
         let config = config::load(&common.config, &wanted)?;
         Ok(Session { common, config, client: daemon::client(daemon::API_TIMEOUT)?, settings })
@@ -62,6 +64,7 @@ impl<'a> Session<'a> {
             sites: self.config.sites.clone(),
             tenant: self.common.tenant.clone(),
             window: None,
+            sample: None,
             took,
             list_max: self.settings.list_max,
             channels,
@@ -76,15 +79,16 @@ impl<'a> Session<'a> {
     pub(crate) async fn run(&self, channel: &Channel, task: &mut impl Task) -> Result<Outcome> {
         let Session { common, config, client, settings } = self;
         let traffic = Daemons::new(client, &config.apis, &channel.name, common.settle);
-        let (bar, rate) = (Bar::new(&channel.name), common.ops_per_second);
+        let (bar, rates) =
+            (Bar::new(&channel.name), Rates { ops: common.ops_per_second, bytes: common.bytes_per_second });
         let of = (config, channel);
         match &channel.store {
             Store::Redis(scope) => {
-                let [first, second] = redis::open_pair(channel, scope, &config.sites, rate).await?;
+                let [first, second] = redis::open_pair(channel, scope, &config.sites, rates).await?;
                 narrowed(task, of, [&first, &second], &traffic, &bar, *settings).await
             }
             Store::Mysql(tables) => {
-                let [first, second] = mysql::open_pair(channel, tables, &config.sites, rate).await?;
+                let [first, second] = mysql::open_pair(channel, tables, &config.sites, rates).await?;
                 narrowed(task, of, [&first, &second], &traffic, &bar, *settings).await
             }
         }

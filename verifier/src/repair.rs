@@ -15,7 +15,7 @@ use crate::compare::{Candidates, Difference, Outcome, Progress, Settings, Traffi
 use crate::config::{Channel, Config};
 use crate::daemon::{self, Asked, ask};
 use crate::error::{Error, Result};
-use crate::pace::Pace;
+use crate::pace::{Pace, Rates};
 use crate::pair::{Task, each};
 use crate::report::{KeyAt, grouped, place, printable, word};
 use crate::results::{MAGIC, Results};
@@ -361,7 +361,7 @@ impl Repairing<'_> {
     ) -> Result<u64> {
         let [first, second] = sites;
         let overwritten = if config.sites[0] == from { (1, second) } else { (0, first) };
-        let pace = Pace::new(self.arguments.keys_per_second);
+        let pace = Pace::new(Rates { ops: self.arguments.keys_per_second, bytes: None });
         let mut left_out = 0;
         for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
             pace.take(some.len()).await;

@@ -13,7 +13,7 @@ use causeway_core::time::rfc3339;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Difference, DifferenceKind, Outcome, State};
+use crate::compare::{Difference, DifferenceKind, Outcome, Sample, State, share_at_most};
 use crate::window::Window;
 
 /// Keys named to people; `--json` has more.
@@ -30,6 +30,8 @@ pub(crate) struct Report {
     pub(crate) tenant: Option<String>,
     /// Only what was written in it; and up to when that is known.
     pub(crate) window: Option<(Window, Option<u64>)>,
+    /// Only a part of the keys, taken at random.
+    pub(crate) sample: Option<Sample>,
     pub(crate) took: Duration,
     /// Differences listed at most.
     pub(crate) list_max: usize,
@@ -60,6 +62,9 @@ struct Whole<'a> {
     /// Only what was written in it was compared; left out where everything was.
     #[serde(skip_serializing_if = "Option::is_none")]
     window: Option<WindowAt>,
+    /// Only a part of the keys was compared, taken at random; left out where all were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sample: Option<SampleOf>,
     /// In the order of the configuration.
     channels: Vec<Counts<'a>>,
     /// The first ones of each channel; `--list-max` says how many.
@@ -74,6 +79,17 @@ struct WindowAt {
     to: String,
     /// Up to when it is known what was written; null: that is not known.
     known_until: Option<String>,
+}
+
+/// A part of the keys, taken at random.
+#[derive(Serialize, JsonSchema)]
+struct SampleOf {
+    /// How large a part was asked for, from 0 to 1.
+    share: f64,
+    /// With this confidence...
+    confidence: f64,
+    /// ...no larger part of all keys differs, or is undecided.
+    differ_at_most: f64,
 }
 
 /// What was found in a channel.
@@ -176,6 +192,11 @@ impl Report {
         self.window.is_none_or(|(window, until)| until.is_some_and(|until| until >= window.to))
     }
 
+    /// With a confidence of 95 %, no larger part of all keys is not equal than the sample says.
+    fn differ_at_most(&self) -> f64 {
+        share_at_most(self.sum(|o| o.compared), self.sum(|o| o.different + o.undecided))
+    }
+
     /// The sum of something over the channels.
     pub(crate) fn sum(&self, of: impl Fn(&Outcome) -> u64) -> u64 {
         self.channels.iter().map(|c| of(&c.outcome)).sum()
@@ -209,6 +230,11 @@ impl Report {
                 to: rfc3339(window.to),
                 known_until: until.map(rfc3339),
             }),
+            sample: self.sample.map(|sample| SampleOf {
+                share: f64::from(sample.per_million) / 1e6,
+                confidence: 0.95,
+                differ_at_most: self.differ_at_most(),
+            }),
             channels: channels.collect(),
             differences: self.listed().filter_map(|(c, d)| Some(self.difference(c, d, d.kind?))).collect(),
         };
@@ -237,6 +263,15 @@ impl Report {
                 let until = until.map_or("an unknown time".to_owned(), rfc3339);
                 push(&mut out, &format!("NOT KNOWN beyond {until}: a stream is behind, or does not tell"));
             }
+        }
+        if let Some(sample) = self.sample {
+            let (share, at_most) = (f64::from(sample.per_million) / 1e4, 100.0 * self.differ_at_most());
+            push(
+                &mut out,
+                &format!(
+                    "a sample of {share} % of the keys; of all, with 95 % confidence, at most {at_most:.4} % are not equal"
+                ),
+            );
         }
         let compared = self.sum(|o| o.compared);
         let seconds = self.took.as_secs_f64().max(0.001);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use causeway_core::Space;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
-use crate::compare::{Difference, DifferenceKind, Outcome, State};
+use crate::compare::{Difference, DifferenceKind, Outcome, Sample, State};
 use crate::error::{Error, Result};
 use crate::report::{ChannelReport, Report};
 use crate::window::Window;
@@ -28,7 +28,8 @@ const BUSY_MAX: Duration = Duration::from_secs(10);
 const TABLES: &str = "
 CREATE TABLE run (id INTEGER PRIMARY KEY, began INTEGER NOT NULL, took_ms INTEGER NOT NULL, link TEXT NOT NULL,
   first_site TEXT NOT NULL, second_site TEXT NOT NULL, tenant TEXT, window_from INTEGER, window_to INTEGER,
-  known_until INTEGER, equal INTEGER NOT NULL, list_max INTEGER NOT NULL) STRICT;
+  known_until INTEGER, sample_per_million INTEGER, equal INTEGER NOT NULL,
+  list_max INTEGER NOT NULL) STRICT;
 CREATE TABLE channel (run INTEGER NOT NULL REFERENCES run (id), name TEXT NOT NULL, compared INTEGER NOT NULL,
   roughly INTEGER NOT NULL, different INTEGER NOT NULL, undecided INTEGER NOT NULL, PRIMARY KEY (run, name)) STRICT;
 CREATE TABLE count (run INTEGER NOT NULL, channel TEXT NOT NULL, type TEXT NOT NULL, kind TEXT, keys INTEGER NOT NULL) STRICT;
@@ -171,8 +172,8 @@ fn insert(file: &Transaction<'_>, report: &Report, began: u64) -> rusqlite::Resu
     let [first, second] = &report.sites;
     let window = report.window.map(|(window, _)| window);
     file.execute(
-        "INSERT INTO run (began, took_ms, link, first_site, second_site, tenant, window_from, window_to, known_until, equal, \
-         list_max) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO run (began, took_ms, link, first_site, second_site, tenant, window_from, window_to, known_until, \
+         sample_per_million, equal, list_max) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             began,
             report.took.as_millis() as u64,
@@ -183,6 +184,7 @@ fn insert(file: &Transaction<'_>, report: &Report, began: u64) -> rusqlite::Resu
             window.map(|window| window.from),
             window.map(|window| window.to),
             report.window.and_then(|(_, until)| until),
+            report.sample.map(|sample| sample.per_million),
             report.equal(),
             report.list_max as u64,
         ],
@@ -248,6 +250,9 @@ fn select(file: &Connection, id: Option<i64>) -> rusqlite::Result<Option<(Report
             sites: [row.get("first_site")?, row.get("second_site")?],
             tenant: row.get("tenant")?,
             window: window_of(row)?.zip(Some(row.get("known_until")?)),
+            sample: row
+                .get::<_, Option<u32>>("sample_per_million")?
+                .map(|per_million| Sample { per_million, seed: 0 }),
             took: Duration::from_millis(row.get("took_ms")?),
             list_max: usize::try_from(row.get::<_, u64>("list_max")?).unwrap_or(usize::MAX),
             channels: Vec::new(),
@@ -357,6 +362,7 @@ mod tests {
             sites: ["dc".into(), "cloud".into()],
             tenant: Some("7".into()),
             window: Some((Window { from: 1_000, to: 2_000 }, Some(3_000))),
+            sample: Some(Sample { per_million: 5_000, seed: 3 }),
             took: Duration::from_millis(12),
             list_max: 100,
             channels: vec![ChannelReport { name: "tags".into(), outcome }],

@@ -4,6 +4,7 @@
 mod judge;
 mod named;
 mod pass;
+mod sample;
 mod settle;
 mod stretches;
 
@@ -22,6 +23,7 @@ use crate::error::Result;
 pub(crate) use judge::{DifferenceKind, Judge, Verdict};
 pub(crate) use named::{Name, Naming, Place, compare_named};
 pub(crate) use pass::{Settings, compare};
+pub(crate) use sample::{Sample, share_at_most};
 pub(crate) use settle::{Candidates, recheck};
 
 /// What a site holds under a key.

@@ -7,6 +7,7 @@ use causeway_core::time::now_ms;
 use futures_util::{Stream, StreamExt, stream};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::sample::Sample;
 use super::settle::{Candidates, settle};
 use super::{Judge, Outcome, Page, Progress, Reader, State, Traffic, Verdict};
 use crate::error::Result;
@@ -31,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) list_max: usize,
     /// How often a key that differs is read again before it is undecided; at least 2.
     pub(crate) rounds_max: usize,
+    /// Only these keys; `None`: all.
+    pub(crate) sample: Option<Sample>,
 }
 
 /// Compares everything in the readers' scope: lists the first site's keys and reads each at both sites, then
@@ -86,7 +89,10 @@ impl<'a, R: Reader, T: Traffic> Run<'a, R, T> {
         let mut spaces = [first.spaces().await?, second.spaces().await?];
         spaces.iter_mut().for_each(|spaces| spaces.retain(|(space, _)| wanted(space)));
         progress.begin("comparing", spaces[0].iter().map(|(_, keys)| keys).sum());
-        let is_ordered = |space: &Space| first.is_ordered(space) && second.is_ordered(space);
+        let sample = self.settings.sample;
+        // Of a stretch no part can be taken.
+        let is_ordered =
+            |space: &Space| sample.is_none() && first.is_ordered(space) && second.is_ordered(space);
         // Those of a stretch come once.
         let one_by_one = spaces[0].iter().filter(|(space, _)| !is_ordered(space));
         self.counted.expect(one_by_one.map(|(_, keys)| *keys as usize).sum());
@@ -95,7 +101,7 @@ impl<'a, R: Reader, T: Traffic> Run<'a, R, T> {
                 self.stretches(space, progress).await?;
                 continue;
             }
-            let pages = pages(first, space).map(|page| async move {
+            let pages = pages(first, space, sample).map(|page| async move {
                 let page = page?;
                 let states = read_both(sites, space, &page.names).await?;
                 Ok::<_, crate::error::Error>((page, states))
@@ -113,7 +119,7 @@ impl<'a, R: Reader, T: Traffic> Run<'a, R, T> {
         let others = || spaces[1].iter().filter(|(space, _)| !is_ordered(space));
         progress.begin("looking for extra keys", others().map(|(_, keys)| keys).sum());
         for (space, _) in others() {
-            let pages = pages(second, space).map(|page| async move {
+            let pages = pages(second, space, sample).map(|page| async move {
                 let page = page?;
                 let absent = first.absent(space, &page.names).await?;
                 Ok::<_, crate::error::Error>((page, absent))
@@ -180,10 +186,17 @@ impl<'a, R: Reader, T: Traffic> Run<'a, R, T> {
     }
 }
 
-/// The pages of `space`, each asked for when the one before is there.
-fn pages<'a, R: Reader>(reader: &'a R, space: &'a Space) -> impl Stream<Item = Result<Page>> + Send + 'a {
+/// The pages of `space`, each asked for when the one before is there, with the keys that are in `sample`.
+fn pages<'a, R: Reader>(
+    reader: &'a R,
+    space: &'a Space,
+    sample: Option<Sample>,
+) -> impl Stream<Item = Result<Page>> + Send + 'a {
     stream::unfold(Some(0), move |cursor| async move {
-        let page = reader.page(space, cursor?).await;
+        let mut page = reader.page(space, cursor?).await;
+        if let (Ok(page), Some(sample)) = (&mut page, sample) {
+            page.names.retain(|name| sample.takes(space, name));
+        }
         let next = page.as_ref().ok().and_then(|page| page.next);
         Some((page, next))
     })

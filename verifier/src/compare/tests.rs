@@ -16,7 +16,7 @@ struct Fake {
     reads: AtomicU32,
 }
 
-const SPACE: Space = Space::Whole;
+const SPACE: Space = Space::Db(0);
 
 fn state(digest: u128) -> State {
     State { what: "string", digest, expire_at: None }
@@ -91,7 +91,8 @@ impl Traffic for Brings<'_> {
 }
 
 async fn run(a: &Fake, b: &Fake, rest: Rest, list_max: usize) -> Outcome {
-    let settings = Settings { judge: Judge { expiry_tolerance_ms: 0 }, list_max, rounds_max: 4 };
+    let settings =
+        Settings { judge: Judge { expiry_tolerance_ms: 0 }, list_max, rounds_max: 4, sample: None };
     compare([a, b], &Brings(b, rest), &Still, settings).await.unwrap()
 }
 
@@ -148,7 +149,8 @@ impl Naming for Names {
 }
 
 async fn of_named(a: &Fake, b: &Fake, names: &[&'static str], whole: bool) -> Outcome {
-    let settings = Settings { judge: Judge { expiry_tolerance_ms: 0 }, list_max: 10, rounds_max: 4 };
+    let settings =
+        Settings { judge: Judge { expiry_tolerance_ms: 0 }, list_max: 10, rounds_max: 4, sample: None };
     let key = |name: &&'static str| Name::Key(SPACE, Bytes::from(*name));
     let mut names = Names(names.iter().map(key).chain(whole.then_some(Name::Space(SPACE))).collect());
     compare_named([a, b], &mut names, &Brings(b, Rest::Applied), &Still, settings).await.unwrap()
@@ -178,4 +180,16 @@ async fn where_something_has_no_name_all_is_compared() {
     let b = Fake::with(&[("a", 1), ("b", 9), ("z", 1)]);
     let outcome = of_named(&a, &b, &["b"], true).await;
     assert_eq!((outcome.compared, outcome.different), (4, 2));
+}
+
+#[tokio::test]
+async fn of_a_sample_only_its_keys_are_compared() {
+    let names: Vec<&'static str> = (0..300).map(|n| &*Box::leak(format!("k{n}").into_boxed_str())).collect();
+    let all: Vec<_> = names.iter().map(|name| (*name, 1)).collect();
+    let (a, b) = (Fake::with(&all), Fake::with(&all[100..]));
+    let sample = Some(Sample { per_million: 200_000, seed: 7 });
+    let settings =
+        Settings { judge: Judge { expiry_tolerance_ms: 0 }, list_max: 1000, rounds_max: 4, sample };
+    let outcome = compare([&a, &b], &Brings(&a, Rest::Applied), &Still, settings).await.unwrap();
+    assert!((30..90).contains(&outcome.compared) && (5..40).contains(&outcome.different), "{outcome:?}");
 }

@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::config::Endpoints;
 use crate::error::{Error, Result};
-use crate::pace::Pace;
+use crate::pace::{Pace, Rates};
 use crate::site::Site;
 
 /// How long a server may take to answer a connection.
@@ -55,7 +55,9 @@ impl Link {
     /// Rows of a statement, as text.
     pub(super) async fn query(&self, sql: &str, action: &str) -> Result<Vec<Row>> {
         let mut conn = self.conn(action).await?;
-        self.in_time(conn.query(sql), action).await
+        let rows = self.in_time(conn.query(sql), action).await?;
+        self.took(&rows).await;
+        Ok(rows)
     }
 
     /// Rows of a statement with parameters, each value in its own form.
@@ -66,7 +68,9 @@ impl Link {
         action: &str,
     ) -> Result<Vec<Row>> {
         let mut conn = self.conn(action).await?;
-        self.in_time(conn.exec(sql, params), action).await
+        let rows = self.in_time(conn.exec(sql, params), action).await?;
+        self.took(&rows).await;
+        Ok(rows)
     }
 
     /// Hands on rows one by one as they come, each value in its own form.
@@ -78,10 +82,19 @@ impl Link {
     ) -> Result<()> {
         let mut conn = self.conn(action).await?;
         let mut rows = self.in_time(conn.exec_iter(sql, ()), action).await?;
+        let mut bytes = 0;
         while let Some(row) = self.in_time(rows.next(), action).await? {
+            bytes += if self.pace.counts_bytes() { row_bytes(&row) } else { 0 };
             take(row)?;
         }
+        self.pace.took(bytes).await;
         Ok(())
+    }
+
+    async fn took(&self, rows: &[Row]) {
+        if self.pace.counts_bytes() {
+            self.pace.took(rows.iter().map(row_bytes).sum()).await;
+        }
     }
 
     async fn conn(&self, action: &str) -> Result<Conn> {
@@ -129,15 +142,10 @@ impl Link {
 /// # Errors
 ///
 /// [`Error::Usage`] for an address that is none; [`Error::Store`] otherwise.
-pub(super) async fn connect(
-    channel: &str,
-    name: &str,
-    endpoints: &Endpoints,
-    ops_per_second: Option<u32>,
-) -> Result<Link> {
+pub(super) async fn connect(channel: &str, name: &str, endpoints: &Endpoints, rates: Rates) -> Result<Link> {
     let mut last = None;
     for url in &endpoints.urls {
-        match try_one(channel, name, url, endpoints, ops_per_second).await {
+        match try_one(channel, name, url, endpoints, rates).await {
             Err(error @ Error::Store { .. }) => last = Some(error),
             done => return done,
         }
@@ -145,13 +153,7 @@ pub(super) async fn connect(
     Err(last.unwrap_or_else(|| Error::Usage(format!("{channel}: `{name}` has no address"))))
 }
 
-async fn try_one(
-    channel: &str,
-    name: &str,
-    url: &str,
-    endpoints: &Endpoints,
-    ops_per_second: Option<u32>,
-) -> Result<Link> {
+async fn try_one(channel: &str, name: &str, url: &str, endpoints: &Endpoints, rates: Rates) -> Result<Link> {
     // The text itself may hold a password.
     let usage = || {
         Error::Usage(format!(
@@ -198,7 +200,7 @@ async fn try_one(
         site,
         pool: pool(vec![SESSION, READ_ONLY]),
         writers: pool(vec![WRITES]),
-        pace: Pace::new(ops_per_second),
+        pace: Pace::new(rates),
         identity: String::new(),
     };
     let action = "ask who it is";
@@ -208,6 +210,12 @@ async fn try_one(
     link.identity =
         link.query(&format!("SELECT {uid}"), action).await.map_or_else(|_| String::new(), first_text);
     Ok(link)
+}
+
+/// About what it took on the line.
+fn row_bytes(row: &Row) -> usize {
+    let cells = (0..row.len()).filter_map(|n| row.as_ref(n));
+    cells.map(|cell| if let mysql_async::Value::Bytes(bytes) = cell { bytes.len() + 2 } else { 8 }).sum()
 }
 
 fn first_text(rows: Vec<Row>) -> String {

@@ -6,6 +6,7 @@ use super::read::MysqlReader;
 use super::table::{Tables, common, find};
 use crate::config::Channel;
 use crate::error::{Error, Result};
+use crate::pace::Rates;
 
 /// Connects to both servers of `channel`, and looks at the tables of both.
 ///
@@ -16,9 +17,9 @@ pub(crate) async fn open_pair(
     channel: &Channel,
     tables: &Tables,
     sites: &[String; 2],
-    ops_per_second: Option<u32>,
+    rates: Rates,
 ) -> Result<[MysqlReader; 2]> {
-    let open = |n: usize| connect(&channel.name, &sites[n], &channel.endpoints[n], ops_per_second);
+    let open = |n: usize| connect(&channel.name, &sites[n], &channel.endpoints[n], rates);
     let (first, second) = futures_util::try_join!(open(0), open(1))?;
     if !first.identity.is_empty() && first.identity == second.identity {
         return Err(Error::Usage(format!(

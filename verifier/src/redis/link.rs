@@ -101,6 +101,9 @@ impl Link {
         let mut connection = self.connection(db, lane).await?;
         let replies = connection.send_packed_commands(&commands, 0, count).await;
         let replies = replies.map_err(|e| self.site().failed(action, e))?;
+        if self.pace.counts_bytes() {
+            self.pace.took(replies.iter().map(reply::weight).sum()).await;
+        }
         if replies.len() != count {
             return Err(self.site().failed(action, format!("{} replies to {count} commands", replies.len())));
         }

@@ -6,7 +6,7 @@ use super::read::RedisReader;
 use crate::config::Channel;
 use crate::error::{Error, Result};
 use crate::filter::Scope;
-use crate::pace::Pace;
+use crate::pace::{Pace, Rates};
 
 /// What a server can tell.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,7 +31,7 @@ pub(crate) async fn open_pair(
     channel: &Channel,
     scope: &Scope,
     sites: &[String; 2],
-    ops_per_second: Option<u32>,
+    rates: Rates,
 ) -> Result<[RedisReader; 2]> {
     let (first, second) = futures_util::try_join!(
         connect(&channel.name, &sites[0], &channel.endpoints[0]),
@@ -43,7 +43,7 @@ pub(crate) async fn open_pair(
             channel.name, sites[0], first.site.endpoint, sites[1], second.site.endpoint
         )));
     }
-    let [first, second] = [first, second].map(|server| Link::new(server, Pace::new(ops_per_second)));
+    let [first, second] = [first, second].map(|server| Link::new(server, Pace::new(rates)));
     let (mut a, mut b) = futures_util::try_join!(features(&first), features(&second))?;
     let both = a.expire_time && b.expire_time;
     (a.stream_counters, b.stream_counters) = (both, both);

@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::cli::size;
+
 /// What is kept of what is overwritten.
 #[derive(Debug, Args)]
 pub(crate) struct Keep {
@@ -47,32 +49,4 @@ pub(crate) struct Undo {
     pub(crate) keys_per_second: Option<u32>,
     #[command(flatten)]
     pub(crate) keep: Keep,
-}
-
-/// Reads `512MiB`, `1GiB`, `4096`.
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || "allowed is a number of bytes, or with its unit: 64MiB, 1GiB".to_owned();
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let unit: u64 = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_size_carries_its_unit() {
-        assert_eq!((size("512MiB"), size("7")), (Ok(512 << 20), Ok(7)));
-        for wrong in ["", "MiB", "1MB", "-1", "99999999999GiB"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
 }

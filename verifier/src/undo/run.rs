@@ -20,7 +20,7 @@ use crate::compare::{
 };
 use crate::config::{self, Channel, Config, Wanted};
 use crate::error::{Error, Result};
-use crate::pace::Pace;
+use crate::pace::{Pace, Rates};
 use crate::pair::{Task, each};
 use crate::report::{KeyAt, grouped, place, printable};
 
@@ -68,6 +68,7 @@ pub(crate) async fn run(arguments: &Undo) -> Result<bool> {
             expiry_tolerance: Duration::from_secs(1),
             settle: SETTLE,
             ops_per_second: None,
+            bytes_per_second: None,
         };
         equal &= each(&common, LIST_MAX, &mut task).await?.equal();
     }
@@ -246,7 +247,7 @@ impl Task for Undoing<'_> {
             config,
             channel,
             sites,
-            pace: Pace::new(self.arguments.keys_per_second),
+            pace: Pace::new(Rates { ops: self.arguments.keys_per_second, bytes: None }),
             tally: Tally::default(),
             done: Candidates::new(),
             blocked: HashMap::new(),

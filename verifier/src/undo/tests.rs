@@ -45,7 +45,8 @@ async fn a_write_between_the_comparison_and_the_write_stays_in_redis() {
     let servers = [0, 1].map(|_| RedisServer::start(Options::default()).unwrap());
     let channel = channel([servers[0].url(), servers[1].url()], Store::Redis(Scope::default()));
     let sites = ["dc".to_owned(), "cloud".to_owned()];
-    let [_, site] = redis::open_pair(&channel, &Scope::default(), &sites, None).await.unwrap();
+    let [_, site] =
+        redis::open_pair(&channel, &Scope::default(), &sites, crate::pace::Rates::default()).await.unwrap();
     let other = Mutex::new(servers[1].connect().unwrap());
     let say = |words: &[&str]| {
         let mut other = other.lock().unwrap();
@@ -85,7 +86,7 @@ async fn a_write_between_the_comparison_and_the_write_stays_in_mysql() {
     let tables = Tables { include: vec![Pattern::new("shop.*")], exclude: Vec::new() };
     let channel = channel([dc.url(), cloud.url()], Store::Mysql(tables.clone()));
     let sites = ["dc".to_owned(), "cloud".to_owned()];
-    let [_, site] = mysql::open_pair(&channel, &tables, &sites, None).await.unwrap();
+    let [_, site] = mysql::open_pair(&channel, &tables, &sites, crate::pace::Rates::default()).await.unwrap();
     let (space, name) = (Space::Table("shop.t".into()), Bytes::from("1"));
     cloud.sql("INSERT INTO shop.t VALUES (1, 'old')").unwrap();
     let old = kept(&site, &space, &name).await;

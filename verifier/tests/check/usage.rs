@@ -91,6 +91,27 @@ fn what_checks_found_is_kept_and_shown_again() {
 }
 
 #[test]
+fn a_sample_says_what_it_proves_and_a_rate_is_kept() {
+    let Some(mut pair) = Pair::start() else { return };
+    pair.both("MSET {0..4000:some-value-of-a-length}");
+    let report = pair.check(&["--sample", "25"]).json();
+    let compared = report["compared"].as_u64().unwrap();
+    assert!((700..1300).contains(&compared) && report["equal"] == true, "{report}");
+    let at_most = report["sample"]["differ_at_most"].as_f64().unwrap();
+    assert!((at_most - 2.9957 / compared as f64).abs() < 1e-5 && report["sample"]["share"] == 0.25, "{report}");
+    run(&mut pair.sites[1], "MSET {0..2000:other}");
+    let answer = pair.check(&["--sample", "25"]);
+    assert!(answer.code == 1, "{}", answer.stdout);
+    for wrong in ["0", "101", "x"] {
+        assert_eq!(pair.check(&["--sample", wrong]).code, 2);
+    }
+    // Some 250 kB are read of each site.
+    let begin = std::time::Instant::now();
+    assert_eq!(pair.check(&["--bytes-per-second", "100KiB", "--settle", "1s"]).code, 1);
+    assert!(begin.elapsed().as_secs_f64() > 2.0, "{:?}", begin.elapsed());
+}
+
+#[test]
 fn a_window_needs_a_daemon() {
     let Some(pair) = Pair::start() else { return };
     let window = ["--from", "1h"];
