@@ -14,6 +14,7 @@ mod logging;
 mod output;
 mod progress;
 mod run;
+mod runbook;
 mod table;
 
 use std::ffi::OsString;
@@ -112,6 +113,7 @@ async fn dispatch(args: &Args) -> Result<(), Failure> {
             Some(ConflictsCommand::Show { id }) => conflicts::show(&args.common, &config, *id).await,
         },
         Command::Cleanup => cleanup::cleanup(&args.common, &config).await,
-        Command::Tenant(_) | Command::Runbook(_) | Command::Backfill(_) | Command::Doctor(_) => Ok(()),
+        Command::Runbook(asked) => runbook::runbook(&args.common, &config, &asked.asked).await,
+        Command::Tenant(_) | Command::Backfill(_) | Command::Doctor(_) => Ok(()),
     }
 }
