@@ -235,7 +235,10 @@ fn the_examples_are_taken_and_say_what_they_do() {
         let args = ["runbook", "check", path.to_str().unwrap(), "--config", config.to_str().unwrap()];
         let (code, out, err) = run(folder.path(), &args);
         assert_eq!((code, err.as_str()), (0, ""));
-        assert!(out.contains("if it fails") && out.lines().all(|line| line.chars().count() <= 100), "{out}");
+        assert!(
+            out.contains("if the answer is no") && out.lines().all(|line| line.chars().count() <= 100),
+            "{out}"
+        );
         seen += 1;
     }
     assert_eq!(seen, 3);

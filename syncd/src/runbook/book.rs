@@ -42,11 +42,11 @@ pub struct Step {
     pub kind: Kind,
     /// It is done only if that earlier step failed, else skipped.
     pub when_failed: Option<usize>,
-    /// What follows if it fails.
+    /// What follows if its answer is no.
     pub on_failure: OnFailure,
 }
 
-/// What follows if a step fails.
+/// What follows if a step's answer is no. Where it could not be done, the run stops in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
     /// The run stops there; `resume` tries the step again.

@@ -198,6 +198,8 @@ impl<'a> Runner<'a> {
         };
         let jumps = self.state.steps.get(index).map_or(0, |step| step.jumps);
         let then = match step.on_failure {
+            // What could not be done is no answer: to go on would be to go on in the dark.
+            _ if code != 1 => "stop".to_owned(),
             OnFailure::Stop => "stop".to_owned(),
             OnFailure::Continue => "continue".to_owned(),
             OnFailure::GoTo { step, attempts } => match self.book.steps.get(step) {

@@ -551,6 +551,14 @@ async fn failures_lead_where_they_should_and_loops_end() {
     *world.programs.lock().unwrap() = [(0, 0)].into();
     let (ended, state) = stage.resume(&world, false).await;
     assert_eq!((ended, state.steps[1].attempt), (Ended::Done, 6));
+
+    // What could not be done is no "no": nobody may be asked to approve a repair of what was never compared.
+    let stage = Stage::new(
+        "- verify: { on_failure: continue }\n- approve: { ask: May it?, when: verify failed }\n- verify: { name: proof }",
+    );
+    let (ended, state) = stage.run(&Fake::new().with_programs(&[(3, 0)])).await;
+    assert_eq!(ended, Ended::Failed { step: "verify".into(), code: 3 });
+    assert_eq!(state.steps[1].word, StepWord::Pending);
 }
 
 #[tokio::test(start_paused = true)]

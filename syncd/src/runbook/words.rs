@@ -23,7 +23,7 @@ pub struct PlannedStep {
     /// When it is skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub only: Option<String>,
-    /// What follows if it fails.
+    /// What follows if its answer is no.
     pub on_failure: String,
 }
 

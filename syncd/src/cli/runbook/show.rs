@@ -24,13 +24,14 @@ pub(super) fn plan(book: &Runbook, steps: &[PlannedStep], colour: bool) -> Strin
         let about = param.about.as_ref().map(|about| format!(": {about}")).unwrap_or_default();
         lines.extend(wrap(&format!("${}{about}; {given}", param.name), WIDTH));
     }
+    lines.push("A step that cannot be done at all stops the run; resume tries it again.".to_owned());
     for (number, step) in steps.iter().enumerate() {
         let kind = if step.kind == step.name { String::new() } else { format!(" ({})", step.kind) };
         lines.push(String::new());
         lines.push(paint(&format!("{}. {}{kind}", number + 1, step.name), Tone::Good, colour));
         let only = step.only.as_ref().map(|only| format!("{only}: ")).unwrap_or_default();
         let bounds = format!("bounds: {}", step.bounds);
-        let failure = format!("if it fails: {}", step.on_failure);
+        let failure = format!("if the answer is no: {}", step.on_failure);
         for (text, tone) in
             [(format!("{only}{}", step.does), Tone::Plain), (bounds, Tone::Faint), (failure, Tone::Faint)]
         {
@@ -287,7 +288,7 @@ mod tests {
         let text = plan(&book, &steps, false);
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         assert!(
-            text.contains("if it fails: the run goes on") && text.contains("bounds: exactly 1 min"),
+            text.contains("if the answer is no: the run goes on") && text.contains("bounds: exactly 1 min"),
             "{text}"
         );
     }
