@@ -19,7 +19,10 @@ use crate::runbook::world::Refusal;
 use crate::status::{ChannelStatus, DirectionStatus, Phase, Status};
 
 /// How long a snapshot of nothing, which moves no seq, is waited for.
-const EMPTY_WAIT: Duration = Duration::from_secs(5);
+const EMPTY_WAIT: Duration = Duration::from_secs(10);
+
+/// How the daemon says that one is under way.
+const RUNNING: &str = "a snapshot is running";
 
 pub(super) async fn run(
     runner: &mut Runner<'_>,
@@ -107,7 +110,9 @@ async fn one(
     });
     let in_hand = asked_here.get(name);
     let of_nothing = in_hand.is_some_and(|at| at.elapsed() >= EMPTY_WAIT)
-        && copied.iter().all(|direction| direction.snapshot.total == Some(0));
+        && copied.iter().all(|direction| direction.snapshot.total == Some(0))
+        // As long as something is outstanding, the daemon may not have begun.
+        && copied.iter().all(|direction| direction.lag.changes == Some(0));
     if joined || moved {
         return Ok(if rests { Stands::There } else { Stands::Waits(how_far(name, &copied)) });
     }
@@ -136,10 +141,12 @@ async fn one(
     }
     let joined = match runner.world.snapshot(name).await {
         Ok(()) => false,
-        Err(Refusal::No(_)) if !rests => true,
-        // It began since the status was asked for; the next one tells.
-        Err(Refusal::No(why)) if why.ends_with("a snapshot is running") => {
-            return Ok(Stands::Waits(format!("{name}: a snapshot is running")));
+        Err(Refusal::No(why)) if why.ends_with(RUNNING) => {
+            // It began since the status was asked for, or is of one of two directions: then it is asked for later.
+            if copied.iter().any(|direction| direction.phase == Phase::Streaming) {
+                return Ok(Stands::Waits(why));
+            }
+            true
         }
         Err(Refusal::No(why)) => return Ok(Stands::Over(Outcome::no(why))),
         Err(Refusal::Failed(why)) => return Ok(Stands::Waits(why)),
