@@ -1,19 +1,23 @@
 //! What the daemon tells about itself, and what it can be asked to do: the types of the HTTP interface
 //! (DESIGN.md §10) and [`Control`], which the engine implements and the interface and its tests call.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use causeway_core::Key;
+use causeway_core::{Key, time};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 mod conflict;
 mod dead_letter;
 mod repair;
+mod window;
 
 pub use conflict::{ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Resolution};
 pub use dead_letter::{Acknowledged, DeadLetter, DeadLetterPage, DeadLetterQuery};
 pub use repair::{KeyAt, RepairQuery, Repaired};
+pub use window::{By, Whose, WhoseQuery, WrittenLine};
 
 /// The answer of `GET /v1/status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -264,42 +268,12 @@ fn base64(bytes: &[u8]) -> String {
 
 /// `time` as RFC 3339 in UTC with milliseconds; times before 1970 count as 1970.
 pub fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days to a civil date, counting years from 1 March so that the leap day comes last.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+    time::rfc3339(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
 }
 
 /// The time that an RFC 3339 text with its offset names; `None` if it is none, or before 1970.
 pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
-    use toml::value::{Datetime, Offset};
-    let Datetime { date: Some(date), time: Some(time), offset: Some(offset) } = text.parse().ok()? else {
-        return None;
-    };
-    let minutes_east = match offset {
-        Offset::Z => 0,
-        Offset::Custom { minutes } => i64::from(minutes),
-    };
-    // The way back of `rfc3339`.
-    let year = i64::from(date.year) - i64::from(date.month <= 2);
-    let month_from_march = (i64::from(date.month) + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + i64::from(date.day) - 1;
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = era * 146_097 + day_of_era - 719_468;
-    let minutes = days * 1_440 + i64::from(time.hour) * 60 + i64::from(time.minute) - minutes_east;
-    let seconds = minutes * 60 + i64::from(time.second.unwrap_or(0));
-    let since = Duration::new(u64::try_from(seconds).ok()?, time.nanosecond.unwrap_or(0));
-    UNIX_EPOCH.checked_add(since)
+    UNIX_EPOCH.checked_add(Duration::from_millis(time::parse_rfc3339(text)?))
 }
 
 /// What becomes of a held whole-store change.
@@ -384,6 +358,25 @@ pub trait Control: Send + Sync {
     /// [`ControlError::Refused`] if nothing is carried from that site.
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError>;
 
+    /// What the logs of `channel` name that was written in `window`, milliseconds since 1970: all of it, and perhaps some
+    /// that was written seconds before or after.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`ControlError`]. What is found out later is the last line.
+    async fn written(
+        &self,
+        channel: &str,
+        window: Range<u64>,
+    ) -> Result<mpsc::Receiver<Vec<WrittenLine>>, ControlError>;
+
+    /// Of each of `keys` the site that is right. By [`By::Newest`] the logs are read through.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`ControlError`]; [`ControlError::Refused`] if nothing says which tenants there are.
+    async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError>;
+
     /// Concurrent writes that were decided, newest first. Reads from disk.
     ///
     /// # Errors
@@ -421,33 +414,6 @@ mod tests {
             assert_eq!(serde_json::to_string(&KeyText::from(key)).unwrap(), json);
             assert_eq!(serde_json::from_str::<KeyText>(json).unwrap(), KeyText::from(key));
             assert_eq!(KeyText::from(key).bytes().as_deref(), Some(key));
-        }
-    }
-
-    #[test]
-    fn times_are_rfc_3339() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.250Z"),
-            (951_782_400, "2000-02-29T00:00:00.250Z"),
-            (1_772_330_400, "2026-03-01T02:00:00.250Z"),
-            (4_102_444_799, "2099-12-31T23:59:59.250Z"),
-        ] {
-            let time = UNIX_EPOCH + Duration::new(seconds, 250_000_000);
-            assert_eq!(rfc3339(time), text);
-            assert_eq!(parse_rfc3339(text), Some(time), "{text}");
-        }
-        let at = |seconds| Some(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(parse_rfc3339("2026-03-01T04:00:00+02:00"), at(1_772_330_400));
-        assert_eq!(parse_rfc3339("2026-02-28 20:30:00-05:30"), at(1_772_330_400));
-        for text in [
-            "",
-            "yesterday",
-            "2026-03-01",
-            "2026-03-01T02:00:00",
-            "2026-02-30T02:00:00Z",
-            "1969-12-31T23:59:59Z",
-        ] {
-            assert_eq!(parse_rfc3339(text), None, "{text}");
         }
     }
 

@@ -78,6 +78,68 @@ async fn keys_to_repair_reach_the_engine_with_their_places() {
 }
 
 #[tokio::test]
+async fn what_was_written_in_a_window_comes_line_by_line_with_an_end() {
+    let fake = Arc::new(Fake::default());
+    let base = format!("http://{}/v1/channels", serve(fake.clone()).await);
+    let get = async |path: &str| {
+        let answer = client().get(format!("{base}/{path}")).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let window = "from=2026-03-01T02:00:00Z&to=2026-03-01T03:00:00Z";
+    let (code, text) = get(&format!("tags/written?{window}")).await;
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(code, 200);
+    assert_eq!(
+        lines,
+        [
+            json!({ "site": "dc", "key": "a", "db": 0 }),
+            json!({ "site": "dc", "key": { "base64": "/w==" }, "db": 0 }),
+            json!({ "site": "cloud", "key": "a", "db": 0 }),
+            json!({ "site": "cloud", "whole": true }),
+            json!({ "end": { "dc": "2026-03-01T03:00:00.000Z", "cloud": "2026-03-01T03:00:00.000Z" } }),
+        ]
+    );
+    assert_eq!(*fake.asked.lock().unwrap(), ["written 1772330400000..1772334000000 tags"]);
+    for (path, code) in [
+        (format!("aliases/written?{window}"), 404),
+        ("tags/written".to_owned(), 400),
+        ("tags/written?from=yesterday".to_owned(), 400),
+        ("tags/written?from=2026-03-01T03:00:00Z&to=2026-03-01T02:00:00Z".to_owned(), 400),
+        ("tags/written?from=2126-03-01T03:00:00Z".to_owned(), 400),
+        (format!("tags/written?{window}&site=dc"), 400),
+    ] {
+        let (answered, text) = get(&path).await;
+        assert_eq!(answered, code, "{path}: {text}");
+        assert!(serde_json::from_str::<Value>(&text).unwrap()["error"].is_string(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_site_that_is_right_is_told_of_each_key() {
+    let base = format!("http://{}/v1/channels", serve(Arc::default()).await);
+    let many = vec![json!({ "key": "k".repeat(50) }); 100_001];
+    for (channel, body, code) in [
+        (
+            "tags",
+            json!({ "by": "newest", "keys": [{ "key": "a", "db": 3 }, { "key": "b", "table": "s.t" }] }),
+            200,
+        ),
+        ("aliases", json!({ "by": "owner", "keys": [] }), 404),
+        ("tags", json!({ "by": "owner", "keys": [{ "key": "" }] }), 400),
+        ("tags", json!({ "by": "owner", "keys": many }), 400),
+        ("tags", json!({ "by": "oldest", "keys": [] }), 400),
+        ("tags", json!({ "keys": [] }), 400),
+    ] {
+        let answer = client().post(format!("{base}/{channel}/whose")).json(&body).send().await.unwrap();
+        let (status, answer) = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+        assert_eq!(status, code, "{answer}");
+        if code == 200 {
+            assert_eq!(answer, json!({ "whose": [null, "dc"] }));
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_asked_reaches_the_engine_and_its_no_comes_back_as_json() {
     let fake = Arc::new(Fake::default());
     let base = format!("http://{}", serve(fake.clone()).await);

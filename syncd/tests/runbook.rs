@@ -4,6 +4,7 @@
 
 mod cli_support;
 
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,10 +20,11 @@ use serde_json::Value;
 use syncd::config::Config;
 use syncd::runbook::Runbook;
 use syncd::status::{
-    ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError, DeadLetterPage, DeadLetterQuery,
-    HeldAnswer, Lag, Phase, Progress, Status,
+    By, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError, DeadLetterPage, DeadLetterQuery,
+    HeldAnswer, Lag, Phase, Progress, Status, Whose, WrittenLine,
 };
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 /// One channel `tags`, whose snapshots take a while.
 #[derive(Default)]
@@ -82,6 +84,18 @@ impl Control for Daemon {
 
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
         self.inner.repair(channel, from, keys).await
+    }
+
+    async fn written(
+        &self,
+        channel: &str,
+        window: Range<u64>,
+    ) -> Result<mpsc::Receiver<Vec<WrittenLine>>, ControlError> {
+        self.inner.written(channel, window).await
+    }
+
+    async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError> {
+        self.inner.whose(channel, by, keys).await
     }
 
     fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {

@@ -180,8 +180,19 @@ impl Seat {
 
     /// Runs `verifier repair` with these words: its exit code, and what it said.
     pub fn repair(&self, words: &[&str]) -> Result<(i32, String)> {
+        self.verifier("repair", words)
+    }
+
+    /// Puts back what a repair has overwritten, by the undo file that it named in what it `said`: as [`Seat::repair`].
+    pub fn undo(&self, said: &str) -> Result<(i32, String)> {
+        let named = said.split_once("is kept in ").and_then(|(_, named)| named.lines().next());
+        self.verifier("undo", &[named.context("no undo file")?, "--yes"])
+    }
+
+    /// What `verifier COMMAND` with these words ends with and says.
+    pub fn verifier(&self, command: &str, words: &[&str]) -> Result<(i32, String)> {
         let done = Command::new(program("verifier")?)
-            .args(["repair", "--config"])
+            .args([command, "--config"])
             .arg(self.config())
             .args(words)
             .output()?;
@@ -189,14 +200,16 @@ impl Seat {
         Ok((done.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
     }
 
+    /// What `verifier check` with these words reports, as JSON.
+    pub fn report(&self, words: &[&str]) -> Result<serde_json::Value> {
+        let (_, said) = self.verifier("check", &[&["--json"], words].concat())?;
+        let json = said.lines().next().unwrap_or_default();
+        serde_json::from_str(json).with_context(|| said.clone())
+    }
+
     /// What `verifier check` finds.
     pub fn check(&self) -> Result<Checked> {
-        let checked = Command::new(program("verifier")?)
-            .args(["check", "--json", "--config"])
-            .arg(self.config())
-            .output()?;
-        let report: serde_json::Value = serde_json::from_slice(&checked.stdout)
-            .with_context(|| String::from_utf8_lossy(&checked.stderr).into_owned())?;
+        let report = self.report(&[])?;
         let listed = report["differences"].as_array().context("no list")?;
         let number = |one: &serde_json::Value| one["key"].as_str()?.parse().ok();
         let mut different: Vec<u64> = listed.iter().filter_map(number).collect();
@@ -564,6 +577,16 @@ impl Link {
     /// As [`Seat::repair`].
     pub fn repair(&self, words: &[&str]) -> Result<(i32, String)> {
         self.seat.repair(words)
+    }
+
+    /// What `verifier check` with these words reports, as JSON.
+    pub fn report(&self, words: &[&str]) -> Result<serde_json::Value> {
+        self.seat.report(words)
+    }
+
+    /// As [`Seat::undo`].
+    pub fn undo(&self, said: &str) -> Result<(i32, String)> {
+        self.seat.undo(said)
     }
 
     /// Starts a writer at each site: operations a second, on keys that only it writes.

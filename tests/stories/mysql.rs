@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use causeway_stories::{Seat, log_in_kafka, seed, story_seconds};
@@ -12,7 +12,7 @@ use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use syncd::status::{Phase, Status};
+use syncd::status::{Phase, Status, rfc3339};
 
 const DRAIN: Duration = Duration::from_secs(90);
 
@@ -332,6 +332,111 @@ fn a_repair_from_a_named_site_leaves_newer_writes_alone() -> Result<()> {
     Ok(())
 }
 
+/// A window of rows: of keys of one column and of several, in another charset, without a key, and of a table that changes.
+#[test]
+fn a_window_of_rows_is_closed_by_what_the_log_names() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.one (id INT PRIMARY KEY, v VARCHAR(70)); \
+         CREATE TABLE shop.two (a INT, b VARCHAR(20), v INT, PRIMARY KEY (a, b)); \
+         CREATE TABLE shop.latin (k VARCHAR(20) CHARACTER SET latin1 PRIMARY KEY, v INT); \
+         CREATE TABLE shop.bare (v INT); CREATE TABLE shop.still (id INT PRIMARY KEY, v INT)",
+    )?;
+    pair.servers[0]
+        .sql("INSERT INTO shop.one VALUES (1, 'old'), (2, 'old'); INSERT INTO shop.still VALUES (1, 1)")?;
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    pair.wait_until_settled()?;
+    // What made the tables is named within ten seconds.
+    std::thread::sleep(Duration::from_secs(12));
+    let from = rfc3339(SystemTime::now());
+    pair.servers[0].sql(
+        "INSERT INTO shop.one SELECT seq + 10, 'dc' FROM (SELECT 1 seq UNION SELECT 2 UNION SELECT 3) t; \
+         INSERT INTO shop.two VALUES (1, 'x', 1), (1, 'é', 2); INSERT INTO shop.latin VALUES ('é', 1), ('e!', 2); \
+         INSERT INTO shop.bare VALUES (1), (1), (2); DELETE FROM shop.one WHERE id = 13",
+    )?;
+    pair.servers[1].sql("INSERT INTO shop.one VALUES (21, 'cloud')")?;
+    pair.wait_until_settled()?;
+    let to = rfc3339(SystemTime::now());
+    let window = ["--from", from.as_str(), "--to", to.as_str()];
+    let report = pair.seat.report(&window)?;
+    ensure!(report["equal"] == true && report["window"]["known_until"].is_string(), "{report}");
+    // In no binlog.
+    pair.servers[1].sql(
+        "SET sql_log_bin = 0; UPDATE shop.one SET v = 'x' WHERE id IN (2, 11); INSERT INTO shop.one VALUES (13, 'x'); \
+         DELETE FROM shop.two WHERE b = 'é'; UPDATE shop.latin SET v = 9 WHERE k = 'é'; \
+         DELETE FROM shop.bare WHERE v = 2; UPDATE shop.still SET v = 9",
+    )?;
+    pair.servers[0].sql("SET sql_log_bin = 0; UPDATE shop.one SET v = 'x' WHERE id = 21")?;
+    let listed = |report: &serde_json::Value| -> Vec<String> {
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let all = report["differences"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|one| format!("{} {}", text(&one["table"]), text(&one["key"]))).collect()
+    };
+    let report = pair.seat.report(&window)?;
+    let mut found = listed(&report);
+    found.sort_unstable();
+    let expected =
+        [" shop.bare", "shop.latin é", "shop.one 11", "shop.one 13", "shop.one 21", "shop.two [1,\"é\"]"];
+    ensure!(found == expected, "{report}");
+    let done = pair.seat.syncd(&[&["backfill", "--channel", "orders"], &window[..]].concat())?;
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    ensure!(
+        done.status.code() == Some(1)
+            && said.contains("dc changed the table shop.bare as such")
+            && said.contains("NOT EQUAL"),
+        "{said}"
+    );
+    // Rows without a key are none that can be asked for; all else of the window was carried, from the site that wrote it.
+    let report = pair.seat.report(&window)?;
+    ensure!(listed(&report) == [" shop.bare"], "{report}");
+    let at = |site: usize| pair.servers[site].sql("SELECT v FROM shop.one WHERE id = 21");
+    ensure!(at(0)?.trim() == "cloud" && at(1)?.trim() == "cloud", "{} {}", at(0)?, at(1)?);
+    pair.servers[1].sql("SET sql_log_bin = 0; INSERT INTO shop.bare VALUES (2)")?;
+    let (code, said) = pair.seat.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0 && said.contains("2 keys repaired"), "{code} {said}");
+    // A table that was changed in the window is compared as a whole.
+    std::thread::sleep(Duration::from_secs(12));
+    let from = rfc3339(SystemTime::now());
+    pair.servers[0].sql("ALTER TABLE shop.still ADD COLUMN w INT")?;
+    pair.wait_until_settled()?;
+    pair.servers[1].sql("SET sql_log_bin = 0; UPDATE shop.still SET v = 7")?;
+    let report = pair.seat.report(&["--from", &from])?;
+    ensure!(listed(&report) == ["shop.still 1"], "{report}");
+    let (code, said) = pair.seat.repair(&["--from", "newest", "--yes"])?;
+    ensure!(code == 0 && said.contains("from dc shop.still 1"), "the repair before named it: {code} {said}");
+    pair.equal(&["shop.one", "shop.two", "shop.latin", "shop.still"])
+}
+
+/// A repair from the wrong site is taken back: both sites hold then what the other one held before.
+#[test]
+fn a_repair_from_the_wrong_site_is_undone_at_both() -> Result<()> {
+    let Some(mut pair) = Pair::new("dc", "")? else { return Ok(()) };
+    pair.sql_at_both(
+        "CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY, v VARCHAR(70), n DOUBLE, stamp TIMESTAMP(3) NULL)",
+    )?;
+    let fill = "INSERT INTO shop.t SELECT seq, 'first', seq / 7, FROM_UNIXTIME(1700000000 + seq) FROM";
+    pair.servers[0].sql(&format!("{fill} {}", numbers(5_000)))?;
+    pair.start()?;
+    pair.seat.wait_until_drained(DRAIN)?;
+    // In no binlog: what dc has is wrong, and what cloud has is right.
+    pair.servers[0].sql(
+        "SET sql_log_bin = 0; UPDATE shop.t SET v = 'wrong', n = n + 1 WHERE id % 50 = 1; DELETE FROM shop.t WHERE id % 500 = 2; \
+         INSERT INTO shop.t VALUES (9001, 'nobody''s', 0, NULL)",
+    )?;
+    let sum = |site: usize| pair.servers[site].sql("CHECKSUM TABLE shop.t EXTENDED");
+    let (wrong, right) = (sum(0)?, sum(1)?);
+    let (code, said) = pair.seat.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0 && sum(1)? == wrong, "{code} {said}");
+    let (code, undone) = pair.seat.undo(&said)?;
+    ensure!(code == 0, "{code} {undone}");
+    pair.seat.wait_until_drained(DRAIN)?;
+    pair.equal(&["shop.t"])?;
+    ensure!(sum(1)? == right, "another content after the undo: {undone}");
+    println!("{}", undone.lines().next().unwrap_or_default());
+    Ok(())
+}
+
 /// Counts up rows that are wrong and rows that are right, one by one; returns how often.
 async fn count_up(url: String, stop: Arc<AtomicBool>) -> Result<u64> {
     let mut conn = Conn::from_url(&url).await?;
@@ -453,6 +558,7 @@ fn change_tables(pair: &mut Pair) -> Result<()> {
     pair.seat.wait_until("the table", DRAIN, arrived)?;
     pair.servers[0].sql("INSERT INTO shop.more VALUES (1, 'of dc'), (2, 'of dc')")?;
     pair.servers[1].sql("INSERT INTO shop.more VALUES (3, 'of cloud')")?;
+    std::thread::sleep(Duration::from_secs(12));
     pair.servers[0].sql("ALTER TABLE shop.t DROP COLUMN gone")?;
     let status = pair.seat.wait_until("held", DRAIN, |s| held(s).is_some())?;
     let shown = held(&status).unwrap_or_default();

@@ -1,15 +1,16 @@
 //! Two real Redis servers, writes on both sides, and what can die dying.
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Result, ensure};
-use causeway_stories::{Link, Setup, durable, seed, servers, story_seconds};
+use anyhow::{Context, Result, ensure};
+use causeway_stories::{Link, Setup, durable, program, seed, servers, story_seconds};
 use causeway_testkit::data::{fill, load};
-use causeway_testkit::resp::{Reply, cmd};
-use causeway_testkit::servers::{Options, RedisServer};
+use causeway_testkit::resp::{Connection, Reply, cmd};
+use causeway_testkit::servers::{Options, RedisServer, free_port};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use syncd::status::{Phase, Status};
+use syncd::status::{Phase, Status, rfc3339};
 
 const DRAIN: Duration = Duration::from_secs(90);
 
@@ -441,6 +442,245 @@ fn what_differs_is_repaired_from_a_named_site() -> Result<()> {
     let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
     ensure!(code == 0 && said.contains("keys repaired, as they are at dc"), "{code} {said}");
     link.verify()
+}
+
+/// Keys of a report.
+fn differing(report: &serde_json::Value) -> Vec<&str> {
+    let listed = report["differences"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut keys: Vec<&str> = listed.iter().filter_map(|one| one["key"].as_str()).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// What `syncd backfill` with these words ends with and says, as JSON.
+fn backfill(link: &Link, words: &[&str]) -> Result<(Option<i32>, serde_json::Value)> {
+    let done = link.syncd(&[&["backfill", "--channel", "push", "--json"], words].concat())?;
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let json = serde_json::from_str(said.lines().next().unwrap_or_default());
+    Ok((done.status.code(), json.with_context(|| said.clone())?))
+}
+
+/// A window of time is compared, carried once more and repaired by what the log names, and by nothing else; also one in
+/// which no daemon ran.
+#[test]
+fn a_window_is_closed_by_what_the_log_names() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &one_way)?;
+    let mut dc = link.stores[0].connect()?;
+    let mut cloud = link.stores[1].connect()?;
+    for n in 0..300 {
+        dc.must(&["SET", &format!("old:{n}"), "v"])?;
+    }
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let from = rfc3339(SystemTime::now());
+    for n in 0..200 {
+        dc.must(&["HSET", &format!("new:{n}"), "f", "v"])?;
+    }
+    dc.must(&["MSET", "new:a", "1", "new:b", "2"])?;
+    dc.must(&["DEL", "new:199"])?;
+    link.wait_until_drained(DRAIN)?;
+    let to = rfc3339(SystemTime::now());
+    let window = ["--from", from.as_str(), "--to", to.as_str()];
+    let report = link.report(&window)?;
+    ensure!(report["equal"] == true && report["compared"] == 202, "{report}");
+    // Somebody writes at the target: within the window's keys and beside them.
+    cloud.must(&["DEL", "new:7"])?;
+    cloud.must(&["SET", "new:b", "other"])?;
+    cloud.must(&["HSET", "new:199", "f", "v"])?;
+    cloud.must(&["SET", "old:5", "other"])?;
+    let report = link.report(&window)?;
+    ensure!(differing(&report) == ["new:199", "new:7", "new:b"], "{report}");
+    let (code, done) = backfill(&link, &[&window[..], &["--dry-run"]].concat())?;
+    ensure!(code == Some(0) && done["keys"]["dc"] == 202 && done["asked"] == 0, "{code:?} {done}");
+    let (code, done) = backfill(&link, &window)?;
+    ensure!(code == Some(0) && done["asked"] == 202 && done["equal"] == true, "{code:?} {done}");
+    ensure!(differing(&link.report(&[])?) == ["old:5"], "only the window was carried");
+
+    // A window in which nobody captured: what came is read from the backlog later.
+    link.kill()?;
+    let from = rfc3339(SystemTime::now());
+    dc.must(&["SET", "unseen", "v"])?;
+    std::thread::sleep(Duration::from_millis(1200));
+    let to = rfc3339(SystemTime::now());
+    std::thread::sleep(Duration::from_secs(2));
+    link.start()?;
+    link.wait_until("what was not seen", DRAIN, |_| {
+        link.stores[1]
+            .connect()
+            .and_then(|mut cloud| cloud.must(&["GET", "unseen"]))
+            .is_ok_and(|v| v.text().is_some())
+    })?;
+    cloud.must(&["DEL", "unseen"])?;
+    let report = link.report(&["--from", &from, "--to", &to])?;
+    ensure!(differing(&report).contains(&"unseen"), "{report}");
+
+    // The log tells who wrote last; of what it never named it tells nothing.
+    let (code, said) = link.repair(&["--from", "newest", "--yes"])?;
+    ensure!(code == 1 && said.contains("left, no log names it: db0 old:5"), "{code} {said}");
+    ensure!(differing(&link.report(&[])?) == ["old:5"], "{said}");
+    let (code, said) = link.repair(&["--from", "owner"])?;
+    ensure!(code == 3 && said.contains("conflict = \"owner\""), "{code} {said}");
+    let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0, "{code} {said}");
+    link.verify()?;
+
+    // A command on the whole store names every key.
+    let from = rfc3339(SystemTime::now());
+    dc.must(&["FLUSHALL"])?;
+    link.answer_held("apply")?;
+    link.wait_until_drained(DRAIN)?;
+    cloud.must(&["SET", "left", "over"])?;
+    let report = link.report(&["--from", &from])?;
+    ensure!(differing(&report) == ["left"], "{report}");
+    let (code, done) = backfill(&link, &["--from", &from, "--no-verify"])?;
+    ensure!(code == Some(1) && done["unnamed"][0][0] == "dc", "{code:?} {done}");
+    let (code, said) = link.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0, "{code} {said}");
+    link.verify()
+}
+
+/// A repair from the wrong site is taken back: what the other one held before goes over to both, but for what somebody wrote
+/// since; and that undo can be taken back as well.
+#[test]
+fn a_repair_from_the_wrong_site_is_undone_at_both() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    // What they hold before stays where it is, and differs.
+    let mut link = Link::new([durable(), durable()], &Setup { snapshot: "none", ..Setup::default() })?;
+    fill(&link.urls()[0], seed(), 3_000)?;
+    fill(&link.urls()[1], seed() + 1, 3_000)?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let mut sites = [link.stores[0].connect()?, link.stores[1].connect()?];
+    let before = [contents(&mut sites[0])?, contents(&mut sites[1])?];
+    ensure!(before[0] != before[1], "nothing differs");
+    let (code, said) = link.repair(&["--from", "dc", "--share-max", "100", "--yes"])?;
+    ensure!(code == 0, "{code} {said}");
+    ensure!(contents(&mut sites[1])? == before[0], "not repaired: {said}");
+    sites[1].must(&["SET", "since", "the repair"])?;
+    let (code, undone) = link.undo(&said)?;
+    ensure!(code == 0, "{code} {undone}");
+    link.wait_until_drained(DRAIN)?;
+    link.verify()?;
+    let mut expected = before[1].clone();
+    sites[0].must(&["DEL", "since"])?;
+    link.wait_until_drained(DRAIN)?;
+    for site in &mut sites {
+        ensure!(contents(site)? == expected, "another content after the undo: {undone}");
+    }
+    let (code, again) = link.undo(&undone)?;
+    ensure!(code == 0, "{code} {again}");
+    link.wait_until_drained(DRAIN)?;
+    link.verify()?;
+    expected.clone_from(&before[0]);
+    ensure!(contents(&mut sites[0])? == expected, "another content after the undo of the undo: {again}");
+    println!("{}", undone.lines().next().unwrap_or_default());
+    Ok(())
+}
+
+/// Each key with its type, the server's own digest of its value, and its expire-at time.
+fn contents(store: &mut Connection) -> Result<Vec<String>> {
+    let keys = store.must(&["KEYS", "*"])?;
+    let mut all = Vec::new();
+    for key in keys.items().iter().filter_map(Reply::text).filter(|key| !key.starts_with("causeway:")) {
+        let mut one = key.clone();
+        for words in [&["TYPE"][..], &["DEBUG", "DIGEST-VALUE"], &["PEXPIRETIME"]] {
+            let told = store.must(&[words, &[key.as_str()]].concat())?;
+            one += &format!(" {told:?}");
+        }
+        all.push(one);
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Under traffic a watch tells what differs, and nothing else, and when it is equal again; and whether everything was equal.
+#[test]
+fn a_watch_tells_what_differs_and_when_it_is_equal_again() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let one_way = Setup { direction: "dc->cloud", snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([durable(), durable()], &one_way)?;
+    fill(&link.urls()[0], seed(), 3_000)?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let (mut dc, mut cloud) = (link.stores[0].connect()?, link.stores[1].connect()?);
+    let port = free_port()?;
+    let events = link.dir().join("events");
+    let mut watch = std::process::Command::new(program("verifier")?)
+        .args(["watch", "--json", "--every", "1s", "--whole-every", "4s"])
+        .args(["--listen", &format!("127.0.0.1:{port}"), "--config"])
+        .arg(link.config())
+        .stdout(std::fs::File::create(&events)?)
+        .spawn()?;
+    let told = |event: &str, key: &str| -> Result<usize> {
+        let text = std::fs::read_to_string(&events)?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        Ok(lines.filter(|line| line["event"] == event && (key.is_empty() || line["key"] == key)).count())
+    };
+    let wait = |event: &str, key: &str| -> Result<()> {
+        let begin = Instant::now();
+        while told(event, key)? == 0 {
+            ensure!(begin.elapsed() < DRAIN, "{event} {key}: {}", std::fs::read_to_string(&events)?);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    };
+    let open = |count: u32| -> Result<()> {
+        let metrics = causeway_testkit::api::get(&format!("127.0.0.1:{port}"), "/metrics")?;
+        ensure!(
+            metrics.contains(&format!("causeway_verify_open{{channel=\"push\"}} {count}\n")),
+            "{metrics}"
+        );
+        Ok(())
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| -> Result<u32> {
+            let (mut store, mut writes) = (link.stores[0].connect()?, 0);
+            while !stop.load(Ordering::SeqCst) {
+                store.must(&["INCR", &format!("count:{}", writes % 500)])?;
+                store.must(&["HSET", &format!("hash:{}", writes % 7), &format!("f{}", writes % 90), "v"])?;
+                writes += 1;
+            }
+            Ok(writes)
+        });
+        let watched = (|| {
+            wait("proof", "")?;
+            dc.must(&["SET", "watched", "v"])?;
+            std::thread::sleep(Duration::from_secs(1));
+            // No change of this site is carried: what differs stays so.
+            cloud.must(&["SET", "watched", "w"])?;
+            cloud.must(&["SET", "nobody's", "w"])?;
+            wait("content", "watched")?;
+            wait("missing", "nobody's")?;
+            open(2)?;
+            cloud.must(&["SET", "watched", "v"])?;
+            cloud.must(&["DEL", "nobody's"])?;
+            wait("equal again", "watched")?;
+            wait("equal again", "nobody's")?;
+            open(0)
+        })();
+        stop.store(true, Ordering::SeqCst);
+        let writes = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        println!("{writes} writes under the watch");
+        watched
+    })?;
+    let ended = std::process::Command::new("kill").arg(watch.id().to_string()).status()?;
+    ensure!(ended.success() && watch.wait()?.code() == Some(0), "{}", std::fs::read_to_string(&events)?);
+    // Nothing that the traffic wrote was ever taken for different.
+    for kind in ["missing", "extra", "content", "expiry"] {
+        let planted = told(kind, "watched")? + told(kind, "nobody's")?;
+        ensure!(told(kind, "")? == planted, "{kind}: {}", std::fs::read_to_string(&events)?);
+    }
+    Ok(())
 }
 
 /// Promise 8: a copy and a line that stands still for some seconds, under the smallest `limits.memory`.

@@ -19,6 +19,7 @@ steps:
   - wait:     { name: ready, until: streaming, lag_seconds_max: 5, timeout: 1m }
   - snapshot: { timeout: 2m }
   - verify:   { channels: [push], timeout: 2m }
+  - backfill: { from: start of ready - 1m, to: end of snapshot, timeout: 2m }
   - repair:   { from: dc, keys_max: 10, timeout: 2m }
   - observe:  { for: 2s, conflicts_max: 0 }
 ";

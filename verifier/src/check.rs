@@ -1,22 +1,32 @@
 use crate::cli::Check;
-use crate::compare::{Outcome, Progress, Reader, Settings, Traffic, compare};
+use crate::compare::{Outcome, Progress, Settings, Traffic, compare, compare_named};
 use crate::config::{Channel, Config};
 use crate::error::{Error, Result};
 use crate::html;
 use crate::pair::{Task, each};
+use crate::undo::Undoable;
+use crate::window::{Window, Written};
 
-struct Checking;
+struct Checking {
+    window: Option<Window>,
+    /// Up to when what was written in it is known, of each channel.
+    until: Vec<Option<u64>>,
+}
 
 impl Task for Checking {
-    async fn run<R: Reader>(
+    async fn run<R: Undoable>(
         &mut self,
-        _: (&Config, &Channel),
+        (config, channel): (&Config, &Channel),
         sites: [&R; 2],
         traffic: &impl Traffic,
         progress: &impl Progress,
         settings: Settings,
     ) -> Result<Outcome> {
-        compare(sites, traffic, progress, settings).await
+        let Some(window) = self.window else { return compare(sites, traffic, progress, settings).await };
+        let mut written = Written::ask(config, &channel.name, window).await?;
+        let outcome = compare_named(sites, &mut written, traffic, progress, settings).await?;
+        self.until.push(written.until());
+        Ok(outcome)
     }
 }
 
@@ -25,9 +35,12 @@ impl Task for Checking {
 /// # Errors
 ///
 /// [`Error::Usage`] and [`Error::Store`]; no result is printed then. [`Error::Local`] if the page cannot be
-/// written.
+/// written, or what was written in a window is not known.
 pub(crate) async fn run(arguments: &Check) -> Result<bool> {
-    let report = each(&arguments.common, arguments.list_max, &mut Checking).await?;
+    let window = Window::new(arguments.from, arguments.to)?;
+    let mut task = Checking { window, until: Vec::new() };
+    let mut report = each(&arguments.common, arguments.list_max, &mut task).await?;
+    report.window = window.map(|window| (window, task.until.into_iter().min().flatten()));
     if let Some(path) = &arguments.html {
         std::fs::write(path, html::page(&report))
             .map_err(|e| Error::Local(format!("write the page {}: {e}", path.display())))?;

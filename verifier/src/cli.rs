@@ -3,6 +3,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::undo::{Keep, Undo};
+use crate::watch::Watch;
+use crate::window::time;
+
 /// Proves that both sites of a link hold the same.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
@@ -19,9 +23,10 @@ pub(crate) enum Command {
     Check(Check),
     /// Carry what differs from one site to the other, through the daemon's log; without --yes say what that would be
     Repair(Repair),
-    /// Not in this release
-    #[command(disable_help_flag = true)]
-    Watch(Later),
+    /// Put back what a repair has overwritten, from its undo file; without --yes say what that would be
+    Undo(Undo),
+    /// Compare what was lately written again and again, and everything in the background, until it is told to stop
+    Watch(Watch),
     /// Not in this release
     #[command(disable_help_flag = true)]
     Report(Later),
@@ -58,9 +63,21 @@ pub(crate) struct Common {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  verifier check --config syncd.toml                          everything
+  verifier check --config syncd.toml --channel tags --tenant 7f3a
+  verifier check --config syncd.toml --from 2h                what was written in the last two hours
+  verifier check --config syncd.toml --from 2026-03-01T02:00:00Z --to 2026-03-01T02:30:00Z
+  verifier check --config syncd.toml --html proof.html")]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) common: Common,
+    /// Only what was written since then, as the daemon's logs name it: 2026-03-01T02:00:00Z, or how long ago: 30m, 2h, 7d
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) from: Option<u64>,
+    /// The end of that stretch of time, which is no part of it; now, if it is not given
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "from")]
+    pub(crate) to: Option<u64>,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -77,13 +94,14 @@ pub(crate) struct Check {
 #[command(after_help = "Examples:
   verifier repair --config syncd.toml --from dc                    what would be done
   verifier repair --config syncd.toml --from dc --yes              do it
-  verifier repair --config syncd.toml --from dc --channel orders --yes
+  verifier repair --config syncd.toml --from newest --channel orders --yes
   verifier repair --config syncd.toml --from dc --report check.json --yes")]
 pub(crate) struct Repair {
     #[command(flatten)]
     pub(crate) common: Common,
-    /// The site that is right: the other one gets what it holds. What the other one wrote meanwhile stays
-    #[arg(long, value_name = "SITE")]
+    /// The site that is right, by its name: the other one gets what it holds. Or `newest`: of each key the site that wrote it
+    /// last, by what the logs still hold; or `owner`: the site that serves the key's tenant. What was written meanwhile stays
+    #[arg(long, value_name = "SITE|newest|owner")]
     pub(crate) from: String,
     /// Look again at what this report of `check --json` lists, and repair of that what still differs; without it everything
     /// is compared first
@@ -104,10 +122,12 @@ pub(crate) struct Repair {
     /// At most this many keys a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) keys_per_second: Option<u32>,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
 }
 
 /// Reads `500ms`, `1s`, `2m`, `1h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let millis = match unit {
@@ -115,7 +135,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("allowed is a number with its unit: 500ms, 1s, 2m, 1h".to_owned()),
+        "d" => 86_400_000,
+        _ => return Err("allowed is a number with its unit: 500ms, 1s, 2m, 1h, 1d".to_owned()),
     };
     let number: u32 =
         number.parse().map_err(|_| "allowed is a whole number with its unit: 10s".to_owned())?;

@@ -21,6 +21,8 @@ pub(crate) struct Config {
     pub(crate) sites: [String; 2],
     /// Where daemons may answer: `http://host:port`, without a slash at the end.
     pub(crate) apis: Vec<String>,
+    /// Where the log's folder is: what is kept beside it goes here.
+    pub(crate) data: PathBuf,
     /// The channels asked for; at least one.
     pub(crate) channels: Vec<Channel>,
 }
@@ -32,6 +34,8 @@ pub(crate) struct Channel {
     pub(crate) name: String,
     /// What it carries, of which kind of store.
     pub(crate) store: Store,
+    /// Of each site whether what is written there is carried to the other one.
+    pub(crate) carries: [bool; 2],
     /// How to reach it at each site.
     pub(crate) endpoints: [Endpoints; 2],
 }
@@ -80,10 +84,23 @@ pub(crate) struct Wanted {
 ///
 /// [`Error::Usage`], as `file:line:column: message`.
 pub(crate) fn load(path: &Path, wanted: &Wanted) -> Result<Config> {
+    parsed(path, |file, root| read(file, root, wanted))
+}
+
+/// The link's name and its sites', whatever else is in the file at `path`.
+///
+/// # Errors
+///
+/// As [`load`].
+pub(crate) fn load_link(path: &Path) -> Result<(String, [String; 2])> {
+    parsed(path, |file, root| link_of(file, root.get_ref()))
+}
+
+fn parsed<T>(path: &Path, read: impl FnOnce(&File<'_>, &Spanned<DeTable<'_>>) -> Result<T>) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))?;
     let file = File { path, text: &text };
     let root = DeTable::parse(&text).map_err(|e| file.bad(e.span().unwrap_or(0..0), e.message()))?;
-    read(&file, &root, wanted)
+    read(&file, &root)
 }
 
 struct File<'a> {
@@ -162,25 +179,7 @@ impl File<'_> {
 
 fn read(file: &File<'_>, root: &Spanned<DeTable<'_>>, wanted: &Wanted) -> Result<Config> {
     let whole = root.get_ref();
-    let link = whole.get("link").ok_or_else(|| file.bad(0..0, "there is no `[link]`"))?;
-    let table = file.table(link, "link")?;
-    let name = match table.get("name") {
-        Some(node) => file.text(node, "link.name")?,
-        None => return Err(file.bad(link.span(), "`[link]` has no `name`")),
-    };
-    let sites = file.texts(table, "sites")?;
-    let sites: [String; 2] = match sites.try_into() {
-        Ok(sites) => sites,
-        Err(_) => {
-            return Err(file.bad(
-                table.get("sites").unwrap_or(link).span(),
-                "`[link]` needs `sites`, the names of exactly two: sites = [\"dc\", \"cloud\"]",
-            ));
-        }
-    };
-    if sites[0] == sites[1] {
-        return Err(file.bad(link.span(), "both `sites` have the same name"));
-    }
+    let (name, sites) = link_of(file, whole)?;
 
     let mut channels = Vec::new();
     let mut names = Vec::new();
@@ -215,7 +214,37 @@ fn read(file: &File<'_>, root: &Spanned<DeTable<'_>>, wanted: &Wanted) -> Result
         Some(node) => apis(file, file.table(node, "api")?)?,
         None => Vec::new(),
     };
-    Ok(Config { link: name, sites, apis, channels })
+    let log = match whole.get("log") {
+        Some(node) => file.filled(file.table(node, "log")?, "dir")?,
+        None => None,
+    };
+    let log = file.folder_path(log.as_deref().unwrap_or("data/log"));
+    let data = log.parent().unwrap_or(Path::new("")).to_owned();
+    Ok(Config { link: name, sites, apis, data, channels })
+}
+
+/// The link's name and its sites'.
+fn link_of(file: &File<'_>, whole: &DeTable<'_>) -> Result<(String, [String; 2])> {
+    let link = whole.get("link").ok_or_else(|| file.bad(0..0, "there is no `[link]`"))?;
+    let table = file.table(link, "link")?;
+    let name = match table.get("name") {
+        Some(node) => file.text(node, "link.name")?,
+        None => return Err(file.bad(link.span(), "`[link]` has no `name`")),
+    };
+    let sites = file.texts(table, "sites")?;
+    let sites: [String; 2] = match sites.try_into() {
+        Ok(sites) => sites,
+        Err(_) => {
+            return Err(file.bad(
+                table.get("sites").unwrap_or(link).span(),
+                "`[link]` needs `sites`, the names of exactly two: sites = [\"dc\", \"cloud\"]",
+            ));
+        }
+    };
+    if sites[0] == sites[1] {
+        return Err(file.bad(link.span(), "both `sites` have the same name"));
+    }
+    Ok((name, sites))
 }
 
 fn channel(
@@ -248,7 +277,13 @@ fn channel(
             format!("channel `{name}` does not say where it is at `{site}`: {site} = {{ url = \"{form}\" }}"),
         )),
     };
-    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, store })
+    let direction = match table.get("direction") {
+        Some(node) => file.text(node, "direction")?,
+        None => "both".to_owned(),
+    };
+    let from = direction.split_once("->").map(|(from, _)| from.trim());
+    let carries = [0, 1].map(|n: usize| from.is_none_or(|from| from == sites[n]));
+    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, store, carries })
 }
 
 /// Which keys a channel of Redis carries.
@@ -423,6 +458,12 @@ store = "mysql"
         assert_eq!(scope.tenant.as_deref(), Some(&[b"push:a\\*:*".to_vec()][..]));
         assert_eq!(tags.endpoints[0].password.as_deref(), Some("verifier"));
         assert_eq!(tags.endpoints[1].urls.len(), 2);
+        assert_eq!((config.data.as_path(), tags.carries), (Path::new("data"), [true, true]));
+        let one_way = GOOD.replace("name = \"tags\"", "name = \"tags\"\ndirection = \"cloud->dc\"");
+        let one_way = format!("{one_way}[log]\ndir = \"/var/lib/causeway/log\"\n");
+        let config = load_text(&one_way, Some("tags"), None).unwrap();
+        assert_eq!(config.data, Path::new("/var/lib/causeway"));
+        assert_eq!(config.channels[0].carries, [false, true]);
         assert_eq!(format!("{:?}", tags.endpoints[0]), "Endpoints { .. }");
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::compare::{Rest, Traffic};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 /// How long a daemon may take to say how it is.
@@ -146,6 +147,60 @@ impl Traffic for Daemons<'_> {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// What is asked of the daemons: of a channel, at `/v1/channels/{name}/` and `path`.
+pub(crate) struct Asked<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) channel: &'a str,
+    pub(crate) path: &'a str,
+    /// A verb phrase of what one does that answers, to which the channel is added.
+    pub(crate) what: &'a str,
+}
+
+/// Asks one daemon after the other; the first answer that is none of an error.
+///
+/// # Errors
+///
+/// [`Error::Local`] with what each said.
+pub(crate) async fn ask(
+    asked: Asked<'_>,
+    request: impl Fn(reqwest::Url) -> reqwest::RequestBuilder,
+) -> Result<reqwest::Response> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        error: String,
+    }
+    let Asked { config, channel, path, what } = asked;
+    if config.apis.is_empty() {
+        return Err(Error::Local(
+            "the configuration says of no daemon where it answers: set `[api]`".to_owned(),
+        ));
+    }
+    let mut refusals = Vec::new();
+    for api in &config.apis {
+        let mut url = match reqwest::Url::parse(api) {
+            Ok(url) => url,
+            Err(error) => {
+                refusals.push(format!("{api}: {error}"));
+                continue;
+            }
+        };
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["v1", "channels", channel, path]);
+        }
+        match request(url).send().await {
+            Ok(answer) if answer.status().is_success() => return Ok(answer),
+            Ok(answer) => {
+                let status = answer.status();
+                let told =
+                    answer.json::<Refusal>().await.map_or_else(|_| status.to_string(), |told| told.error);
+                refusals.push(format!("{api}: {told}"));
+            }
+            Err(error) => refusals.push(format!("{api}: {}", error.without_url())),
+        }
+    }
+    Err(Error::Local(format!("no daemon {what} channel {channel}: {}", refusals.join("; "))))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Digests of 128 bits, whose parts come in any order or in one: what every store's canonical forms are put into.
 //!
 //! Every digest is `xxh3_128(tag ‖ count ‖ a ‖ b)`: one byte for the type, the number of elements (of bytes, for a
-//! string), and two 128-bit numbers, all little-endian. Digests are compared within one run only; they are no storage format.
+//! string), and two 128-bit numbers, all little-endian. Digests are compared within one run; they are no storage format.
+//! An undo file holds some, and its version counts what changes here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

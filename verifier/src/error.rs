@@ -11,6 +11,9 @@ pub(crate) enum Error {
     /// or a socket's path, without credentials.
     #[error("{channel}: {action} at {site} ({endpoint}): {reason}")]
     Store { channel: String, site: String, endpoint: String, action: String, reason: String },
+    /// The logs no longer say what was written.
+    #[error("{0}")]
+    Gone(String),
     /// Something on this machine failed, such as writing a report.
     #[error("{0}")]
     Local(String),
@@ -21,7 +24,7 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => 2,
-            Error::Store { .. } | Error::Local(_) => 3,
+            Error::Store { .. } | Error::Gone(_) | Error::Local(_) => 3,
         }
     }
 }

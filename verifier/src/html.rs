@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::compare::{Difference, DifferenceKind, now_ms};
-use crate::report::{Report, digest, grouped, place, printable, rfc3339, word};
+use causeway_core::time::{now_ms, rfc3339};
+
+use crate::compare::{Difference, DifferenceKind};
+use crate::report::{Report, digest, grouped, place, printable, word};
 
 const KINDS: [Option<DifferenceKind>; 5] = [
     Some(DifferenceKind::Missing),
@@ -59,6 +61,9 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     )?;
     if let Some(tenant) = &report.tenant {
         write!(out, ", tenant {}", escaped(&printable(tenant.as_bytes())))?;
+    }
+    if let Some((window, _)) = report.window {
+        write!(out, ", what was written from {} to {}", rfc3339(window.from), rfc3339(window.to))?;
     }
     write!(out, ", checked {} in {:.1} s</p>", rfc3339(now_ms()), report.took.as_secs_f64())?;
 

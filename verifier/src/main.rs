@@ -22,6 +22,9 @@ mod redis;
 mod repair;
 mod report;
 mod site;
+mod undo;
+mod watch;
+mod window;
 
 use std::process::ExitCode;
 
@@ -35,7 +38,8 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Check(arguments) => check::run(&arguments).await,
         Command::Repair(arguments) => repair::run(&arguments).await,
-        Command::Watch(_) => later("watch"),
+        Command::Undo(arguments) => undo::run(&arguments).await,
+        Command::Watch(arguments) => watch::run(&arguments).await,
         Command::Report(_) => later("report"),
     };
     match result {

@@ -35,6 +35,14 @@ impl Progress for Bar {
         self.with(|slot| *slot = Some(bar));
     }
 
+    fn expect(&self, keys: u64) {
+        self.with(|slot| {
+            if let Some(bar) = slot {
+                bar.inc_length(keys);
+            }
+        });
+    }
+
     fn advance(&self, keys: u64) {
         self.with(|slot| {
             if let Some(bar) = slot {

@@ -1,26 +1,33 @@
 //! `verifier repair`: what differs is carried from one site to the other, by the daemon and through its log, so that
 //! order, markers and the rule for concurrent writes hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
+use causeway_core::Space;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::Repair;
-use crate::compare::{
-    Candidates, Difference, Outcome, Progress, Reader, Settings, Traffic, compare, recheck,
-};
+use crate::compare::{Candidates, Difference, Outcome, Progress, Settings, Traffic, compare, recheck};
 use crate::config::{Channel, Config};
-use crate::daemon;
+use crate::daemon::{self, Asked, ask};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::pair::{Task, each};
 use crate::report::{KeyAt, grouped, place, printable, word};
+use crate::undo::{Keeper, Undoable, taken_back_by};
 
 /// Keys of one request: the daemon takes no more.
 const KEYS_AT_ONCE: usize = 1000;
+
+/// Keys of one question to the logs, which are read through for each.
+const WHOSE_AT_ONCE: usize = 100_000;
+
+/// How long a daemon may take to read its logs through.
+const LOGS_READ_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// How long a daemon may take to answer one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,8 +43,9 @@ const SHOWN: usize = 20;
 /// [`Error::Local`] if no daemon takes the repair.
 pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
     let listed = arguments.report.as_deref().map(Listed::read).transpose()?;
-    let mut task =
-        Repairing { listed, arguments, client: daemon::client(ANSWER_TIMEOUT)?, plans: BTreeMap::new() };
+    let keeper = Keeper::new(&arguments.keep, format!("repair from {}", arguments.from))?;
+    let client = daemon::client(ANSWER_TIMEOUT)?;
+    let mut task = Repairing { listed, arguments, client, keeper, plans: BTreeMap::new() };
     let report = each(&arguments.common, arguments.keys_max, &mut task).await?;
     let plans = &task.plans;
     let repairable: u64 = plans.values().map(|plan| plan.keys).sum();
@@ -49,6 +57,7 @@ pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
             "from": arguments.from,
             "done": arguments.yes,
             "equal": report.equal(),
+            "undo": task.keeper.path(),
             "channels": channels.collect::<Vec<_>>(),
             "check": serde_json::from_str::<Value>(&report.json()).unwrap_or_default(),
         });
@@ -60,10 +69,40 @@ pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
     }
     if arguments.yes {
         print!("{}", report.text());
+        if let Some(path) = task.keeper.path() {
+            print!("{}", taken_back_by(&arguments.common.config, path));
+        }
     } else if repairable > 0 {
         println!("nothing was changed: say --yes to do it");
     }
     Ok(report.equal())
+}
+
+/// Who is right about a key that differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// That site, by its place in the link.
+    Site(usize),
+    /// The site that wrote it last.
+    Newest,
+    /// The site that serves its tenant.
+    Owner,
+}
+
+impl From {
+    /// Sites go before the words: one may be called `newest`.
+    fn read(text: &str, config: &Config) -> Result<From> {
+        let site = config.sites.iter().position(|site| site == text);
+        match (site, text) {
+            (Some(site), _) => Ok(From::Site(site)),
+            (None, "newest") => Ok(From::Newest),
+            (None, "owner") => Ok(From::Owner),
+            _ => {
+                let [first, second] = &config.sites;
+                Err(Error::Usage(format!("--from {text}: allowed is {first}, {second}, newest or owner")))
+            }
+        }
+    }
 }
 
 /// What is to be done in a channel, and what became of it.
@@ -71,8 +110,10 @@ pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
 struct Plan {
     /// Keys that are carried.
     keys: u64,
-    /// What differs and cannot be: tables themselves, and what never came to rest.
+    /// What differs and cannot be: tables themselves, what never came to rest, and keys that nobody is right about.
     left: u64,
+    /// Those of them that are too large to be kept.
+    too_large: u64,
     /// Keys that were the same at both sites afterwards.
     repaired: u64,
     lines: Vec<String>,
@@ -80,12 +121,19 @@ struct Plan {
 
 impl Plan {
     fn text(&self, channel: &str, arguments: &Repair) -> String {
-        let from = &arguments.from;
+        let from = match arguments.from.as_str() {
+            "newest" => "the site that wrote them last",
+            "owner" => "the site that serves their tenants",
+            site => site,
+        };
         let (what, count) =
             if arguments.yes { ("repaired", self.repaired) } else { ("to repair", self.keys) };
         let mut out = format!("channel {channel}: {} keys {what}, as they are at {from}", grouped(count));
         if self.left > 0 {
-            out += &format!(", {} left: tables themselves, or what kept changing", grouped(self.left));
+            out += &format!(", {} left", grouped(self.left));
+        }
+        if self.too_large > 0 {
+            out += &format!(", {} too large to be kept: see --undo-value-max", grouped(self.too_large));
         }
         out.push('\n');
         for line in self.lines.iter().take(SHOWN) {
@@ -155,11 +203,12 @@ struct Repairing<'a> {
     listed: Option<Listed>,
     arguments: &'a Repair,
     client: reqwest::Client,
+    keeper: Keeper<'a>,
     plans: BTreeMap<String, Plan>,
 }
 
 impl Task for Repairing<'_> {
-    async fn run<R: Reader>(
+    async fn run<R: Undoable>(
         &mut self,
         (config, channel): (&Config, &Channel),
         sites: [&R; 2],
@@ -167,11 +216,7 @@ impl Task for Repairing<'_> {
         progress: &impl Progress,
         settings: Settings,
     ) -> Result<Outcome> {
-        let from = &self.arguments.from;
-        if !config.sites.contains(from) {
-            let [first, second] = &config.sites;
-            return Err(Error::Usage(format!("--from {from}: allowed is {first} or {second}")));
-        }
+        let from = From::read(&self.arguments.from, config)?;
         if self.arguments.yes && config.apis.is_empty() {
             return Err(Error::Local(
                 "the configuration says of no daemon where it answers: set `[api]`".to_owned(),
@@ -186,24 +231,36 @@ impl Task for Repairing<'_> {
                 found
             }
         };
-        let keys: Vec<&Difference> = found.differences.iter().filter(|one| is_key(one)).collect();
-        let mut plan = Plan {
-            keys: keys.len() as u64,
-            left: found.different + found.undecided - keys.len() as u64,
-            ..Plan::default()
-        };
-        for one in &keys {
-            let kind = word(one.kind);
-            plan.lines.push(format!("  {kind:<9} {} {}", place(&one.space), printable(&one.name)));
-        }
         self.refuse(&channel.name, &found)?;
-        let outcome = if self.arguments.yes && !keys.is_empty() {
-            let candidates: Candidates =
-                keys.iter().map(|one| ((one.space.clone(), one.name.clone()), None)).collect();
-            self.send(config, channel, &keys).await?;
+        let keys: Vec<&Difference> = found.differences.iter().filter(|one| is_key(one)).collect();
+        let whose = self.whose(config, channel, from, &keys).await?;
+        let mut plan = Plan::default();
+        let mut of_sites: [Vec<&Difference>; 2] = Default::default();
+        for (one, site) in keys.iter().zip(whose) {
+            let of = match site.and_then(|site| Some((config.sites.get(site)?, of_sites.get_mut(site)?))) {
+                Some((site, keys)) => {
+                    keys.push(one);
+                    if let From::Site(_) = from { String::new() } else { format!("from {site} ") }
+                }
+                None if from == From::Owner => "left, nobody serves its tenant: ".to_owned(),
+                None => "left, no log names it: ".to_owned(),
+            };
+            let (kind, place) = (word(one.kind), place(&one.space));
+            plan.lines.push(format!("  {kind:<9} {of}{place} {}", printable(&one.name)));
+        }
+        plan.keys = of_sites.iter().map(|keys| keys.len() as u64).sum();
+        plan.left = found.different + found.undecided - plan.keys;
+        let outcome = if self.arguments.yes && plan.keys > 0 {
+            let repaired = of_sites.iter().flatten().map(|one| (one.space.clone(), one.name.clone()));
+            let repaired: Vec<_> = repaired.collect();
+            for (site, keys) in config.sites.iter().zip(&of_sites) {
+                plan.too_large += self.send((config, channel), sites, site, keys).await?;
+            }
+            plan.left += plan.too_large;
+            let candidates = repaired.iter().cloned().map(|key| (key, None)).collect();
             let left = recheck(sites, candidates, traffic, settings).await?;
             plan.repaired = plan.keys - left.different - left.undecided;
-            joined(found, left)
+            joined(found, left, &repaired.into_iter().collect())
         } else {
             found
         };
@@ -217,11 +274,12 @@ fn is_key(one: &Difference) -> bool {
     one.kind.is_some() && one.sites.iter().flatten().all(|state| !matches!(state.what, "table" | "function"))
 }
 
-/// What is left of `found` once its keys were repaired, of which `left` still differ.
-fn joined(found: Outcome, left: Outcome) -> Outcome {
+/// What is left of `found` once the keys `repaired` were repaired, of which `left` still differ.
+fn joined(found: Outcome, left: Outcome, repaired: &HashSet<(Space, Bytes)>) -> Outcome {
     let mut all = Outcome::default();
     (all.compared, all.compared_roughly) = (found.compared, found.compared_roughly);
-    let others = found.differences.into_iter().filter(|one| !is_key(one));
+    let is_left = |one: &Difference| !repaired.contains(&(one.space.clone(), one.name.clone()));
+    let others = found.differences.into_iter().filter(is_left);
     let all_left = others.chain(found.unsettled).chain(left.differences).chain(left.unsettled);
     all_left.for_each(|one| all.add(one, usize::MAX));
     all
@@ -246,50 +304,73 @@ impl Repairing<'_> {
         Ok(())
     }
 
-    /// Has the daemon carry the keys, a request after the other.
-    async fn send(&self, config: &Config, channel: &Channel, keys: &[&Difference]) -> Result<()> {
-        let pace = Pace::new(self.arguments.keys_per_second);
-        for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
-            pace.take(some.len()).await;
-            let keys: Vec<KeyAt> = some.iter().map(|one| KeyAt::of(&one.space, &one.name)).collect();
-            self.ask(config, channel, &json!({ "from": self.arguments.from, "keys": keys })).await?;
+    /// Of each of `keys` the site that is right, by its place in the link; `None`: nobody can say.
+    async fn whose(
+        &self,
+        config: &Config,
+        channel: &Channel,
+        from: From,
+        keys: &[&Difference],
+    ) -> Result<Vec<Option<usize>>> {
+        #[derive(Deserialize)]
+        struct Whose {
+            whose: Vec<Option<String>>,
         }
-        Ok(())
+        let by = match from {
+            From::Site(site) => return Ok(vec![Some(site); keys.len()]),
+            From::Newest => "newest",
+            From::Owner => "owner",
+        };
+        let client = daemon::client(LOGS_READ_TIMEOUT)?;
+        let mut all = Vec::with_capacity(keys.len());
+        for some in keys.chunks(WHOSE_AT_ONCE) {
+            let keys: Vec<KeyAt> = some.iter().map(|one| KeyAt::of(&one.space, &one.name)).collect();
+            let body = json!({ "by": by, "keys": keys });
+            let what = "says which site is right about keys of";
+            let asked = Asked { config, channel: &channel.name, path: "whose", what };
+            let answer = ask(asked, |url| client.post(url).json(&body)).await?;
+            let Whose { whose } = answer.json().await.map_err(|error| {
+                Error::Local(format!(
+                    "channel {}: the daemon's answer: {}",
+                    channel.name,
+                    error.without_url()
+                ))
+            })?;
+            if whose.len() != some.len() {
+                return Err(Error::Local(format!("channel {}: the daemon told of other keys", channel.name)));
+            }
+            let place = |name: &String| config.sites.iter().position(|site| site == name);
+            all.extend(whose.iter().map(|name| name.as_ref().and_then(place)));
+        }
+        Ok(all)
     }
 
-    /// One of the daemons, the first that takes it.
-    async fn ask(&self, config: &Config, channel: &Channel, body: &Value) -> Result<()> {
-        #[derive(Deserialize)]
-        struct Refusal {
-            error: String,
-        }
-        let mut refusals = Vec::new();
-        for api in &config.apis {
-            let mut url = match reqwest::Url::parse(api) {
-                Ok(url) => url,
-                Err(error) => {
-                    refusals.push(format!("{api}: {error}"));
-                    continue;
-                }
-            };
-            if let Ok(mut path) = url.path_segments_mut() {
-                path.pop_if_empty().extend(["v1", "channels", &channel.name, "repair"]);
+    /// Has the daemon carry what `keys` hold at `from`, a request after the other, once it is kept what that overwrites; how
+    /// many were left out because it could not be kept.
+    async fn send<R: Undoable>(
+        &mut self,
+        (config, channel): (&Config, &Channel),
+        sites: [&R; 2],
+        from: &str,
+        keys: &[&Difference],
+    ) -> Result<u64> {
+        let [first, second] = sites;
+        let overwritten = if config.sites[0] == from { (1, second) } else { (0, first) };
+        let pace = Pace::new(self.arguments.keys_per_second);
+        let mut left_out = 0;
+        for some in keys.chunks(KEYS_AT_ONCE.min(pace.burst())) {
+            pace.take(some.len()).await;
+            let too_large = self.keeper.keep(config, &channel.name, overwritten, some).await?;
+            left_out += too_large.len() as u64;
+            let kept = some.iter().enumerate().filter(|(n, _)| !too_large.contains(n));
+            let keys: Vec<KeyAt> = kept.map(|(_, one)| KeyAt::of(&one.space, &one.name)).collect();
+            if keys.is_empty() {
+                continue;
             }
-            match self.client.post(url).json(body).send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
-                Ok(answer) => {
-                    let status = answer.status();
-                    let told =
-                        answer.json::<Refusal>().await.map_or_else(|_| status.to_string(), |told| told.error);
-                    refusals.push(format!("{api}: {told}"));
-                }
-                Err(error) => refusals.push(format!("{api}: {}", error.without_url())),
-            }
+            let body = json!({ "from": from, "keys": keys });
+            let asked = Asked { config, channel: &channel.name, path: "repair", what: "takes the repair of" };
+            ask(asked, |url| self.client.post(url).json(&body)).await?;
         }
-        Err(Error::Local(format!(
-            "no daemon took the repair of channel {}: {}",
-            channel.name,
-            refusals.join("; ")
-        )))
+        Ok(left_out)
     }
 }

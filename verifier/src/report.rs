@@ -8,10 +8,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use causeway_core::Space;
+use causeway_core::time::rfc3339;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::compare::{Difference, DifferenceKind, Outcome, State};
+use crate::window::Window;
 
 /// Keys named to people; `--json` has more.
 const SHOWN: usize = 20;
@@ -25,6 +27,8 @@ pub(crate) struct Report {
     pub(crate) link: String,
     pub(crate) sites: [String; 2],
     pub(crate) tenant: Option<String>,
+    /// Only what was written in it; and up to when that is known.
+    pub(crate) window: Option<(Window, Option<u64>)>,
     pub(crate) took: Duration,
     /// Differences listed at most.
     pub(crate) list_max: usize,
@@ -46,6 +50,8 @@ struct Whole<'a> {
     compared: u64,
     different: u64,
     undecided: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<Value>,
     channels: Vec<Counts<'a>>,
     differences: Vec<Listed<'a>>,
 }
@@ -117,9 +123,14 @@ impl KeyAt {
 }
 
 impl Report {
-    /// Whether nothing differs and nothing is undecided.
+    /// Whether nothing differs, nothing is undecided, and all that was to be compared is known.
     pub(crate) fn equal(&self) -> bool {
-        self.channels.iter().all(|c| c.outcome.different == 0 && c.outcome.undecided == 0)
+        self.is_known() && self.channels.iter().all(|c| c.outcome.different == 0 && c.outcome.undecided == 0)
+    }
+
+    /// Whether it is known what was written in all of the window, if there is one.
+    fn is_known(&self) -> bool {
+        self.window.is_none_or(|(window, until)| until.is_some_and(|until| until >= window.to))
     }
 
     /// The sum of something over the channels.
@@ -150,6 +161,13 @@ impl Report {
             compared: self.sum(|o| o.compared),
             different: self.sum(|o| o.different),
             undecided: self.sum(|o| o.undecided),
+            window: self.window.map(|(window, until)| {
+                json!({
+                    "from": rfc3339(window.from),
+                    "to": rfc3339(window.to),
+                    "known_until": until.map(rfc3339),
+                })
+            }),
             channels: channels.collect(),
             differences: self.listed().filter_map(|(c, d)| Some(self.difference(c, d, d.kind?))).collect(),
         };
@@ -171,6 +189,13 @@ impl Report {
             self.tenant.as_ref().map_or(String::new(), |id| format!(", tenant {}", printable(id.as_bytes())));
         let [first, second] = &self.sites;
         push(&mut out, &format!("{}: {first} and {second} are {verdict}{of_tenant}", self.link));
+        if let Some((window, until)) = self.window {
+            push(&mut out, &format!("written from {} to {}", rfc3339(window.from), rfc3339(window.to)));
+            if !self.is_known() {
+                let until = until.map_or("an unknown time".to_owned(), rfc3339);
+                push(&mut out, &format!("NOT KNOWN beyond {until}: a stream is behind, or does not tell"));
+            }
+        }
         let compared = self.sum(|o| o.compared);
         let seconds = self.took.as_secs_f64().max(0.001);
         let rate = (compared as f64 / seconds) as u64;
@@ -315,41 +340,9 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
-/// Milliseconds since 1970 as RFC 3339, in UTC: `2026-03-01T02:00:00.250Z`. A time after the year 9999,
-/// which that format has not, is its last one.
-///
-/// Source of the calendar's arithmetic: Howard Hinnant, "chrono-compatible low-level date algorithms".
-pub(crate) fn rfc3339(ms: u64) -> String {
-    const LAST: u64 = 253_402_300_799_999;
-    let ms = ms.min(LAST);
-    let (days, in_day) = (ms / 86_400_000, ms % 86_400_000);
-    // Days from 0000-03-01, so that a leap day is a year's last.
-    let day = days + 719_468;
-    let era = day / 146_097;
-    let of_era = day % 146_097;
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute) = (in_day / 3_600_000, in_day / 60_000 % 60);
-    let (second, milli) = (in_day / 1000 % 60, in_day % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(rfc3339(1_772_330_400_250), "2026-03-01T02:00:00.250Z");
-        assert_eq!(rfc3339(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
-        assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59.999Z");
-    }
 
     #[test]
     fn keys_cannot_write_to_the_terminal() {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{Change, Key, Result, Site, Source, Target};
+use crate::{Change, Key, Result, Site, Source, Space, Target};
 
 /// What a kind of store can and cannot do; decides which of the conformance suite's behaviours apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +186,12 @@ pub trait Connector: Send + Sync {
     fn takes(&self, change: &Change, key: &Key) -> bool {
         let _ = (change, key);
         true
+    }
+
+    /// Where `change`, of more than one key, leaves other content than before; [`Space::Whole`]: anywhere.
+    fn spaces(&self, change: &Change) -> Vec<Space> {
+        let _ = change;
+        vec![Space::Whole]
     }
 
     /// What an operator is shown of a [`Op::Ddl`](crate::Op::Ddl): the command's name, or the statement.

@@ -18,6 +18,7 @@ pub mod settings;
 mod site;
 mod source;
 mod target;
+pub mod time;
 mod token;
 
 pub use change::{Change, Group, Key, Op, Part, Space};

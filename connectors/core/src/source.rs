@@ -129,6 +129,12 @@ pub trait Source: Send {
         None
     }
 
+    /// Milliseconds since 1970: what the store did before then came out of the calls of [`next`](Source::next) before the
+    /// last one, as far as that is known. `None`: it is not, or not in this source.
+    fn current(&self) -> Option<u64> {
+        None
+    }
+
     /// Waits for at least one event and appends what is there to `events`, at most about `bytes_max` of
     /// cost. May be dropped while it waits, without loss.
     ///

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use async_trait::async_trait;
 use causeway_core::{
     Capability, Change, ChannelSpec, Class, Connector, DdlPolicy, Finding, Key, OpenError, Result, Site,
-    Source, Target, Unit,
+    Source, Space, Target, Unit,
 };
 
 use crate::check;
@@ -97,6 +97,12 @@ impl Connector for Mysql {
 
     fn takes(&self, change: &Change, key: &Key) -> bool {
         change.key.space == key.space
+    }
+
+    fn spaces(&self, change: &Change) -> Vec<Space> {
+        let tables = Ddl::of(change).and_then(|ddl| ddl.definition()).map_or(Vec::new(), |d| d.tables);
+        let carried = tables.iter().filter(|(schema, name)| self.config.tables.carries(schema, name));
+        carried.map(|(schema, name)| Space::Table(format!("{schema}.{name}").into())).collect()
     }
 
     fn shown(&self, change: &Change) -> String {

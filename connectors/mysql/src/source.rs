@@ -72,6 +72,8 @@ struct Live {
     snapshot_ended: Option<u64>,
     /// The furthest place that a restart point was asked for.
     asked_for: AtomicU64,
+    /// What was committed before came out of `next` before the last call, in milliseconds since 1970; 0: not known.
+    current: u64,
     /// When the server said something last.
     heard: Instant,
     ready: VecDeque<Event>,
@@ -399,6 +401,7 @@ impl Source for MysqlSource {
             progress: progress.map(|progress| (0, progress)).into_iter().collect(),
             snapshot_ended: None,
             asked_for: AtomicU64::new(0),
+            current: 0,
             heard: Instant::now(),
             ready,
         };
@@ -408,6 +411,10 @@ impl Source for MysqlSource {
 
     fn keeps_what_it_streamed(&self) -> bool {
         self.live.as_ref().is_some_and(|live| live.durable)
+    }
+
+    fn current(&self) -> Option<u64> {
+        self.live.as_ref().map(|live| live.current).filter(|current| *current > 0)
     }
 
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
@@ -493,6 +500,8 @@ fn split(tables: Vec<Table>) -> (LeftOut, Vec<Table>) {
 
 impl Live {
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
+        // Times are of whole seconds.
+        self.current = (u64::from(self.decoder.newest) * 1000).min(now()).saturating_sub(1000);
         let before = events.len();
         loop {
             let mut bytes = 0;
@@ -731,6 +740,7 @@ async fn hear(snapshot: &mut Option<Snapshot>) -> Said {
     std::future::pending().await
 }
 
-fn now() -> u64 {
+/// In milliseconds since 1970.
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

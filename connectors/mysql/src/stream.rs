@@ -23,6 +23,7 @@ use crate::names;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
 use crate::schema::{keyless_json, left_out};
 use crate::snapshot::Progress;
+use crate::source::now;
 
 /// Why the stream cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +102,9 @@ pub(crate) struct Decoder {
     told: HashSet<Space>,
     /// Rows that changed since each of these began, whoever changed them.
     windows: HashMap<Token, Window>,
+    /// The newest time of an event, in seconds since 1970: what follows was committed no earlier, unless a session set
+    /// its TIMESTAMP ahead.
+    pub(crate) newest: u32,
     /// Statements that changed tables, ours too.
     pub(crate) definitions: u64,
     /// One of them gave rows other names.
@@ -209,6 +213,7 @@ impl Decoder {
             told: HashSet::new(),
             windows: HashMap::new(),
             definitions: 0,
+            newest: 0,
             moved: false,
             defined: Vec::new(),
             announced: None,
@@ -258,6 +263,7 @@ impl Decoder {
         events: &mut Vec<Event>,
     ) -> Result<(), Stop> {
         let header = event.header();
+        self.newest = self.newest.max(header.timestamp());
         let fell = header.log_pos() != 0 && u64::from(header.log_pos()) < self.at && self.described;
         let kind = header.event_type_raw();
         let data = event.read_data().map_err(|e| Stop::Garbled(e.to_string()))?;
@@ -338,7 +344,8 @@ impl Decoder {
                 ));
             }
             EventData::HeartbeatEvent if self.open.is_none() => {
-                events.push(Event::Idle { pos: self.position() })
+                self.newest = self.newest.max(u32::try_from(now() / 1000).unwrap_or(0));
+                events.push(Event::Idle { pos: self.position() });
             }
             _ => {}
         }

@@ -1,6 +1,8 @@
-//! Up to where the stream was read, against how much of it the server keeps for a slow reader.
+//! Up to where the stream was read, against how much of it the server keeps for a slow reader, and against when that
+//! was written.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::info::ServerInfo;
 
@@ -17,6 +19,10 @@ pub(crate) struct Progress {
     buffer: AtomicU64,
     /// The snapshot is behind us.
     streaming: AtomicBool,
+    /// An end of the stream that was not handed out when the server was asked for it, and when it was asked.
+    ahead: Mutex<Option<(u64, u64)>>,
+    /// All that was written before is handed out; 0: not known. Milliseconds since 1970.
+    current: AtomicU64,
 }
 
 impl Progress {
@@ -36,7 +42,22 @@ impl Progress {
         self.buffer.store(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn server_says(&self, info: &ServerInfo) {
+    /// Everything up to `at` was handed out.
+    pub(crate) fn handed_out(&self, at: u64) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, asked)) = ahead.take_if(|(end, _)| *end <= at) {
+            self.current.store(asked, Ordering::Relaxed);
+        }
+    }
+
+    /// All that was written before this time was handed out.
+    pub(crate) fn current(&self) -> Option<u64> {
+        Some(self.current.load(Ordering::Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// `asked`: when it was asked, in milliseconds since 1970.
+    pub(crate) fn server_says(&self, info: &ServerInfo, asked: u64) {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((info.offset, asked));
         self.end.store(info.offset, Ordering::Relaxed);
         self.backlog.store(info.backlog_bytes, Ordering::Relaxed);
     }
@@ -66,7 +87,7 @@ mod tests {
         let progress = Progress::at(1_000);
         assert_eq!(progress.behind(), None, "nothing cuts a snapshot off");
         progress.buffer_max(400);
-        progress.server_says(&ServerInfo { offset: 1_100, backlog_bytes: 200, ..ServerInfo::default() });
+        progress.server_says(&ServerInfo { offset: 1_100, backlog_bytes: 200, ..ServerInfo::default() }, 0);
         assert_eq!(progress.behind(), Some(0.25), "in a snapshot the backlog does not count");
         progress.snapshot_ended();
         assert_eq!(progress.behind(), Some(0.5));
@@ -74,7 +95,22 @@ mod tests {
         assert_eq!(progress.behind(), Some(2.0));
         progress.read_to(1_200);
         assert_eq!(progress.behind(), Some(0.0), "what the server said is older than what was read");
-        progress.server_says(&ServerInfo::default());
+        progress.server_says(&ServerInfo::default(), 0);
         assert_eq!(progress.behind(), None, "no backlog was told");
+    }
+
+    #[test]
+    fn what_was_written_before_the_server_was_asked_is_current_once_it_is_handed_out() {
+        let progress = Progress::at(1_000);
+        let end = |offset| ServerInfo { offset, ..ServerInfo::default() };
+        progress.server_says(&end(1_100), 7_000);
+        progress.handed_out(1_099);
+        assert_eq!(progress.current(), None);
+        progress.server_says(&end(1_500), 8_000);
+        progress.handed_out(1_100);
+        assert_eq!(progress.current(), Some(7_000), "of what was asked first");
+        progress.server_says(&end(1_600), 9_000);
+        progress.handed_out(1_700);
+        assert_eq!(progress.current(), Some(9_000));
     }
 }

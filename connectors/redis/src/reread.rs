@@ -25,6 +25,7 @@ use crate::names::Names;
 use crate::progress::Progress;
 use crate::rdb::{self, Cut, DumpCutter};
 use crate::resp::{self, Head, Reply};
+use crate::source::now_ms;
 use crate::stream::{Found, Held, KeyArgs, Piece, Set};
 
 /// Keys of one transaction: the server is kept from others for well under a millisecond by small ones.
@@ -244,10 +245,12 @@ impl Reader {
     /// Asks how far the server's stream is. A connection that the server closed while nothing was under way on it
     /// is replaced.
     async fn look(&mut self) -> Result<()> {
+        let asked = now_ms();
         match self.idle().await?.call(&[b"INFO", b"replication"]).await {
             Ok(reply) => {
                 if let Some(text) = reply.bytes() {
-                    self.progress.server_says(&ServerInfo::parse(&String::from_utf8_lossy(text)));
+                    let info = ServerInfo::parse(&String::from_utf8_lossy(text));
+                    self.progress.server_says(&info, asked);
                 }
             }
             Err(_) if self.busy => self.beside = None,

@@ -136,6 +136,7 @@ impl RedisSource {
         let resume = from.map(resume_from);
         let began = Instant::now();
         loop {
+            let asked = now_ms();
             let info = ServerInfo::read(&mut side).await?;
             info.suits_capture(&label)?;
             let options = LinkOptions {
@@ -185,7 +186,7 @@ impl RedisSource {
             let has_expiretime = info.has_expiretime();
             let progress = link.progress();
             progress.buffer_max(replica_buffer_max(buffer.as_deref()));
-            progress.server_says(&info);
+            progress.server_says(&info, asked);
             let cut = self.config.limits.cut();
             let side = Side::start(side, &endpoint, &self.config.names, has_expiretime, progress, cut);
             let stream =
@@ -442,6 +443,7 @@ impl Live {
     }
 
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
+        self.link.progress().handed_out(self.told);
         let before = events.len();
         let mut bytes_left = bytes_max.max(1);
         loop {
@@ -681,6 +683,13 @@ impl Source for RedisSource {
 
     fn keeps_what_it_streamed(&self) -> bool {
         matches!(&self.live, Some(Mode::Stream(live)) if live.keeps)
+    }
+
+    fn current(&self) -> Option<u64> {
+        match &self.live {
+            Some(Mode::Stream(live)) => live.link.progress().current(),
+            _ => None,
+        }
     }
 
     fn behind(&self) -> Option<Behind> {

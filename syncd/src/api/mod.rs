@@ -5,6 +5,8 @@
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
 //! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
 //! | `POST /v1/channels/{name}/repair` | [`Repaired`]: what the keys of a [`RepairQuery`] hold at one site goes to the other |
+//! | `GET /v1/channels/{name}/written` | [`WrittenLine`](crate::status::WrittenLine)s, one a line: what the logs name that was written in a window |
+//! | `POST /v1/channels/{name}/whose` | [`Whose`](crate::status::Whose): which site is right about each key of a [`WhoseQuery`] |
 //! | `POST /v1/pause`, `/v1/resume` | the same, of all channels |
 //! | `GET /v1/dead-letters` | a [`DeadLetterPage`](crate::status::DeadLetterPage), newest first |
 //! | `POST /v1/dead-letters/{id}/ack`, `/v1/dead-letters/ack` | [`Acknowledged`]: that one, or all |
@@ -15,17 +17,20 @@
 //! | `GET /` | the page |
 //!
 //! `resume` takes `?held=apply` or `?held=drop`, `dead-letters` takes `?channel=&limit=`, `dead-letters/ack`
-//! takes `?channel=`, `conflicts` takes `?channel=&key=&since=&limit=`; both lists take `before=` the `next` of
+//! takes `?channel=`, `written` takes `?from=&to=`, `conflicts` takes `?channel=&key=&since=&limit=`; both lists take `before=` the `next` of
 //! the page before. An error is `{"error": "…"}`: 400 what was asked makes no sense, 404 no such channel,
 //! conflict or dead letter, 409 not in this state.
 
 mod guard;
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
@@ -35,7 +40,7 @@ use tokio::net::TcpListener;
 
 use crate::status::{
     Acknowledged, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, KeyAt, RepairQuery,
-    Repaired, parse_rfc3339,
+    Repaired, WhoseQuery, parse_rfc3339,
 };
 
 /// The page: one file, without anything from elsewhere.
@@ -64,6 +69,8 @@ pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
         .route("/v1/channels/{name}/resume", post(resume))
         .route("/v1/channels/{name}/snapshot", post(snapshot))
         .route("/v1/channels/{name}/repair", post(repair))
+        .route("/v1/channels/{name}/written", get(written))
+        .route("/v1/channels/{name}/whose", post(whose).layer(DefaultBodyLimit::max(WhoseQuery::BODY_MAX)))
         .fallback(|| async { error(StatusCode::NOT_FOUND, "no such path; see /v1/status") })
         .method_not_allowed_fallback(|| async { error(StatusCode::METHOD_NOT_ALLOWED, "not by this method") })
         .with_state(control);
@@ -210,6 +217,81 @@ async fn repair(
     }
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Window {
+    from: String,
+    to: Option<String>,
+}
+
+impl Window {
+    /// In milliseconds since 1970; what has no end ends now.
+    fn range(&self) -> Result<Range<u64>, String> {
+        let ms =
+            |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let read = |name: &str, text: &str| parse_rfc3339(text).map(ms).ok_or_else(|| wrong_time(name, text));
+        let now = ms(SystemTime::now());
+        let to = self.to.as_ref().map_or(Ok(now), |to| read("to", to))?.min(now);
+        let from = read("from", &self.from)?;
+        match from < to {
+            true => Ok(from..to),
+            false => Err(format!(
+                "the window from {} has no time in it: from has to be before to, and before now",
+                self.from
+            )),
+        }
+    }
+}
+
+fn wrong_time(name: &str, text: &str) -> String {
+    format!("{name} is `{text}`, allowed is RFC 3339 such as 2026-03-01T02:00:00Z (a + is written %2B)")
+}
+
+async fn written(State(control): Shared, Path(name): Path<String>, asked: Asked<Window>) -> Response {
+    let window = match asked.map_err(|wrong| wrong.body_text()).and_then(|Query(asked)| asked.range()) {
+        Ok(window) => window,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong),
+    };
+    let lines = match control.written(&name, window).await {
+        Ok(lines) => lines,
+        Err(error) => return error.into_response(),
+    };
+    let text = futures_util::stream::unfold(lines, |mut lines| async {
+        let some = lines.recv().await?;
+        let mut text = Vec::new();
+        for line in some {
+            // A struct of texts always has a JSON form.
+            text.extend(serde_json::to_vec(&line).unwrap_or_default());
+            text.push(b'\n');
+        }
+        Some((Ok::<_, std::convert::Infallible>(text), lines))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(text)).into_response()
+}
+
+async fn whose(
+    State(control): Shared,
+    Path(name): Path<String>,
+    asked: Result<Json<WhoseQuery>, JsonRejection>,
+) -> Response {
+    let query = match asked {
+        Ok(Json(query)) => query,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
+    };
+    if query.keys.len() > WhoseQuery::KEYS_MAX {
+        let message =
+            format!("{} keys, allowed are {} in one request", query.keys.len(), WhoseQuery::KEYS_MAX);
+        return error(StatusCode::BAD_REQUEST, message);
+    }
+    let Some(keys) = query.keys() else {
+        return error(StatusCode::BAD_REQUEST, "a key without a name");
+    };
+    match control.whose(&name, query.by, keys).await {
+        Ok(whose) => Json(whose).into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
 /// Refuses a name that no channel has.
 fn known(control: &dyn Control, channel: Option<&str>) -> Result<(), ControlError> {
     let known: Vec<String> = control.status().channels.into_iter().map(|channel| channel.name).collect();
@@ -278,13 +360,7 @@ struct Conflicts {
 
 impl Conflicts {
     fn query(self) -> Result<ConflictQuery, String> {
-        let since = self.since.map(|text| {
-            parse_rfc3339(&text).ok_or_else(|| {
-                format!(
-                    "since is `{text}`, allowed is RFC 3339 such as 2026-03-01T02:00:00Z (a + is written %2B)"
-                )
-            })
-        });
+        let since = self.since.map(|text| parse_rfc3339(&text).ok_or_else(|| wrong_time("since", &text)));
         let limit = within(self.limit, ConflictQuery::LIMIT_MAX)?;
         let Conflicts { channel, key, before, .. } = self;
         Ok(ConflictQuery { channel, key, since: since.transpose()?, before, limit })

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use causeway_core::Site;
 use clap::builder::styling::{AnsiColor, Styles};
@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use super::Failure;
 use crate::config::{Config, parse_duration};
 use crate::runbook::parse_set;
-use crate::status::{HeldAnswer, parse_rfc3339};
+use crate::status::{HeldAnswer, RepairQuery, parse_rfc3339};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -66,6 +66,16 @@ Exit codes: 0 done, 1 a gate failed, something differs, or a person has to appro
             2 bad use or a bad file, 3 could not reach or failed, or stopped.
 
 docs/RUNBOOKS.md says how to write one, and what resume does in the middle of each step.";
+
+const BACKFILL_HELP: &str = "\
+Examples:
+  syncd backfill --channel tags --from 2h
+  syncd backfill --channel tags --from 2026-03-01T02:00:00Z --to 2026-03-01T02:30:00Z
+  syncd backfill --channel tags --from 2h --dry-run      how many keys that would be
+
+Each key is read at the site whose log names it, and appended to that log as a state: what the other
+site wrote since stays. Then `verifier check` compares the window. Exit code: 0 the window is equal,
+1 it differs, or part of it is not known.";
 
 /// Keeps the stores of two sites equal while both serve traffic.
 #[derive(Debug, Parser)]
@@ -175,8 +185,9 @@ Example: a FLUSHALL at one site is held; the other site shall keep its data:
     /// Checks and runs a plan of steps, and goes on with it after a break.
     #[command(after_help = RUNBOOK_HELP)]
     Runbook(RunbookArgs),
-    /// Closes a window of time (a later release).
-    Backfill(Later),
+    /// Carries once more, as it is now, what the logs name that was written in a window of time; needs --channel.
+    #[command(after_help = BACKFILL_HELP)]
+    Backfill(BackfillArgs),
     /// Compares the sites' configuration (a later release).
     Doctor(Later),
 }
@@ -186,7 +197,6 @@ impl Command {
     pub(super) fn later(&self) -> Option<&'static str> {
         match self {
             Command::Tenant(_) => Some("tenant"),
-            Command::Backfill(_) => Some("backfill"),
             Command::Doctor(_) => Some("doctor"),
             Command::Run(_)
             | Command::Check
@@ -197,6 +207,7 @@ impl Command {
             | Command::DeadLetters(_)
             | Command::Conflicts(_)
             | Command::Runbook(_)
+            | Command::Backfill(_)
             | Command::Cleanup => None,
         }
     }
@@ -217,6 +228,36 @@ pub(super) struct ResumeArgs {
     /// What becomes of a held whole-store change (FLUSHALL): done at the target, too, or not.
     #[arg(long, value_name = "ANSWER")]
     pub(super) held: Option<HeldAnswer>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct BackfillArgs {
+    /// Since this time, as 2026-03-01T02:00:00Z, or since so long ago, as 30m, 2h, 7d.
+    #[arg(long, value_name = "TIME", value_parser = since_ms)]
+    pub(super) from: u64,
+    /// Up to this time, which is no part of it; now, if it is not given.
+    #[arg(long, value_name = "TIME", value_parser = since_ms)]
+    pub(super) to: Option<u64>,
+    /// Only says how many keys it would be.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Does not compare the window afterwards.
+    #[arg(long)]
+    pub(super) no_verify: bool,
+    /// The verifier's program, if it is not beside this one.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_verify")]
+    pub(super) verifier: Option<PathBuf>,
+    /// At most this many keys a second.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) keys_per_second: Option<u32>,
+}
+
+impl BackfillArgs {
+    /// Keys that are asked for at once: no more than a tenth of a second may take.
+    pub(super) fn batch(&self) -> usize {
+        let rate = self.keys_per_second.map_or(RepairQuery::KEYS_MAX, |rate| rate as usize / 10);
+        rate.clamp(1, RepairQuery::KEYS_MAX)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -347,7 +388,7 @@ pub(super) struct RunbookResumeArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Programs {
-    /// The program of the steps verify and repair; without it the one beside this program.
+    /// The program that verify, repair and backfill compare with; without it the one beside this program.
     #[arg(long, value_name = "PATH")]
     pub(super) verifier: Option<PathBuf>,
 }
@@ -356,6 +397,11 @@ fn since(text: &str) -> Result<SystemTime, String> {
     let ago = || parse_duration(text).and_then(|ago| SystemTime::now().checked_sub(ago));
     let wrong = "allowed is RFC 3339 such as 2026-03-01T02:00:00Z, or a number with one of ms, s, m, h, d";
     parse_rfc3339(text).or_else(ago).ok_or_else(|| wrong.to_owned())
+}
+
+/// The same, in milliseconds since 1970.
+fn since_ms(text: &str) -> Result<u64, String> {
+    since(text).map(|time| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
 }
 
 /// Whatever a later release will take.

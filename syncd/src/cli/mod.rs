@@ -4,6 +4,7 @@
 //! 0 done, 1 the answer is "no", 2 bad use or bad configuration, 3 could not reach or failed.
 
 mod args;
+mod backfill;
 mod check;
 mod cleanup;
 mod client;
@@ -114,6 +115,7 @@ async fn dispatch(args: &Args) -> Result<(), Failure> {
         },
         Command::Cleanup => cleanup::cleanup(&args.common, &config).await,
         Command::Runbook(asked) => runbook::runbook(&args.common, &config, &asked.asked).await,
-        Command::Tenant(_) | Command::Backfill(_) | Command::Doctor(_) => Ok(()),
+        Command::Backfill(window) => backfill::backfill(&args.common, &config, window).await,
+        Command::Tenant(_) | Command::Doctor(_) => Ok(()),
     }
 }

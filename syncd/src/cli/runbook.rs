@@ -134,7 +134,8 @@ fn outside(
     book: &Runbook,
     programs: &Programs,
 ) -> Result<Outside, Failure> {
-    let verifies = book.steps.iter().any(|step| matches!(step.kind.as_str(), "verify" | "repair"));
+    let verifies =
+        book.steps.iter().any(|step| matches!(step.kind.as_str(), "verify" | "repair" | "backfill"));
     Outside::new(common, config, programs.verifier.as_deref(), verifies)
 }
 

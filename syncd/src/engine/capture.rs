@@ -226,6 +226,8 @@ pub(super) struct Capture {
     resume_at: Option<Position>,
     /// Places of the stream, each with our first seq behind it; the oldest is where a restart reads on, or before.
     stretch: VecDeque<(u64, Seq)>,
+    /// Places of the stream, each with the time before which everything that was written stands before it.
+    currents: VecDeque<(u64, u64)>,
     pub(super) last: Position,
     /// The event before this one stands here, whether or not the log holds it already.
     pub(super) passed: Position,
@@ -341,6 +343,7 @@ impl Capture {
             checked_to: None,
             resume_at: found.resume_at,
             stretch: VecDeque::from([(0, remembered_from)]),
+            currents: VecDeque::new(),
             point: found.point,
             held_below: None,
             open_group: Vec::new(),
@@ -420,6 +423,7 @@ impl Capture {
             Opened::Anew { lost } => {
                 self.held_below = None;
                 self.stretch = VecDeque::from([(0, self.next_seq)]);
+                self.currents.clear();
                 let first = self.next_seq.0;
                 // Its first event says whether it is still the stream that we had.
                 while self.early.is_empty() {
@@ -872,6 +876,15 @@ impl Capture {
         }
         while self.stretch.get(1).is_some_and(|(at, _)| *at <= resume_at.at) {
             self.stretch.pop_front();
+        }
+        // Until a snapshot has ended, and what has to be read again is read, something written before is not in the log.
+        if let Some(current) = source.current().filter(|_| !self.in_snapshot())
+            && self.currents.len() < STRETCH_MAX
+        {
+            self.currents.push_back((self.last.at, current));
+        }
+        while let Some((_, current)) = self.currents.pop_front_if(|(at, _)| *at <= resume_at.at) {
+            self.point.current = self.point.current.max(current);
         }
         self.resume_at = Some(resume_at.clone());
         let mut record = position_record(&self.point, resume_at, (task.clock)());

@@ -1,11 +1,14 @@
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use causeway_core::{Connector, Key, Op, Seq, Site};
 use futures_util::future::join_all;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -19,18 +22,23 @@ use super::pauses::{Answers, Begun, Pauses, member_name};
 use super::run::{ChannelRun, DirectionRun, Live, RATES_EVERY, STOP_AT_MOST, Shares, partition, smooth};
 use super::shared::{DirectionStats, Trouble, lock};
 use super::shown;
+use super::window::{Named, Names, Unknown};
 use crate::config::{Channel, Config, Direction, LogStore};
 use crate::log::{
     self, EmbeddedLog, EmbeddedOptions, Group, KafkaLog, KafkaOptions, Log, Offset, PartitionId,
 };
 use crate::status::{
-    ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
+    By, ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
     DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, Phase, Progress,
-    Resolution, Status, rfc3339,
+    Resolution, Status, Whose, WrittenLine, rfc3339,
 };
 
 /// How long an origin may take to say what keys hold.
 const ANSWER_AT_MOST: Duration = Duration::from_secs(10);
+/// How long the streams may take to come to the end of a window that was asked for.
+const CURRENT_WAIT: Duration = Duration::from_secs(5);
+/// So many read the logs at the same time to say what was written.
+const LOG_READERS: usize = 4;
 const RETENTION_EVERY: Duration = Duration::from_secs(5);
 /// What a consumer of Kafka fetches ahead.
 const FETCH_BYTES: Range<usize> = 64 << 10..4 << 20;
@@ -91,6 +99,8 @@ pub struct Daemon {
     since: SystemTime,
     pub(super) stop: CancellationToken,
     tasks: tokio::sync::Mutex<JoinSet<()>>,
+    /// Those who may read the logs to say what was written.
+    log_readers: Arc<Semaphore>,
     /// Where the log itself doesn't hold the folder.
     folder_lock: Mutex<Option<std::fs::File>>,
 }
@@ -213,6 +223,7 @@ impl Daemon {
             since: SystemTime::now(),
             stop: CancellationToken::new(),
             tasks: tokio::sync::Mutex::default(),
+            log_readers: Arc::new(Semaphore::new(LOG_READERS)),
             folder_lock: Mutex::default(),
         };
         for (channel, connector) in config.channels.iter().zip(connectors) {
@@ -488,6 +499,57 @@ impl Daemon {
     }
 }
 
+/// Tells `lines` what the logs of `sites` name, one site after the other; gives the last line.
+async fn written(
+    log: &dyn Log,
+    connector: &dyn Connector,
+    sites: &[(String, PartitionId)],
+    window: Range<u64>,
+    lines: &mpsc::Sender<Vec<WrittenLine>>,
+) -> WrittenLine {
+    let mut end = BTreeMap::new();
+    for (site, partition) in sites {
+        let (named, mut told) = mpsc::channel(1);
+        let names = Names { log, partition, connector };
+        let walk = async {
+            let walked = names.of_window(window.clone(), CURRENT_WAIT, &named).await;
+            drop(named);
+            walked
+        };
+        let tell = async move {
+            while let Some(some) = told.recv().await {
+                let some = some.into_iter().map(|named| line(site, named)).collect();
+                if lines.send(some).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (walked, ()) = tokio::join!(walk, tell);
+        match walked {
+            Ok(current) => {
+                let time = UNIX_EPOCH + Duration::from_millis(current);
+                end.insert(site.clone(), (current > 0).then(|| rfc3339(time)));
+            }
+            Err(error) => {
+                let gone = matches!(error, Unknown::Gone { .. } | Unknown::Damaged { .. });
+                return WrittenLine::Error { error: error.to_string(), gone };
+            }
+        }
+    }
+    WrittenLine::End { end }
+}
+
+fn line(site: &str, named: Named) -> WrittenLine {
+    let site = site.to_owned();
+    match named {
+        Named::Key(key) => WrittenLine::Key { site, at: KeyAt::of(&key) },
+        Named::Space(space) => {
+            let at = KeyAt::of(&Key { space, name: Bytes::new() });
+            WrittenLine::Whole { site, whole: true, table: at.table }
+        }
+    }
+}
+
 /// The key of a dead letter; `None` if it was a change of none.
 fn key_of(letter: &DeadLetter) -> Option<Key> {
     KeyAt { key: letter.key.clone(), db: letter.db, table: letter.table.clone() }.key()
@@ -616,6 +678,65 @@ impl Control for Daemon {
             "{channel}: {from} did not say in time what these keys hold; some of them may be repaired: try again once \
              `syncd status` shows no error"
         )))
+    }
+
+    async fn written(
+        &self,
+        channel: &str,
+        window: Range<u64>,
+    ) -> Result<mpsc::Receiver<Vec<WrittenLine>>, ControlError> {
+        let run = self.channel(channel)?;
+        if !run.is_here() {
+            return Err(self.elsewhere(run));
+        }
+        let permit = Arc::clone(&self.log_readers).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            ControlError::Refused(format!(
+                "{channel}: {LOG_READERS} others read the logs just now: ask again later"
+            ))
+        })?;
+        let sites = run.directions.iter().map(|direction| {
+            let site = self.sites[direction.from.index()].clone();
+            (site, direction.partition.clone())
+        });
+        let (sites, log, connector) = (sites.collect::<Vec<_>>(), Arc::clone(&self.log), run.connector());
+        let (lines, told) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let last = written(&*log, &*connector, &sites, window, &lines).await;
+            // Who asked may be gone.
+            let _ = lines.send(vec![last]).await;
+            drop(permit);
+        });
+        Ok(told)
+    }
+
+    async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError> {
+        let run = self.channel(channel)?;
+        if !run.is_here() {
+            return Err(self.elsewhere(run));
+        }
+        let named = |site: Option<Site>| site.map(|site| self.sites[site.index()].clone());
+        if by == By::Owner {
+            let Some(owners) = run.config.conflict.owners() else {
+                return Err(ControlError::Refused(format!(
+                    "{channel}: nothing says which site serves a tenant: that needs conflict = \"owner\""
+                )));
+            };
+            let whose = keys.iter().map(|key| named(owners.of(&key.name))).collect();
+            return Ok(Whose { whose });
+        }
+        let connector = run.connector();
+        let mut newest = vec![None; keys.len()];
+        for direction in &run.directions {
+            let names = Names { log: &*self.log, partition: &direction.partition, connector: &*connector };
+            let last = names.last(&keys).await;
+            let last = last.map_err(|error| ControlError::Failed(format!("{channel}: {error}")))?;
+            for (newest, last) in newest.iter_mut().zip(last) {
+                let last = last.map(|hlc| (hlc, direction.from));
+                *newest = (*newest).max(last);
+            }
+        }
+        Ok(Whose { whose: newest.into_iter().map(|at| named(at.map(|(_, site)| site))).collect() })
     }
 
     fn conflicts(&self, query: &ConflictQuery) -> Result<ConflictPage, ControlError> {

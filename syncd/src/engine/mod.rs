@@ -32,6 +32,7 @@ mod shared;
 mod spill;
 mod sweep;
 pub(crate) mod switch;
+mod window;
 
 use std::time::Duration;
 

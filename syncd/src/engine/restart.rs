@@ -30,6 +30,9 @@ pub(crate) struct RestartPoint {
     /// One above the seq of the newest data change.
     #[serde(default)]
     pub(crate) data_end: u64,
+    /// Milliseconds since 1970: what the store did before then stands above this record; 0: not known.
+    #[serde(default)]
+    pub(crate) current: u64,
     /// An operator paused what is applied at this site, where several daemons may serve it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) paused: bool,

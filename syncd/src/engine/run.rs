@@ -168,6 +168,10 @@ impl ChannelRun {
         self.connector.carries(key)
     }
 
+    pub(super) fn connector(&self) -> Arc<dyn Connector> {
+        Arc::clone(&self.connector)
+    }
+
     /// Whether it is served here.
     pub(super) fn is_here(&self) -> bool {
         self.directions.iter().any(|direction| lock(&direction.live).is_some())

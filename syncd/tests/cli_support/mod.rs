@@ -3,18 +3,20 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use causeway_core::Key;
+use causeway_core::{Key, Space};
 use syncd::api;
 use syncd::status::{
-    ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
-    ControlError, DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyText, Lag,
-    Phase, Progress, Resolution, Status, rfc3339,
+    By, ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
+    ControlError, DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, KeyText,
+    Lag, Phase, Progress, Resolution, Status, Whose, WrittenLine, rfc3339,
 };
+use tokio::sync::mpsc;
 
 /// One channel `tags`, which holds a FLUSHALL; writes down what it is asked.
 #[derive(Default)]
@@ -106,6 +108,31 @@ impl Control for Fake {
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
         self.known(format!("repair {from} {keys:?}"), Some(channel))?;
         Ok(keys.len() as u64)
+    }
+
+    async fn written(
+        &self,
+        channel: &str,
+        window: Range<u64>,
+    ) -> Result<mpsc::Receiver<Vec<WrittenLine>>, ControlError> {
+        self.known(format!("written {window:?}"), Some(channel))?;
+        let (lines, told) = mpsc::channel(3);
+        let at = |name: &'static [u8]| KeyAt::of(&Key { space: Space::Db(0), name: name.into() });
+        let key = |site: &str, name| WrittenLine::Key { site: site.into(), at: at(name) };
+        let end = ["dc", "cloud"].map(|site| (site.to_owned(), Some("2026-03-01T03:00:00.000Z".to_owned())));
+        for some in [
+            vec![key("dc", b"a"), key("dc", b"\xff")],
+            vec![key("cloud", b"a"), WrittenLine::Whole { site: "cloud".into(), whole: true, table: None }],
+            vec![WrittenLine::End { end: end.into() }],
+        ] {
+            lines.try_send(some).unwrap();
+        }
+        Ok(told)
+    }
+
+    async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError> {
+        self.known(format!("whose {by:?} {keys:?}"), Some(channel))?;
+        Ok(Whose { whose: keys.iter().map(|key| (key.name != "a").then(|| "dc".to_owned())).collect() })
     }
 
     /// Ten of them, 1 to 10, in pages of four at the most.

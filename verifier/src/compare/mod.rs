@@ -2,6 +2,7 @@
 //! for each site.
 
 mod judge;
+mod named;
 mod pass;
 mod settle;
 mod stretches;
@@ -11,13 +12,15 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::Space;
 
 use crate::error::Result;
 
-pub(crate) use judge::{DifferenceKind, Judge, Verdict, now_ms};
+pub(crate) use judge::{DifferenceKind, Judge, Verdict};
+pub(crate) use named::{Name, Naming, Place, compare_named};
 pub(crate) use pass::{Settings, compare};
 pub(crate) use settle::{Candidates, recheck};
 
@@ -80,6 +83,16 @@ pub(crate) trait Reader: Send + Sync {
         hints: &[Self::Hint],
     ) -> impl Future<Output = Result<Vec<Option<State>>>> + Send;
 
+    /// How long the store takes to answer that it is there.
+    fn probe(&self) -> impl Future<Output = Result<Duration>> + Send {
+        std::future::ready(Ok(Duration::ZERO))
+    }
+
+    /// Whether what is read waits, for a while each time.
+    fn hold(&self, is_held: bool) {
+        let _ = is_held;
+    }
+
     /// Indices of those of `names` that do not exist here, ascending.
     fn absent(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<usize>>> + Send;
 
@@ -88,6 +101,12 @@ pub(crate) trait Reader: Send + Sync {
     fn parts(&self, space: &Space, names: &[Bytes]) -> impl Future<Output = Result<Vec<Parts>>> + Send {
         let _ = space;
         std::future::ready(Ok(vec![Parts::new(); names.len()]))
+    }
+
+    /// What it makes of a name that the log gives a key.
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        let _ = (space, name);
+        Place::Key
     }
 
     /// Whether its keys count among those compared.
@@ -155,6 +174,8 @@ pub(crate) enum Rest {
 pub(crate) trait Progress: Send + Sync {
     /// A stretch of work begins: what it is, and how many keys.
     fn begin(&self, what: &str, keys: u64);
+    /// There are so many more keys than was said.
+    fn expect(&self, keys: u64);
     /// So many more were looked through.
     fn advance(&self, keys: u64);
     /// It ended.

@@ -3,10 +3,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
 use causeway_core::Space;
+use causeway_core::time::now_ms;
 use futures_util::{Stream, StreamExt, stream};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::judge::now_ms;
 use super::settle::{Candidates, settle};
 use super::{Judge, Outcome, Page, Progress, Reader, State, Traffic, Verdict};
 use crate::error::Result;
@@ -49,65 +49,9 @@ pub(crate) async fn compare<R: Reader>(
     progress: &impl Progress,
     settings: Settings,
 ) -> Result<Outcome> {
-    let [first, second] = sites;
-    let mut run = Run {
-        sites,
-        traffic,
-        settings,
-        candidates: Candidates::new(),
-        counted: Counted::default(),
-        outcome: Outcome::default(),
-    };
-    let spaces = [first.spaces().await?, second.spaces().await?];
-    progress.begin("comparing", spaces[0].iter().map(|(_, keys)| keys).sum());
-    let is_ordered = |space: &Space| first.is_ordered(space) && second.is_ordered(space);
-    // Those of a stretch come once.
-    let one_by_one = spaces[0].iter().filter(|(space, _)| !is_ordered(space));
-    run.counted.expect(one_by_one.map(|(_, keys)| *keys as usize).sum());
-    for (space, _) in &spaces[0] {
-        if is_ordered(space) {
-            run.stretches(space, progress).await?;
-            continue;
-        }
-        let pages = pages(first, space).map(|page| async move {
-            let page = page?;
-            let states = read_both(sites, space, &page.names).await?;
-            Ok::<_, crate::error::Error>((page, states))
-        });
-        let mut pages = std::pin::pin!(pages.buffer_unordered(PAGES_UNDER_WAY));
-        while let Some(read) = pages.next().await {
-            let (page, states) = read?;
-            progress.advance(page.scanned);
-            run.judge(space, page.names, states);
-            run.settle_if_full().await?;
-        }
-    }
-    progress.end();
-
-    let others = || spaces[1].iter().filter(|(space, _)| !is_ordered(space));
-    progress.begin("looking for extra keys", others().map(|(_, keys)| keys).sum());
-    for (space, _) in others() {
-        let pages = pages(second, space).map(|page| async move {
-            let page = page?;
-            let absent = first.absent(space, &page.names).await?;
-            Ok::<_, crate::error::Error>((page, absent))
-        });
-        let mut pages = std::pin::pin!(pages.buffer_unordered(PAGES_UNDER_WAY));
-        while let Some(read) = pages.next().await {
-            let (page, absent) = read?;
-            progress.advance(page.scanned);
-            for name in absent.into_iter().filter_map(|at| page.names.get(at)) {
-                run.count(space, name);
-                run.suspect(space, name.clone(), None);
-            }
-            run.settle_if_full().await?;
-        }
-    }
-    progress.end();
-    run.settle().await?;
-    run.outcome.compared = run.counted.count;
-    run.outcome.compared_roughly = run.counted.roughly;
-    Ok(run.outcome)
+    let mut run = Run::new(sites, traffic, settings);
+    run.spaces(progress, |_| true).await?;
+    run.finish().await
 }
 
 pub(super) struct Run<'a, R, T> {
@@ -119,7 +63,89 @@ pub(super) struct Run<'a, R, T> {
     outcome: Outcome,
 }
 
-impl<R: Reader, T: Traffic> Run<'_, R, T> {
+impl<'a, R: Reader, T: Traffic> Run<'a, R, T> {
+    pub(super) fn new(sites: [&'a R; 2], traffic: &'a T, settings: Settings) -> Self {
+        Run {
+            sites,
+            traffic,
+            settings,
+            candidates: Candidates::new(),
+            counted: Counted::default(),
+            outcome: Outcome::default(),
+        }
+    }
+
+    /// Compares all of the spaces that are `wanted`.
+    pub(super) async fn spaces(
+        &mut self,
+        progress: &impl Progress,
+        wanted: impl Fn(&Space) -> bool,
+    ) -> Result<()> {
+        let sites = self.sites;
+        let [first, second] = sites;
+        let mut spaces = [first.spaces().await?, second.spaces().await?];
+        spaces.iter_mut().for_each(|spaces| spaces.retain(|(space, _)| wanted(space)));
+        progress.begin("comparing", spaces[0].iter().map(|(_, keys)| keys).sum());
+        let is_ordered = |space: &Space| first.is_ordered(space) && second.is_ordered(space);
+        // Those of a stretch come once.
+        let one_by_one = spaces[0].iter().filter(|(space, _)| !is_ordered(space));
+        self.counted.expect(one_by_one.map(|(_, keys)| *keys as usize).sum());
+        for (space, _) in &spaces[0] {
+            if is_ordered(space) {
+                self.stretches(space, progress).await?;
+                continue;
+            }
+            let pages = pages(first, space).map(|page| async move {
+                let page = page?;
+                let states = read_both(sites, space, &page.names).await?;
+                Ok::<_, crate::error::Error>((page, states))
+            });
+            let mut pages = std::pin::pin!(pages.buffer_unordered(PAGES_UNDER_WAY));
+            while let Some(read) = pages.next().await {
+                let (page, states) = read?;
+                progress.advance(page.scanned);
+                self.judge(space, page.names, states);
+                self.settle_if_full().await?;
+            }
+        }
+        progress.end();
+
+        let others = || spaces[1].iter().filter(|(space, _)| !is_ordered(space));
+        progress.begin("looking for extra keys", others().map(|(_, keys)| keys).sum());
+        for (space, _) in others() {
+            let pages = pages(second, space).map(|page| async move {
+                let page = page?;
+                let absent = first.absent(space, &page.names).await?;
+                Ok::<_, crate::error::Error>((page, absent))
+            });
+            let mut pages = std::pin::pin!(pages.buffer_unordered(PAGES_UNDER_WAY));
+            while let Some(read) = pages.next().await {
+                let (page, absent) = read?;
+                progress.advance(page.scanned);
+                for name in absent.into_iter().filter_map(|at| page.names.get(at)) {
+                    self.count(space, name);
+                    self.suspect(space, name.clone(), None);
+                }
+                self.settle_if_full().await?;
+            }
+        }
+        progress.end();
+        Ok(())
+    }
+
+    /// Settles what is left; the result.
+    pub(super) async fn finish(mut self) -> Result<Outcome> {
+        self.settle().await?;
+        self.outcome.compared = self.counted.count;
+        self.outcome.compared_roughly = self.counted.roughly;
+        Ok(self.outcome)
+    }
+
+    /// Whether the key was looked at before, as far as that is known.
+    pub(super) fn is_counted(&self, space: &Space, name: &[u8]) -> bool {
+        self.counted.hashes.contains(&hash(space, name))
+    }
+
     fn judge(&mut self, space: &Space, names: Vec<Bytes>, states: Vec<[Option<State>; 2]>) {
         let now = now_ms();
         for (name, sites) in names.into_iter().zip(states) {
@@ -131,7 +157,7 @@ impl<R: Reader, T: Traffic> Run<'_, R, T> {
         }
     }
 
-    fn count(&mut self, space: &Space, name: &[u8]) {
+    pub(super) fn count(&mut self, space: &Space, name: &[u8]) {
         if self.sites[0].counts(space) {
             self.counted.add(space, name);
         }
@@ -165,7 +191,7 @@ fn pages<'a, R: Reader>(reader: &'a R, space: &'a Space) -> impl Stream<Item = R
 
 /// Reads `names` at both sites at once, taking for granted that the second holds the same kinds of values as
 /// the first: a key for which that is wrong differs, and is read again without it.
-async fn read_both<R: Reader>(
+pub(super) async fn read_both<R: Reader>(
     [first, second]: [&R; 2],
     space: &Space,
     names: &[Bytes],

@@ -2,8 +2,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use causeway_core::Space;
+use causeway_core::time::now_ms;
 
-use super::judge::now_ms;
 use super::pass::Settings;
 use super::{Difference, Outcome, Reader, Rest, State, Traffic, Verdict};
 use crate::error::Result;

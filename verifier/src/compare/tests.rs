@@ -11,6 +11,8 @@ use super::*;
 struct Fake {
     keys: Mutex<BTreeMap<Bytes, State>>,
     restless: Vec<&'static str>,
+    /// Names that the log gives and that are none here.
+    outside: Vec<&'static str>,
     reads: AtomicU32,
 }
 
@@ -29,6 +31,13 @@ impl Fake {
 
 impl Reader for Fake {
     type Hint = ();
+
+    fn place(&self, _: &Space, name: &[u8]) -> Place {
+        match self.outside.iter().any(|one| one.as_bytes() == name) {
+            true => Place::Outside,
+            false => Place::Key,
+        }
+    }
 
     async fn spaces(&self) -> Result<Vec<(Space, u64)>> {
         Ok(vec![(SPACE, 1)])
@@ -66,6 +75,7 @@ struct Still;
 
 impl Progress for Still {
     fn begin(&self, _: &str, _: u64) {}
+    fn expect(&self, _: u64) {}
     fn advance(&self, _: u64) {}
     fn end(&self) {}
 }
@@ -126,4 +136,46 @@ async fn the_list_is_capped_and_the_count_is_not() {
     let a = Fake::with(&[("a", 1), ("b", 2), ("c", 3), ("late", 7)]);
     let outcome = run(&a, &Fake::default(), Rest::Applied, 2).await;
     assert_eq!((outcome.different, outcome.differences.len()), (3, 2));
+}
+
+/// Names what it holds, one at a time.
+struct Names(Vec<Name>);
+
+impl Naming for Names {
+    async fn next(&mut self) -> Result<Option<Vec<Name>>> {
+        Ok(self.0.pop().map(|name| vec![name.clone(), name]))
+    }
+}
+
+async fn of_named(a: &Fake, b: &Fake, names: &[&'static str], whole: bool) -> Outcome {
+    let settings = Settings { judge: Judge { expiry_tolerance_ms: 0 }, list_max: 10, rounds_max: 4 };
+    let key = |name: &&'static str| Name::Key(SPACE, Bytes::from(*name));
+    let mut names = Names(names.iter().map(key).chain(whole.then_some(Name::Space(SPACE))).collect());
+    compare_named([a, b], &mut names, &Brings(b, Rest::Applied), &Still, settings).await.unwrap()
+}
+
+#[tokio::test]
+async fn of_what_is_named_each_key_is_compared_once_and_nothing_else() {
+    let mut a = Fake::with(&[("a", 1), ("b", 2), ("c", 3), ("late", 7), ("other", 1)]);
+    a.outside = vec!["other"];
+    let b = Fake::with(&[("a", 1), ("b", 9), ("y", 1), ("other", 2), ("z", 1)]);
+    let named = ["a", "b", "c", "a", "gone at both", "late", "y", "other"];
+    let outcome = of_named(&a, &b, &named, false).await;
+    assert_eq!((outcome.compared, outcome.different, outcome.undecided), (6, 3, 0));
+    let expected = [
+        ("b", Some(DifferenceKind::Content)),
+        ("c", Some(DifferenceKind::Extra)),
+        ("y", Some(DifferenceKind::Missing)),
+    ];
+    let mut found = kinds(&outcome.differences);
+    found.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn where_something_has_no_name_all_is_compared() {
+    let a = Fake::with(&[("a", 1), ("b", 2), ("late", 7)]);
+    let b = Fake::with(&[("a", 1), ("b", 9), ("z", 1)]);
+    let outcome = of_named(&a, &b, &["b"], true).await;
+    assert_eq!((outcome.compared, outcome.different), (4, 2));
 }

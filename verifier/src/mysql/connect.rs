@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use causeway_core::settings::percent;
 use mysql_async::prelude::Queryable;
@@ -18,22 +18,40 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Connections to one server.
-const CONNECTIONS_MAX: usize = 4;
+const CONNECTIONS_MAX: usize = 5;
 
 /// Text in UTF-8, times in UTC, dates as they are stored; and nothing is written.
 const SESSION: &str = "SET NAMES utf8mb4, time_zone = '+00:00', sql_mode = 'ALLOW_INVALID_DATES'";
 const READ_ONLY: &str = "SET SESSION TRANSACTION READ ONLY";
 
+/// The same where rows are put back: zeros go in as they are, too. What does not fit is not refused: it is read again and
+/// compared, which finds more.
+const WRITES: &str = "SET NAMES utf8mb4, time_zone = '+00:00', \
+    sql_mode = 'ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION'";
+
 /// A server, and the connections to it.
 pub(super) struct Link {
     pub(super) site: Site,
     pool: Pool,
-    pace: Pace,
+    /// Of connections that may write.
+    writers: Pool,
+    pub(super) pace: Pace,
     /// Which server it is.
     pub(super) identity: String,
 }
 
 impl Link {
+    /// How long the server takes to answer a ping.
+    pub(super) async fn probe(&self) -> Result<Duration> {
+        let action = "ask whether it is there";
+        let conn = timeout(CONNECT_TIMEOUT, self.pool.get_conn()).await;
+        let mut conn =
+            conn.map_err(|_| self.site.failed(action, "no answer"))?.map_err(|e| self.failed(action, e))?;
+        let begin = Instant::now();
+        self.in_time(conn.ping(), action).await?;
+        Ok(begin.elapsed())
+    }
+
     /// Rows of a statement, as text.
     pub(super) async fn query(&self, sql: &str, action: &str) -> Result<Vec<Row>> {
         let mut conn = self.conn(action).await?;
@@ -67,8 +85,17 @@ impl Link {
     }
 
     async fn conn(&self, action: &str) -> Result<Conn> {
+        self.of(&self.pool, action).await
+    }
+
+    /// A connection that may write.
+    pub(super) async fn writer(&self, action: &str) -> Result<Conn> {
+        self.of(&self.writers, action).await
+    }
+
+    async fn of(&self, pool: &Pool, action: &str) -> Result<Conn> {
         self.pace.take(1).await;
-        let conn = timeout(CONNECT_TIMEOUT, self.pool.get_conn()).await;
+        let conn = timeout(CONNECT_TIMEOUT, pool.get_conn()).await;
         conn.map_err(|_| self.site.failed(action, "no answer"))?.map_err(|e| self.failed(action, e))
     }
 
@@ -163,12 +190,17 @@ async fn try_one(
         .tcp_keepalive(Some(Duration::from_secs(30)))
         // Each statement is another one.
         .stmt_cache_size(Some(0))
-        .init(vec![SESSION, READ_ONLY])
         .pool_opts(PoolOpts::new().with_constraints(constraints).with_reset_connection(false))
         .ssl_opts(ssl);
     let site = Site { channel: channel.into(), name: name.into(), endpoint: format!("{host}:{port}") };
-    let mut link =
-        Link { site, pool: Pool::new(options), pace: Pace::new(ops_per_second), identity: String::new() };
+    let pool = |init| Pool::new(options.clone().init(init));
+    let mut link = Link {
+        site,
+        pool: pool(vec![SESSION, READ_ONLY]),
+        writers: pool(vec![WRITES]),
+        pace: Pace::new(ops_per_second),
+        identity: String::new(),
+    };
     let action = "ask who it is";
     let version = first_text(link.query("SELECT VERSION()", action).await?);
     let uid = if version.contains("MariaDB") { "@@server_uid" } else { "@@server_uuid" };

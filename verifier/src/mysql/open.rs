@@ -37,7 +37,8 @@ pub(crate) async fn open_pair(
     let both = a.iter().filter_map(|(name, table)| Some((name.clone(), common([table, b.get(name)?]))));
     let both: Arc<BTreeMap<_, _>> = Arc::new(both.collect());
     let all = Arc::new(all);
-    let reader =
-        |link, site| MysqlReader::new(link, site, tables.clone(), Arc::clone(&both), Arc::clone(&all));
-    Ok([reader(first, 0), reader(second, 1)])
+    let reader = |link, site, own| {
+        MysqlReader::new(link, site, tables.clone(), Arc::clone(&both), Arc::clone(&all), own)
+    };
+    Ok([reader(first, 0, a), reader(second, 1, b)])
 }

@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::Space;
@@ -10,7 +11,7 @@ use super::connect::Link;
 use super::row::{Form, literals, name, parts, state};
 use super::sieve::{self, Within};
 use super::table::{Found, Table, Tables, find};
-use crate::compare::{Page, Parts, Reader, State, Stretch, Sum};
+use crate::compare::{Page, Parts, Place, Reader, State, Stretch, Sum};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::{Error, Result};
 
@@ -18,19 +19,21 @@ use crate::error::{Error, Result};
 const PAGE: u64 = 1000;
 
 /// Keys of one SELECT.
-const KEYS_AT_ONCE: usize = 500;
+pub(super) const KEYS_AT_ONCE: usize = 500;
 
 /// One site's server.
 ///
 /// The tables themselves are keys of [`Space::Whole`]: there one differs that the other site lacks, or has with other
 /// columns or another key, and one without a key whose rows differ.
 pub(crate) struct MysqlReader {
-    link: Link,
+    pub(super) link: Link,
     /// 0 for the link's first site.
-    site: usize,
+    pub(super) site: usize,
     tables: Tables,
     /// Those that both sites have.
-    both: Arc<BTreeMap<String, Table>>,
+    pub(super) both: Arc<BTreeMap<String, Table>>,
+    /// Those of this site, as they are here.
+    pub(super) own: BTreeMap<String, Found>,
     /// Those that one has.
     all: Arc<BTreeSet<String>>,
     /// The last keys of pages.
@@ -44,8 +47,9 @@ impl MysqlReader {
         tables: Tables,
         both: Arc<BTreeMap<String, Table>>,
         all: Arc<BTreeSet<String>>,
+        own: BTreeMap<String, Found>,
     ) -> MysqlReader {
-        MysqlReader { link, site, tables, both, all, pages: Mutex::default() }
+        MysqlReader { link, site, tables, both, own, all, pages: Mutex::default() }
     }
 
     /// The table that `space` is.
@@ -54,12 +58,12 @@ impl MysqlReader {
         self.both.get(std::str::from_utf8(name).ok()?)
     }
 
-    fn unknown(&self, space: &Space) -> Error {
+    pub(super) fn unknown(&self, space: &Space) -> Error {
         self.link.site.failed("read rows", format!("{space:?} is no table of both sites"))
     }
 
     /// A row's cells.
-    fn cells(&self, table: &Table, row: Row) -> Result<Vec<Value>> {
+    pub(super) fn cells(&self, table: &Table, row: Row) -> Result<Vec<Value>> {
         let cells = row.unwrap();
         match cells.len() == table.columns.len() {
             true => Ok(cells),
@@ -178,6 +182,33 @@ impl Reader for MysqlReader {
         let rows =
             keyed.map(|(name, table)| (Space::Table(Bytes::from(name.clone())), table.rows[self.site]));
         Ok([(Space::Whole, 0)].into_iter().chain(rows).collect())
+    }
+
+    async fn probe(&self) -> Result<Duration> {
+        self.link.probe().await
+    }
+
+    fn hold(&self, is_held: bool) {
+        self.link.pace.hold(is_held);
+    }
+
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        let Some(table) = self.table(space) else {
+            let is_table = |name: &Bytes| self.all.iter().any(|one| one.as_bytes() == name);
+            return match space {
+                Space::Table(name) if is_table(name) => Place::Space,
+                // The log names no table itself: one that differed is compared again.
+                Space::Whole if self.all.iter().any(|one| one.as_bytes() == name) => Place::Key,
+                _ => Place::Outside,
+            };
+        };
+        let mut columns = table.key_columns();
+        let is_named = match (columns.next(), columns.next()) {
+            // A text alone stands in the log as it is stored.
+            (Some(column), None) => column.sites.iter().all(|at| at.is_utf8),
+            _ => !table.key.is_empty() && literals(table, name).is_some(),
+        };
+        if is_named { Place::Key } else { Place::Space }
     }
 
     fn counts(&self, space: &Space) -> bool {

@@ -57,7 +57,7 @@ impl Form {
 ///
 /// A number has all of its digits (a FLOAT those of its double), a time is in UTC and has six digits behind the second
 /// or none, JSON has no spaces and its keys in order.
-fn canonical(value: &Value, form: Form) -> Option<Vec<u8>> {
+pub(super) fn canonical(value: &Value, form: Form) -> Option<Vec<u8>> {
     Some(match value {
         Value::NULL => return None,
         Value::Bytes(bits) if form == Form::Bit => {

@@ -34,11 +34,23 @@ pub(super) fn rows(table: &Table, site: usize, within: Within<'_>, rows_max: usi
 
 /// All columns of the rows with these keys.
 pub(super) fn rows_of(table: &Table, site: usize, keys: &[Vec<String>]) -> String {
+    columns_of(table, site, &table.column_list(site), keys)
+}
+
+/// These columns, as SQL, of the rows with these keys.
+pub(super) fn columns_of(table: &Table, site: usize, columns: &str, keys: &[Vec<String>]) -> String {
     let several = table.key.len() > 1;
     let row = |values: String| if several { format!("({values})") } else { values };
     let any: Vec<String> = keys.iter().map(|key| row(key.join(", "))).collect();
-    let (columns, key) = (table.column_list(site), row(table.key_list(site)));
+    let key = row(table.key_list(site));
     format!("SELECT {columns} FROM {} WHERE {key} IN ({})", name(table, site), any.join(", "))
+}
+
+/// Which row has this key, as a condition.
+pub(super) fn key_is(table: &Table, site: usize, key: &[String]) -> String {
+    let columns = table.key_columns().zip(key);
+    let pairs = columns.map(|(column, value)| format!("{} = {value}", column.at(site).sql));
+    pairs.collect::<Vec<_>>().join(" AND ")
 }
 
 /// Keys behind `after`, from the `skip`th on, `count` of them.

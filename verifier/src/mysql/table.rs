@@ -36,7 +36,7 @@ impl Tables {
 pub(super) struct Found {
     schema: String,
     table: String,
-    columns: Vec<FoundColumn>,
+    pub(super) columns: Vec<FoundColumn>,
     /// Names of the primary key's columns, in its order; empty: it has none.
     key: Vec<String>,
     /// The name of the key's index.
@@ -47,10 +47,12 @@ pub(super) struct Found {
 
 /// A column whose value does not follow from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct FoundColumn {
-    name: String,
-    data_type: String,
-    charset: String,
+pub(super) struct FoundColumn {
+    pub(super) name: String,
+    /// In the words of `information_schema`.
+    pub(super) data_type: String,
+    /// Empty: it holds no text, or JSON.
+    pub(super) charset: String,
     collation: String,
     nullable: bool,
     /// Of the primary key, or of the unique index that the server takes for it.
@@ -65,6 +67,11 @@ impl Found {
         let columns = self.columns.iter().map(|column| (format!("column {}", column.name.to_lowercase()), 1));
         let key = ("primary key".to_owned(), key.digest(Tag::Table, &Unordered::default()));
         columns.chain([key]).collect()
+    }
+
+    /// Its name as SQL.
+    pub(super) fn sql_name(&self) -> String {
+        format!("{}.{}", quoted(&self.schema), quoted(&self.table))
     }
 
     fn column(&self, name: &str) -> Option<&FoundColumn> {
@@ -212,7 +219,7 @@ pub(super) fn common(sites: [&Found; 2]) -> Table {
         one.collation == other.collation && Form::of([&one.data_type, &other.data_type]) != Form::Label
     });
     let sql = |found: &Found| {
-        let name = format!("{}.{}", quoted(&found.schema), quoted(&found.table));
+        let name = found.sql_name();
         if key.is_empty() { name } else { format!("{name} FORCE INDEX ({})", quoted(&found.index)) }
     };
     Table {
@@ -225,6 +232,11 @@ pub(super) fn common(sites: [&Found; 2]) -> Table {
 }
 
 impl FoundColumn {
+    /// Whether what is stored are letters of a charset.
+    pub(super) fn is_text(&self) -> bool {
+        !self.charset.is_empty()
+    }
+
     fn at(&self) -> ColumnAt {
         ColumnAt {
             sql: quoted(&self.name),
@@ -246,7 +258,7 @@ impl FoundColumn {
     }
 }
 
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
 
@@ -274,6 +286,23 @@ impl Column {
     pub(super) fn at(&self, site: usize) -> &ColumnAt {
         let [first, second] = &self.sites;
         if site == 0 { first } else { second }
+    }
+}
+
+#[cfg(test)]
+impl Found {
+    /// With these columns: name, type, charset.
+    pub(super) fn of(schema: &str, table: &str, columns: &[(&str, &str, &str)]) -> Found {
+        let column = |(name, data_type, charset): &(&str, &str, &str)| FoundColumn {
+            name: (*name).to_owned(),
+            data_type: (*data_type).to_owned(),
+            charset: (*charset).to_owned(),
+            collation: String::new(),
+            nullable: true,
+            is_of_key: false,
+        };
+        let columns = columns.iter().map(column).collect();
+        Found { schema: schema.to_owned(), table: table.to_owned(), columns, ..Found::default() }
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value};
@@ -30,12 +31,14 @@ pub(super) struct Link {
     pub(super) pace: Pace,
     open: Mutex<BTreeMap<u32, Vec<MultiplexedConnection>>>,
     turn: AtomicUsize,
+    /// Connections that nobody shares, by database, while nobody has them.
+    own: Mutex<BTreeMap<u32, Vec<MultiplexedConnection>>>,
 }
 
 impl Link {
     /// Opens nothing yet.
     pub(super) fn new(server: Server, pace: Pace) -> Self {
-        Link { server, pace, open: Mutex::new(BTreeMap::new()), turn: AtomicUsize::new(0) }
+        Link { server, pace, open: Mutex::default(), turn: AtomicUsize::new(0), own: Mutex::default() }
     }
 
     /// Which instance this is.
@@ -67,6 +70,20 @@ impl Link {
         connections.get(turn).cloned().ok_or_else(|| self.site().failed("send", "no connection is open"))
     }
 
+    /// A connection that nobody shares, as WATCH needs it. One that failed, or watches still, is not given back.
+    pub(super) async fn own(&self, db: u32) -> Result<MultiplexedConnection> {
+        let free = self.own.lock().await.get_mut(&db).and_then(Vec::pop);
+        match free {
+            Some(connection) => Ok(connection),
+            None => self.server.open(db).await,
+        }
+    }
+
+    /// For the next one who needs it.
+    pub(super) async fn give_back(&self, db: u32, connection: MultiplexedConnection) {
+        self.own.lock().await.entry(db).or_default().push(connection);
+    }
+
     /// Sends `commands` in one go; one reply for each, in the same order, errors of single commands among
     /// them.
     pub(super) async fn send(
@@ -88,6 +105,15 @@ impl Link {
             return Err(self.site().failed(action, format!("{} replies to {count} commands", replies.len())));
         }
         Ok(replies)
+    }
+
+    /// How long the server takes to answer a PING.
+    pub(super) async fn probe(&self) -> Result<Duration> {
+        let mut connection = self.connection(0, Lane::Keys).await?;
+        let begin = Instant::now();
+        let answer = redis::cmd("PING").query_async::<Value>(&mut connection).await;
+        answer.map_err(|e| self.site().failed("ask whether it is there", e))?;
+        Ok(begin.elapsed())
     }
 
     /// Sends one command.

@@ -9,5 +9,6 @@ mod read;
 mod reply;
 mod rest;
 mod streams;
+mod undo;
 
 pub(crate) use open::open_pair;

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::Space;
@@ -10,13 +11,13 @@ use super::link::{Lane, Link};
 use super::open::Features;
 use super::reply;
 use super::streams::StreamDraft;
-use crate::compare::{Page, Reader, State};
+use crate::compare::{Page, Place, Reader, State};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::Result;
 use crate::filter::Scope;
 
 /// Keys asked for by one SCAN.
-const SCAN_COUNT: usize = 1000;
+pub(super) const SCAN_COUNT: usize = 1000;
 
 /// Bytes of a string that are read at once with many others; a longer one is read on by itself.
 pub(super) const STRING_PAGE: usize = 64 * 1024;
@@ -31,7 +32,7 @@ const ELEMENTS: &[u8] = b"64";
 
 /// What the replies of one pipeline shall take at most, judged by the ones before: SCAN names keys in the
 /// order of their hashes, so what one page weighs, so does the next.
-const PIPELINE_BYTES: usize = 4 << 20;
+pub(super) const PIPELINE_BYTES: usize = 4 << 20;
 
 /// What kind of value a key has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +104,7 @@ impl RedisReader {
         RedisReader { link, features, scope, key_bytes: AtomicUsize::new(PIPELINE_BYTES / 64) }
     }
 
-    fn db(space: &Space) -> Option<u32> {
+    pub(super) fn db(space: &Space) -> Option<u32> {
         match space {
             Space::Db(db) => Some(*db),
             _ => None,
@@ -326,7 +327,7 @@ impl RedisReader {
 }
 
 /// The server's clock, in milliseconds since 1970, from a reply to TIME.
-fn server_time(reply: Option<Value>) -> u64 {
+pub(super) fn server_time(reply: Option<Value>) -> u64 {
     let parts = reply.and_then(reply::list).unwrap_or_default();
     match parts.iter().map(reply::number).collect::<Vec<_>>().as_slice() {
         [Some(seconds), Some(micros)] => (seconds * 1000 + micros / 1000).max(0) as u64,
@@ -337,6 +338,23 @@ fn server_time(reply: Option<Value>) -> u64 {
 /// Functions live in [`Space::Whole`], one pseudo-key a library; keys in [`Space::Db`].
 impl Reader for RedisReader {
     type Hint = Kind;
+
+    async fn probe(&self) -> Result<Duration> {
+        self.link.probe().await
+    }
+
+    fn hold(&self, is_held: bool) {
+        self.link.pace.hold(is_held);
+    }
+
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        match space {
+            // The log names no function: one that differed is compared again.
+            Space::Whole if !name.is_empty() => Place::Key,
+            Space::Db(db) if self.scope.carries_db(*db) && self.scope.carries(name) => Place::Key,
+            _ => Place::Outside,
+        }
+    }
 
     async fn spaces(&self) -> Result<Vec<(Space, u64)>> {
         let action = "list databases";

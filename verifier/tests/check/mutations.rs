@@ -119,20 +119,18 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("type:hash", "content", "ZADD type:hash2 1 f"),
 ];
 
-#[test]
-fn one_wrong_thing_of_each_type_and_encoding_is_found_and_nothing_else() {
-    let Some(mut pair) = Pair::start() else { return };
+/// The same of every type and encoding at both sites.
+pub(crate) fn fill(pair: &mut Pair) {
     for line in BEFORE {
         pair.both(line);
     }
     for number in 0..2000 {
         pair.both(&format!("ZADD zset:large {number} k{number}"));
     }
-    let before = pair.check(&[]);
-    assert_eq!((before.code, before.differences()), (0, vec![]), "{}", before.stderr);
-    let keys = BEFORE.iter().filter(|line| !line.starts_with("PEXPIREAT")).count();
-    assert_eq!(before.json()["compared"], keys);
+}
 
+/// One thing of each gets wrong at the second site; returns the keys that differ then, and how.
+pub(crate) fn plant(pair: &mut Pair) -> Vec<(String, String)> {
     let mut expected = Vec::new();
     for (key, kind, line) in WRONG {
         run(&mut pair.sites[1], line);
@@ -144,10 +142,23 @@ fn one_wrong_thing_of_each_type_and_encoding_is_found_and_nothing_else() {
     }
     run(&mut pair.sites[1], "RPUSH list:split a bc");
     run(&mut pair.sites[1], "HDEL hash:split ab");
+    expected.sort();
+    expected
+}
+
+#[test]
+fn one_wrong_thing_of_each_type_and_encoding_is_found_and_nothing_else() {
+    let Some(mut pair) = Pair::start() else { return };
+    fill(&mut pair);
+    let before = pair.check(&[]);
+    assert_eq!((before.code, before.differences()), (0, vec![]), "{}", before.stderr);
+    let keys = BEFORE.iter().filter(|line| !line.starts_with("PEXPIREAT")).count();
+    assert_eq!(before.json()["compared"], keys);
+
+    let mut expected = plant(&mut pair);
     // Within the tolerance.
     run(&mut pair.sites[1], "PEXPIREAT ttl:near 4000000000900");
 
-    expected.sort();
     let after = pair.check(&[]);
     assert_eq!(after.code, 1, "{}", after.stderr);
     assert_eq!(after.differences(), expected);
@@ -169,23 +180,24 @@ fn one_wrong_thing_of_each_type_and_encoding_is_found_and_nothing_else() {
     assert_eq!(pair.check_at(&turned, &[]).differences(), expected);
 }
 
-#[test]
-fn one_wrong_thing_of_a_stream_is_found_and_nothing_else() {
-    const WRONG: &[(&str, &[&str])] = &[
-        ("entry", &["XDEL s:entry 7-0", "XSETID s:entry 300-0 ENTRIESADDED 300 MAXDELETEDID 0-0"]),
-        ("added", &["XSETID s:added 300-0 ENTRIESADDED 301 MAXDELETEDID 0-0"]),
-        ("deleted", &["XSETID s:deleted 300-0 ENTRIESADDED 300 MAXDELETEDID 1-0"]),
-        ("lastid", &["XSETID s:lastid 301-0 ENTRIESADDED 300 MAXDELETEDID 0-0"]),
-        ("last", &["XADD s:last 301-0 f v"]),
-        ("group", &["XGROUP CREATE s:group h 0"]),
-        ("nogroup", &["XGROUP DESTROY s:nogroup g"]),
-        ("delivered", &["XGROUP SETID s:delivered g 299-0"]),
-        ("acked", &["XACK s:acked g 290-0"]),
-        ("owner", &["XCLAIM s:owner g idle 0 290-0 RETRYCOUNT 1"]),
-        ("count", &["XCLAIM s:count g c 0 290-0 RETRYCOUNT 2"]),
-    ];
-    let Some(mut pair) = Pair::start() else { return };
-    let names = WRONG.iter().map(|(name, _)| *name).chain(["idle"]);
+/// What gets wrong of a stream at the second site.
+const WRONG_STREAMS: &[(&str, &[&str])] = &[
+    ("entry", &["XDEL s:entry 7-0", "XSETID s:entry 300-0 ENTRIESADDED 300 MAXDELETEDID 0-0"]),
+    ("added", &["XSETID s:added 300-0 ENTRIESADDED 301 MAXDELETEDID 0-0"]),
+    ("deleted", &["XSETID s:deleted 300-0 ENTRIESADDED 300 MAXDELETEDID 1-0"]),
+    ("lastid", &["XSETID s:lastid 301-0 ENTRIESADDED 300 MAXDELETEDID 0-0"]),
+    ("last", &["XADD s:last 301-0 f v"]),
+    ("group", &["XGROUP CREATE s:group h 0"]),
+    ("nogroup", &["XGROUP DESTROY s:nogroup g"]),
+    ("delivered", &["XGROUP SETID s:delivered g 299-0"]),
+    ("acked", &["XACK s:acked g 290-0"]),
+    ("owner", &["XCLAIM s:owner g idle 0 290-0 RETRYCOUNT 1"]),
+    ("count", &["XCLAIM s:count g c 0 290-0 RETRYCOUNT 2"]),
+];
+
+/// The same streams at both sites.
+pub(crate) fn fill_streams(pair: &mut Pair) {
+    let names = WRONG_STREAMS.iter().map(|(name, _)| *name).chain(["idle"]);
     for name in names {
         for id in 1..=300 {
             pair.both(&format!("XADD s:{name} {id}-0 field value-{id}"));
@@ -194,6 +206,24 @@ fn one_wrong_thing_of_a_stream_is_found_and_nothing_else() {
         pair.both(&format!("XGROUP CREATECONSUMER s:{name} g idle"));
         pair.both(&format!("XREADGROUP GROUP g c COUNT 300 STREAMS s:{name} >"));
     }
+}
+
+/// One thing of each gets wrong at the second site; returns the keys that differ then, and how.
+pub(crate) fn plant_streams(pair: &mut Pair) -> Vec<(String, String)> {
+    let mut expected = Vec::new();
+    for (name, lines) in WRONG_STREAMS {
+        for line in *lines {
+            run(&mut pair.sites[1], line);
+        }
+        expected.push((format!("s:{name}"), "content".to_owned()));
+    }
+    expected
+}
+
+#[test]
+fn one_wrong_thing_of_a_stream_is_found_and_nothing_else() {
+    let Some(mut pair) = Pair::start() else { return };
+    fill_streams(&mut pair);
     // A field's value, which no command can change: the second site's stream is written anew.
     for (site, value) in [(0, "v"), (1, "w")] {
         run(&mut pair.sites[site], "XADD s:value 1-0 f v");
@@ -205,12 +235,7 @@ fn one_wrong_thing_of_a_stream_is_found_and_nothing_else() {
 
     let mut expected = vec![("s:value".to_owned(), "content".to_owned())];
     assert_eq!(pair.check(&[]).differences(), expected);
-    for (name, lines) in WRONG {
-        for line in *lines {
-            run(&mut pair.sites[1], line);
-        }
-        expected.push((format!("s:{name}"), "content".to_owned()));
-    }
+    expected.extend(plant_streams(&mut pair));
     expected.sort();
     assert_eq!(pair.check(&[]).differences(), expected);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use causeway_testkit::mysql::{
@@ -12,15 +13,15 @@ use tempfile::TempDir;
 use crate::support::{Answer, verifier};
 
 /// Two sites and a configuration.
-struct Pair {
-    folder: TempDir,
-    servers: [MysqlServer; 2],
+pub(crate) struct Pair {
+    pub(crate) folder: TempDir,
+    pub(crate) servers: [Arc<MysqlServer>; 2],
 }
 
 impl Pair {
-    fn start() -> Option<Pair> {
+    pub(crate) fn start() -> Option<Pair> {
         let other = MysqlOptions { program: other_mysql_server(), ..MysqlOptions::default() };
-        let servers = [mysql_server(&MysqlOptions::default())?, mysql_server(&other)?];
+        let servers = [mysql_server(&MysqlOptions::default())?, mysql_server(&other)?].map(Arc::new);
         // FF08: the servers' own zones mean nothing.
         servers[0].sql("SET GLOBAL time_zone = '+05:30'; CREATE DATABASE shop").unwrap();
         servers[1].sql("SET GLOBAL time_zone = '-08:00'; CREATE DATABASE shop").unwrap();
@@ -28,26 +29,31 @@ impl Pair {
     }
 
     fn config(&self, channel: &str) -> PathBuf {
+        self.config_with("", channel)
+    }
+
+    /// `top` before the channel, `channel` in it.
+    pub(crate) fn config_with(&self, top: &str, channel: &str) -> PathBuf {
         let path = self.folder.path().join("syncd.toml");
-        let [dc, cloud] = self.servers.each_ref().map(MysqlServer::url);
+        let [dc, cloud] = self.servers.each_ref().map(|server| server.url());
         let text = format!(
-            "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"orders\"\nstore = \"mysql\"\n\
+            "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n{top}\n[[channel]]\nname = \"orders\"\nstore = \"mysql\"\n\
              direction = \"both\"\n{channel}\ndc = {{ url = \"{dc}\" }}\ncloud = {{ url = \"{cloud}\" }}\n"
         );
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    fn check(&self) -> Answer {
+    pub(crate) fn check(&self) -> Answer {
         let path = self.config("tables = [\"shop.*\"]");
         verifier(&["check", "--json", "--list-max", "10000", "--config", path.to_str().unwrap()])
     }
 
-    fn both(&self, sql: &str) {
+    pub(crate) fn both(&self, sql: &str) {
         (0..self.servers.len()).for_each(|site| self.at(site, sql));
     }
 
-    fn at(&self, site: usize, sql: &str) {
+    pub(crate) fn at(&self, site: usize, sql: &str) {
         let head = "SET time_zone = '+00:00'; SET sql_mode = 'ALLOW_INVALID_DATES'; USE shop";
         self.servers[site].sql(&format!("{head}; {sql}")).unwrap();
     }
@@ -66,7 +72,7 @@ fn expected(all: &[(&str, &str, &str)]) -> BTreeSet<(String, String, String)> {
 }
 
 /// A column, what it holds at both sites, and what at one of them then.
-const WRONG: &[(&str, &str, &str)] = &[
+pub(crate) const WRONG: &[(&str, &str, &str)] = &[
     ("TINYINT", "-128", "-127"),
     ("TINYINT UNSIGNED", "255", "254"),
     ("SMALLINT", "-32768", "32767"),
@@ -130,10 +136,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("POINT", "ST_GeomFromText('POINT(1 2)', 3857)", "ST_GeomFromText('POINT(1 2)', 0)"),
 ];
 
-/// FF53: a verifier that cannot fail proves nothing. Every type gets one thing wrong, and exactly that is found.
-#[test]
-fn one_wrong_bit_in_a_value_of_any_type_is_found() {
-    let Some(pair) = Pair::start() else { return };
+/// A table with a column for each type, and the same rows at both sites: one for each, and one that stays.
+pub(crate) fn fill(pair: &Pair) {
     let columns: Vec<String> =
         WRONG.iter().enumerate().map(|(n, (kind, ..))| format!("c{n} {kind}")).collect();
     // In another order at the other site, and with names in capitals (FF10).
@@ -142,17 +146,28 @@ fn one_wrong_bit_in_a_value_of_any_type_is_found() {
     pair.at(1, &format!("CREATE TABLE t ({}, ID INT PRIMARY KEY)", others.join(", ")));
     let all: Vec<String> =
         WRONG.iter().enumerate().map(|(n, (_, before, _))| format!("c{n} = {before}")).collect();
-    // A row for each, and one that stays.
     for id in 0..=WRONG.len() {
         pair.both(&format!("INSERT INTO t SET id = {id}, {}", all.join(", ")));
     }
+}
+
+/// One column of each row gets wrong at the second site.
+pub(crate) fn plant(pair: &Pair) {
+    for (n, (_, _, after)) in WRONG.iter().enumerate() {
+        pair.at(1, &format!("UPDATE t SET c{n} = {after} WHERE id = {n}"));
+    }
+}
+
+/// FF53: a verifier that cannot fail proves nothing. Every type gets one thing wrong, and exactly that is found.
+#[test]
+fn one_wrong_bit_in_a_value_of_any_type_is_found() {
+    let Some(pair) = Pair::start() else { return };
+    fill(&pair);
     let answer = pair.check();
     assert_eq!((answer.code, found(&answer)), (0, BTreeSet::new()), "{}", answer.stderr);
     assert_eq!(answer.json()["compared"], WRONG.len() + 1);
 
-    for (n, (_, _, after)) in WRONG.iter().enumerate() {
-        pair.at(1, &format!("UPDATE t SET c{n} = {after} WHERE id = {n}"));
-    }
+    plant(&pair);
     let answer = pair.check();
     let found = found(&answer);
     // MariaDB stores no zero with a sign.

@@ -80,7 +80,7 @@ fn what_may_not_be_repaired_is_told() {
             "[api]\nlisten = \"127.0.0.1:1\"",
             &["--from", "dc", "--share-max", "50", "--yes"],
             3,
-            "no daemon took the repair of channel tags",
+            "no daemon takes the repair of channel tags",
         ),
     ] {
         let answer = repair(&pair, top, arguments);

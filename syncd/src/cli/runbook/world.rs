@@ -31,8 +31,8 @@ pub(super) struct Outside {
     client: Client,
     verifier: Result<PathBuf, String>,
     syncd: Result<PathBuf, String>,
-    /// For a `syncd` that is run as a step.
-    listen: Vec<String>,
+    /// What a `syncd` that is run as a step is told besides.
+    told_on: Vec<String>,
     /// On a terminal.
     line: Option<ProgressBar>,
     told: Mutex<Option<Instant>>,
@@ -43,12 +43,12 @@ impl Outside {
     pub(super) fn new(
         common: &Common,
         config: &Config,
-        verifier: Option<&Path>,
+        given: Option<&Path>,
         needs_verifier: bool,
     ) -> Result<Outside, Failure> {
         let syncd =
             std::env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"));
-        let verifier = match (verifier, &syncd) {
+        let verifier = match (given, &syncd) {
             (Some(path), _) => Ok(path.to_owned()),
             (None, Ok(syncd)) => Ok(syncd.with_file_name("verifier")),
             (None, Err(unknown)) => Err(unknown.clone()),
@@ -60,6 +60,9 @@ impl Outside {
             let message = format!("there is no {}: say where it is with --verifier PATH", path.display());
             return Err(Failure::Usage(message));
         }
+        let mut told_on = Vec::new();
+        told_on.extend(common.listen.iter().flat_map(|at| ["--listen".to_owned(), at.to_string()]));
+        told_on.extend(given.iter().flat_map(|path| ["--verifier".to_owned(), path.display().to_string()]));
         let line = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("    {wide_msg}");
             ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
@@ -67,7 +70,7 @@ impl Outside {
         Ok(Outside {
             client: Client::new(common.address(config))?,
             verifier,
-            listen: common.listen.iter().flat_map(|at| ["--listen".to_owned(), at.to_string()]).collect(),
+            told_on,
             syncd,
             line,
             told: Mutex::new(None),
@@ -125,7 +128,7 @@ impl World for Outside {
         let mut command = tokio::process::Command::new(&path);
         command.args(args).stdin(Stdio::null()).stdout(file).stderr(Stdio::inherit());
         if program == Program::Syncd {
-            command.args(&self.listen);
+            command.args(&self.told_on);
         }
         // A group of its own: Ctrl-C reaches it by way of us, after we know of it.
         command.process_group(0).kill_on_drop(true);

@@ -237,7 +237,7 @@ fn figures(answer: &Path) -> Option<String> {
     // Of a repair, what each channel got.
     let channels: Vec<&Value> =
         json.get("channels").and_then(Value::as_array).into_iter().flatten().collect();
-    for name in ["compared", "different", "undecided", "keys", "repaired", "left"] {
+    for name in ["compared", "different", "undecided", "asked", "keys", "repaired", "left"] {
         let own = json.get(name).and_then(Value::as_u64);
         let sum = || {
             let of: Vec<u64> = channels.iter().filter_map(|one| one.get(name)?.as_u64()).collect();
