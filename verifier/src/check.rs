@@ -1,9 +1,12 @@
+use causeway_core::time::now_ms;
+
 use crate::cli::Check;
 use crate::compare::{Outcome, Progress, Settings, Traffic, compare, compare_named};
 use crate::config::{Channel, Config};
-use crate::error::{Error, Result};
-use crate::html;
+use crate::error::Result;
 use crate::pair::{Task, each};
+use crate::results::Results;
+use crate::show::tell;
 use crate::undo::Undoable;
 use crate::window::{Window, Written};
 
@@ -34,21 +37,16 @@ impl Task for Checking {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] and [`Error::Store`]; no result is printed then. [`Error::Local`] if the page cannot be
+/// [`Error::Usage`](crate::error::Error::Usage) and [`Error::Store`](crate::error::Error::Store); no result is printed then. [`Error::Local`](crate::error::Error::Local) if the page cannot be
 /// written, or what was written in a window is not known.
 pub(crate) async fn run(arguments: &Check) -> Result<bool> {
     let window = Window::new(arguments.from, arguments.to)?;
+    // A result that cannot be written is told before the work is done.
+    arguments.result.as_deref().map(Results::create).transpose()?;
+    let began = now_ms();
     let mut task = Checking { window, until: Vec::new() };
     let mut report = each(&arguments.common, arguments.list_max, &mut task).await?;
     report.window = window.map(|window| (window, task.until.into_iter().min().flatten()));
-    if let Some(path) = &arguments.html {
-        std::fs::write(path, html::page(&report))
-            .map_err(|e| Error::Local(format!("write the page {}: {e}", path.display())))?;
-    }
-    if arguments.json {
-        println!("{}", report.json());
-    } else {
-        print!("{}", report.text());
-    }
+    tell(&report, began, arguments.json, arguments.html.as_deref(), arguments.result.as_deref())?;
     Ok(report.equal())
 }

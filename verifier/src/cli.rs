@@ -27,16 +27,8 @@ pub(crate) enum Command {
     Undo(Undo),
     /// Compare what was lately written again and again, and everything in the background, until it is told to stop
     Watch(Watch),
-    /// Not in this release
-    #[command(disable_help_flag = true)]
-    Report(Later),
-}
-
-/// Takes whatever it is given.
-#[derive(Debug, Args)]
-pub(crate) struct Later {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    _rest: Vec<String>,
+    /// Show what a run found, from the result file: for people, as JSON, or as a page
+    Report(ReportOf),
 }
 
 /// What is looked at, and how.
@@ -84,9 +76,37 @@ pub(crate) struct Check {
     /// Also write the result as one self-contained page
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Also add the result to this file, which SQLite reads, and `report` and `repair`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) result: Option<PathBuf>,
     /// How many differences (and undecided keys) are listed; all are counted
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) list_max: usize,
+}
+
+/// Exit code: that of the run that is shown.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  verifier report results.sqlite                    the newest run, as `check` told it
+  verifier report results.sqlite --list             all of them
+  verifier report results.sqlite --run 3 --json
+  verifier report results.sqlite --html proof.html  with a chart over time")]
+pub(crate) struct ReportOf {
+    /// A file that `check --result` or `watch --result` wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// This run, by its number; the newest, if none is given
+    #[arg(long, value_name = "N")]
+    pub(crate) run: Option<i64>,
+    /// Print the runs of the file, the newest last
+    #[arg(long, conflicts_with_all = ["run", "html"])]
+    pub(crate) list: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write the result as one self-contained page, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 /// Exit code 0: equal at the end; 1: something differs still, or nothing was done yet; 3: no daemon took it.
@@ -103,7 +123,7 @@ pub(crate) struct Repair {
     /// last, by what the logs still hold; or `owner`: the site that serves the key's tenant. What was written meanwhile stays
     #[arg(long, value_name = "SITE|newest|owner")]
     pub(crate) from: String,
-    /// Look again at what this report of `check --json` lists, and repair of that what still differs; without it everything
+    /// Look again at what this report of `check --json` lists, or the newest run of this result file, and repair of that what still differs; without it everything
     /// is compared first
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,

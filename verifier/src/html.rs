@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use causeway_core::time::{now_ms, rfc3339};
+use causeway_core::time::rfc3339;
 
 use crate::compare::{Difference, DifferenceKind};
 use crate::report::{Report, digest, grouped, place, printable, word};
+use crate::results::Run;
 
 const KINDS: [Option<DifferenceKind>; 5] = [
     Some(DifferenceKind::Missing),
@@ -39,17 +40,20 @@ code{font:13px ui-monospace,monospace}td small{color:var(--soft);display:block}\
 .bar i{display:block;min-width:3px}.key{display:inline-block;width:.75rem;height:.75rem;border-radius:2px;\
 margin:0 .35rem 0 1rem}.legend{color:var(--soft);margin:.6rem 0 0 -1rem}\
 .missing{background:var(--missing)}.extra{background:var(--extra)}.content{background:var(--content)}\
-.expiry{background:var(--expiry)}.undecided{background:var(--undecided)}";
+.expiry{background:var(--expiry)}.undecided{background:var(--undecided)}\
+.runs{display:flex;align-items:flex-end;gap:2px;height:7rem;border-bottom:1px solid var(--line)}\
+.runs i{flex:1 1 0;max-width:2rem;border-radius:2px 2px 0 0}.runs .equal{background:var(--good)}\
+.runs .unequal{background:var(--content)}.ends{display:flex;justify-content:space-between;margin:.3rem 0 0}";
 
-/// The page.
-pub(crate) fn page(report: &Report) -> String {
+/// The page of what was found at `time`, milliseconds since 1970; `history`: this run and those before it, the oldest first.
+pub(crate) fn page(report: &Report, time: u64, history: &[Run]) -> String {
     let mut out = String::new();
     // Writing to a text cannot fail.
-    let _ = write(&mut out, report);
+    let _ = write(&mut out, report, time, history);
     out
 }
 
-fn write(out: &mut String, report: &Report) -> std::fmt::Result {
+fn write(out: &mut String, report: &Report, time: u64, history: &[Run]) -> std::fmt::Result {
     let [first, second] = report.sites.each_ref().map(|site| escaped(site));
     let link = escaped(&report.link);
     let (equal, class) = if report.equal() { ("equal", "good") } else { ("not equal", "bad") };
@@ -65,7 +69,7 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
     if let Some((window, _)) = report.window {
         write!(out, ", what was written from {} to {}", rfc3339(window.from), rfc3339(window.to))?;
     }
-    write!(out, ", checked {} in {:.1} s</p>", rfc3339(now_ms()), report.took.as_secs_f64())?;
+    write!(out, ", checked {} in {:.1} s</p>", rfc3339(time), report.took.as_secs_f64())?;
 
     out.push_str("<div class=\"tiles\">");
     let (different, undecided) = (report.sum(|o| o.different), report.sum(|o| o.undecided));
@@ -85,6 +89,9 @@ fn write(out: &mut String, report: &Report) -> std::fmt::Result {
         out.push_str("</tr>");
     }
     out.push_str("</table>");
+    if history.len() > 1 {
+        over_time(out, history)?;
+    }
     if different + undecided > 0 {
         chart(out, report)?;
         keys(out, report, different + undecided)?;
@@ -128,6 +135,36 @@ fn chart(out: &mut String, report: &Report) -> std::fmt::Result {
     }
     out.push_str("</p>");
     Ok(())
+}
+
+/// A column a run: how many keys were not equal, and a low green one where all were.
+fn over_time(out: &mut String, history: &[Run]) -> std::fmt::Result {
+    let not_equal = |run: &Run| run.different + run.undecided;
+    let most = history.iter().map(not_equal).max().unwrap_or(0).max(1);
+    out.push_str("<h2>Over time</h2><div class=\"runs\">");
+    for run in history {
+        let (height, class) = match (run.equal, not_equal(run)) {
+            (true, _) => (4.0, "equal"),
+            (false, count) => (4.0 + 96.0 * count as f64 / most as f64, "unequal"),
+        };
+        let of = if run.window.is_some() { "in a window" } else { "of everything" };
+        write!(
+            out,
+            "<i class=\"{class}\" style=\"height:{height:.1}%\" title=\"run {}, {}: {} of {} keys {of} not equal\"></i>",
+            run.id,
+            rfc3339(run.began),
+            grouped(not_equal(run)),
+            grouped(run.compared)
+        )?;
+    }
+    let began = |run: Option<&Run>| run.map_or(String::new(), |run| rfc3339(run.began));
+    write!(
+        out,
+        "</div><p class=\"sub ends\"><span>{}</span><span>at most {} keys not equal</span><span>{}</span></p>",
+        began(history.first()),
+        grouped(history.iter().map(not_equal).max().unwrap_or(0)),
+        began(history.last())
+    )
 }
 
 fn keys(out: &mut String, report: &Report, all: u64) -> std::fmt::Result {

@@ -21,6 +21,8 @@ mod progress;
 mod redis;
 mod repair;
 mod report;
+mod results;
+mod show;
 mod site;
 mod undo;
 mod watch;
@@ -31,7 +33,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
-use crate::error::{Error, Result};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -40,7 +41,7 @@ async fn main() -> ExitCode {
         Command::Repair(arguments) => repair::run(&arguments).await,
         Command::Undo(arguments) => undo::run(&arguments).await,
         Command::Watch(arguments) => watch::run(&arguments).await,
-        Command::Report(_) => later("report"),
+        Command::Report(arguments) => show::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -50,8 +51,4 @@ async fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
-}
-
-fn later(command: &str) -> Result<bool> {
-    Err(Error::Usage(format!("`{command}` is not in this release; `verifier check` shows what differs")))
 }

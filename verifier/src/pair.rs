@@ -1,6 +1,6 @@
 //! Opens both sites of each channel, whatever their store, for what is done with them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cli::Common;
 use crate::compare::{Judge, Outcome, Progress, Settings, Traffic};
@@ -55,6 +55,19 @@ impl<'a> Session<'a> {
         Ok(Session { common, config, client: daemon::client(daemon::API_TIMEOUT)?, settings })
     }
 
+    /// What came of `channels`.
+    pub(crate) fn report(&self, channels: Vec<ChannelReport>, took: Duration) -> Report {
+        Report {
+            link: self.config.link.clone(),
+            sites: self.config.sites.clone(),
+            tenant: self.common.tenant.clone(),
+            window: None,
+            took,
+            list_max: self.settings.list_max,
+            channels,
+        }
+    }
+
     /// Opens both sites of `channel`, and does `task` with them.
     ///
     /// # Errors
@@ -91,15 +104,7 @@ pub(crate) async fn each(common: &Common, list_max: usize, task: &mut impl Task)
         let outcome = session.run(channel, task).await?;
         channels.push(ChannelReport { name: channel.name.clone(), outcome });
     }
-    Ok(Report {
-        link: session.config.link,
-        sites: session.config.sites,
-        tenant: common.tenant.clone(),
-        window: None,
-        took: start.elapsed(),
-        list_max,
-        channels,
-    })
+    Ok(session.report(channels, start.elapsed()))
 }
 
 /// With the parts that differ of what differs at the end.

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::pair::{Task, each};
 use crate::report::{KeyAt, grouped, place, printable, word};
+use crate::results::{MAGIC, Results};
 use crate::undo::{Keeper, Undoable, taken_back_by};
 
 /// Keys of one request: the daemon takes no more.
@@ -133,7 +134,8 @@ impl Plan {
             out += &format!(", {} left", grouped(self.left));
         }
         if self.too_large > 0 {
-            out += &format!(", {} too large to be kept: see --undo-value-max", grouped(self.too_large));
+            out +=
+                &format!(", {} of them too large to be kept: see --undo-value-max", grouped(self.too_large));
         }
         out.push('\n');
         for line in self.lines.iter().take(SHOWN) {
@@ -173,11 +175,14 @@ impl Listed {
     fn read(path: &Path) -> Result<Listed> {
         let wrong = |error: &dyn std::fmt::Display| {
             Error::Usage(format!(
-                "{}: {error}; allowed is what `verifier check --json` prints",
+                "{}: {error}; allowed is what `verifier check --json` prints, or the file of `--result`",
                 path.display()
             ))
         };
-        let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+        let mut text = std::fs::read(path).map_err(|error| wrong(&error))?;
+        if text.starts_with(MAGIC) {
+            text = Results::open(path)?.read(None)?.0.json().into_bytes();
+        }
         serde_json::from_slice(&text).map_err(|error| wrong(&error))
     }
 

@@ -1,6 +1,7 @@
 //! A check's result, as JSON and for people. Keys and digests only, never a value.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use causeway_core::Space;
 use causeway_core::time::rfc3339;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
 use crate::compare::{Difference, DifferenceKind, Outcome, State};
 use crate::window::Window;
@@ -42,21 +43,41 @@ pub(crate) struct ChannelReport {
     pub(crate) outcome: Outcome,
 }
 
-/// The JSON of DESIGN.md §10, in its order.
-#[derive(Serialize)]
+/// What `verifier check --json` prints: the differences between the two sites of a link. No value is in it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(title = "verifier check --json", rename = "Check")]
 struct Whole<'a> {
+    /// The link's name.
     link: &'a str,
+    /// Nothing differs, nothing is undecided, and of a window all is known that was written.
     equal: bool,
+    /// Keys.
     compared: u64,
+    /// Keys that differ; all of them.
     different: u64,
+    /// Keys that kept changing; all of them.
     undecided: u64,
+    /// Only what was written in it was compared; left out where everything was.
     #[serde(skip_serializing_if = "Option::is_none")]
-    window: Option<Value>,
+    window: Option<WindowAt>,
+    /// In the order of the configuration.
     channels: Vec<Counts<'a>>,
+    /// The first ones of each channel; `--list-max` says how many.
     differences: Vec<Listed<'a>>,
 }
 
-#[derive(Serialize)]
+/// A stretch of time, RFC 3339.
+#[derive(Serialize, JsonSchema)]
+struct WindowAt {
+    from: String,
+    /// No part of it.
+    to: String,
+    /// Up to when it is known what was written; null: that is not known.
+    known_until: Option<String>,
+}
+
+/// What was found in a channel.
+#[derive(Serialize, JsonSchema)]
 struct Counts<'a> {
     name: &'a str,
     compared: u64,
@@ -64,29 +85,51 @@ struct Counts<'a> {
     undecided: u64,
 }
 
-#[derive(Serialize)]
+/// A key that differs.
+#[derive(Serialize, JsonSchema)]
 struct Listed<'a> {
     channel: &'a str,
     #[serde(flatten)]
     at: KeyAt,
     kind: DifferenceKind,
+    /// Columns of a row, fields or members of a value, or what of a table; `type` where that differs.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     parts: &'a [String],
-    sites: Map<String, Value>,
+    /// By the site's name; null where it lacks the key.
+    sites: BTreeMap<&'a str, Option<Held>>,
+}
+
+/// What a site holds.
+#[derive(Serialize, JsonSchema)]
+struct Held {
+    /// 32 hexadecimal digits; compares within one run only.
+    digest: String,
+    /// RFC 3339; null: never.
+    expire_at: Option<String>,
+}
+
+/// The JSON Schema of [`Report::json`].
+#[cfg(test)]
+fn json_schema() -> String {
+    let schema = schemars::schema_for!(Whole<'static>);
+    // A schema is JSON.
+    serde_json::to_string_pretty(&schema).unwrap_or_default() + "\n"
 }
 
 /// A key and where it lives, as reports and the daemon's interface have it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct KeyAt {
     key: KeyText,
+    /// A database of Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
     db: Option<u32>,
+    /// `schema.table`, of a row.
     #[serde(skip_serializing_if = "Option::is_none")]
     table: Option<String>,
 }
 
 /// A key: text, or what it is in base64 where it is not UTF-8.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum KeyText {
     Text(String),
@@ -161,12 +204,10 @@ impl Report {
             compared: self.sum(|o| o.compared),
             different: self.sum(|o| o.different),
             undecided: self.sum(|o| o.undecided),
-            window: self.window.map(|(window, until)| {
-                json!({
-                    "from": rfc3339(window.from),
-                    "to": rfc3339(window.to),
-                    "known_until": until.map(rfc3339),
-                })
+            window: self.window.map(|(window, until)| WindowAt {
+                from: rfc3339(window.from),
+                to: rfc3339(window.to),
+                known_until: until.map(rfc3339),
             }),
             channels: channels.collect(),
             differences: self.listed().filter_map(|(c, d)| Some(self.difference(c, d, d.kind?))).collect(),
@@ -175,9 +216,10 @@ impl Report {
         serde_json::to_string(&whole).unwrap_or_default()
     }
 
-    fn difference<'a>(&self, channel: &'a str, it: &'a Difference, kind: DifferenceKind) -> Listed<'a> {
-        let states = it.sites.iter().map(|state| state_json(state.as_ref()));
-        let sites = self.sites.iter().cloned().zip(states).collect();
+    fn difference<'a>(&'a self, channel: &'a str, it: &'a Difference, kind: DifferenceKind) -> Listed<'a> {
+        let held = |state: &State| Held { digest: digest(state), expire_at: state.expire_at.map(rfc3339) };
+        let states = it.sites.iter().map(|state| state.as_ref().map(held));
+        let sites = self.sites.iter().map(String::as_str).zip(states).collect();
         Listed { channel, at: KeyAt::of(&it.space, &it.name), kind, parts: &it.parts, sites }
     }
 
@@ -277,16 +319,6 @@ pub(crate) fn place(space: &Space) -> String {
     }
 }
 
-fn state_json(state: Option<&State>) -> Value {
-    match state {
-        None => Value::Null,
-        Some(state) => json!({
-            "digest": digest(state),
-            "expire_at": state.expire_at.map(rfc3339),
-        }),
-    }
-}
-
 /// A digest as text: 32 hexadecimal digits.
 pub(crate) fn digest(state: &State) -> String {
     format!("{:032x}", state.digest)
@@ -343,6 +375,17 @@ pub(crate) fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Write it anew with `UPDATE_SCHEMA=1 cargo test -p verifier schema`.
+    #[test]
+    fn the_schema_file_is_the_one_of_this_build() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/check.schema.json");
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(path, json_schema()).unwrap();
+        }
+        let stored = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(stored == json_schema(), "{path} is old: UPDATE_SCHEMA=1 writes it anew");
+    }
 
     #[test]
     fn keys_cannot_write_to_the_terminal() {

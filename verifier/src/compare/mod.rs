@@ -215,19 +215,43 @@ pub(crate) struct Outcome {
     /// Those that are undecided.
     pub(crate) unsettled: Vec<Difference>,
     /// Hashes of the keys counted as different or undecided, so that none is counted twice.
-    reported: HashSet<u64>,
+    pub(crate) reported: HashSet<u64>,
 }
 
-/// Keys whose parts are read at once.
+/// Keys whose parts are looked for, and read at once.
+const NARROWED_MAX: usize = 1000;
 const NARROWED_AT_ONCE: usize = 500;
 
+/// Parts of one key that are named.
+const PARTS_MAX: usize = 100;
+
+/// Names of the parts that are not the same, the first ones.
+fn differing(a: &Parts, b: &Parts) -> Vec<String> {
+    // One of them has too many to be read.
+    if a.is_empty() || b.is_empty() {
+        return Vec::new();
+    }
+    let all: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let mut differ = all.into_iter().filter(|name| a.get(*name) != b.get(*name));
+    let mut named: Vec<String> = differ.by_ref().take(PARTS_MAX).cloned().collect();
+    match differ.count() {
+        0 => {}
+        more => named.push(format!("… and {more} more")),
+    }
+    named
+}
+
 impl Outcome {
-    /// Finds the parts that differ of each difference in content that is listed.
+    /// Finds the parts that differ of the first [`NARROWED_MAX`] differences in content.
     pub(crate) async fn narrow<R: Reader>(&mut self, [first, second]: [&R; 2]) -> Result<()> {
         let mut of_space: BTreeMap<Space, Vec<usize>> = BTreeMap::new();
-        for (at, one) in self.differences.iter().enumerate() {
-            if one.kind == Some(DifferenceKind::Content) {
-                of_space.entry(one.space.clone()).or_default().push(at);
+        for (at, one) in self.differences.iter_mut().enumerate().take(NARROWED_MAX) {
+            match one.sites {
+                [Some(a), Some(b)] if a.what != b.what => one.parts = vec!["type".to_owned()],
+                [Some(_), Some(_)] if one.kind == Some(DifferenceKind::Content) => {
+                    of_space.entry(one.space.clone()).or_default().push(at);
+                }
+                _ => {}
             }
         }
         for (space, places) in of_space {
@@ -238,9 +262,7 @@ impl Outcome {
                     futures_util::try_join!(first.parts(&space, &names), second.parts(&space, &names))?;
                 for ((&at, a), b) in some.iter().zip(parts.0).zip(parts.1) {
                     let Some(one) = self.differences.get_mut(at) else { continue };
-                    let all: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-                    let differ = all.into_iter().filter(|name| a.get(*name) != b.get(*name));
-                    one.parts = differ.cloned().collect();
+                    one.parts = differing(&a, &b);
                 }
             }
         }

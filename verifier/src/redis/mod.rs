@@ -5,6 +5,7 @@ mod canonical;
 mod connect;
 mod link;
 mod open;
+mod parts;
 mod read;
 mod reply;
 mod rest;

@@ -11,7 +11,7 @@ use super::link::{Lane, Link};
 use super::open::Features;
 use super::reply;
 use super::streams::StreamDraft;
-use crate::compare::{Page, Place, Reader, State};
+use crate::compare::{Page, Parts, Place, Reader, State};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::Result;
 use crate::filter::Scope;
@@ -434,6 +434,16 @@ impl Reader for RedisReader {
             states.extend(self.read_some(db, names, hints).await?);
         }
         Ok(states)
+    }
+
+    async fn parts(&self, space: &Space, names: &[Bytes]) -> Result<Vec<Parts>> {
+        let mut parts = vec![Parts::new(); names.len()];
+        let Some(db) = Self::db(space) else { return Ok(parts) };
+        let kinds = self.look(space, names).await?;
+        for ((name, kind), parts) in names.iter().zip(kinds).zip(&mut parts) {
+            *parts = self.elements(db, name, kind).await?;
+        }
+        Ok(parts)
     }
 
     async fn absent(&self, space: &Space, names: &[Bytes]) -> Result<Vec<usize>> {

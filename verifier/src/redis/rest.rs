@@ -26,12 +26,16 @@ const DISTINCT_MAX: usize = 8_000_000;
 
 /// Adds members and scores, in turn, of a reply to ZRANGE.
 pub(super) fn add_scored(all: &mut Unordered, items: &[Value]) {
+    each_scored(items, &[], &mut |element| all.add(element));
+}
+
+pub(super) fn each_scored(items: &[Value], _expiries: &[Option<u64>], count: &mut dyn FnMut(&[u8])) {
     let mut form = Vec::new();
     for pair in items.chunks_exact(2) {
         let [member, score] = pair else { continue };
         let Some(member) = reply::bytes(member) else { continue };
         canonical::scored(&mut form, member, score_of(score));
-        all.add(&form);
+        count(&form);
     }
 }
 
@@ -46,11 +50,11 @@ pub(super) fn add_fields(all: &mut Unordered, items: &[Value], expiries: &[Optio
     each_field(items, expiries, &mut |element| all.add(element));
 }
 
-fn each_member(items: &[Value], _expiries: &[Option<u64>], count: &mut dyn FnMut(&[u8])) {
+pub(super) fn each_member(items: &[Value], _expiries: &[Option<u64>], count: &mut dyn FnMut(&[u8])) {
     items.iter().filter_map(reply::bytes).for_each(count);
 }
 
-fn each_field(items: &[Value], expiries: &[Option<u64>], count: &mut dyn FnMut(&[u8])) {
+pub(super) fn each_field(items: &[Value], expiries: &[Option<u64>], count: &mut dyn FnMut(&[u8])) {
     let mut form = Vec::new();
     for (at, pair) in items.chunks_exact(2).enumerate() {
         let [field, value] = pair else { continue };
@@ -87,7 +91,7 @@ fn weight(items: &[Value]) -> usize {
 }
 
 /// Hands each element of a page over in its canonical form.
-type Each = fn(&[Value], &[Option<u64>], &mut dyn FnMut(&[u8]));
+pub(super) type Each = fn(&[Value], &[Option<u64>], &mut dyn FnMut(&[u8]));
 
 impl RedisReader {
     pub(super) async fn rest_of_string(&self, db: u32, name: &[u8], first: &[u8]) -> Result<Option<u128>> {
@@ -201,7 +205,7 @@ impl RedisReader {
     }
 
     /// Scans from `cursor` to the end; `false` if the value is gone, is another, or `count` says stop.
-    async fn scan(
+    pub(super) async fn scan(
         &self,
         db: u32,
         name: &[u8],

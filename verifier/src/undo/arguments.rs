@@ -23,9 +23,11 @@ pub(crate) struct Keep {
     after_help = "A key that somebody wrote since the repair stays as it is. What is put back is a write at that site \
 like any other: it goes on to the other site, so that both end with the same.
 
+Exit code 0: all keys hold again what they held, at both sites; 1: some do not, or nothing was done yet.
+
 Examples:
-  verifier undo --config syncd.toml data/causeway-undo-dc-cloud-2026-03-01T02-00-00.250Z.jsonl         what would be done
-  verifier undo --config syncd.toml data/causeway-undo-dc-cloud-2026-03-01T02-00-00.250Z.jsonl --yes   do it"
+  verifier undo --config syncd.toml data/causeway-undo-dc-cloud-….jsonl          what would be done
+  verifier undo --config syncd.toml data/causeway-undo-dc-cloud-….jsonl --yes    do it"
 )]
 pub(crate) struct Undo {
     /// The daemon's configuration file

@@ -8,6 +8,9 @@ mod file;
 mod keep;
 mod run;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::future::Future;
 

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -26,6 +27,9 @@ pub(crate) struct Watch {
     /// Serve metrics for Prometheus there, at /metrics
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Add the result of each comparison of everything to this file, which SQLite reads, and `report` and `repair`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) result: Option<PathBuf>,
     /// Print what happens as JSON, one object a line
     #[arg(long)]
     pub(crate) json: bool,

@@ -16,6 +16,8 @@ use crate::compare::{Name, Naming, Outcome, Progress, Settings, Traffic, compare
 use crate::config::{Channel, Config};
 use crate::error::{Error, Result};
 use crate::pair::{Session, Task};
+use crate::report::ChannelReport;
+use crate::results::Results;
 use crate::undo::Undoable;
 use crate::window::{Window, Written};
 
@@ -33,6 +35,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// is told and tried again.
 pub(crate) async fn run(arguments: &Watch) -> Result<bool> {
     let session = Session::begin(&arguments.common, arguments.list_max)?;
+    arguments.result.as_deref().map(Results::create).transpose()?;
     let state = |channel: &Channel| Arc::new(State::new(&channel.name, &session.config.sites, arguments));
     let channels: Vec<Arc<State>> = session.config.channels.iter().map(state).collect();
     let serving = serve::serve(arguments.listen, channels.clone()).await?;
@@ -93,8 +96,16 @@ async fn lately(session: &Session<'_>, channel: &Channel, state: &State, argumen
 async fn wholly(session: &Session<'_>, channel: &Channel, state: &State, arguments: &Watch) {
     loop {
         let next = Instant::now() + arguments.whole_every;
-        let mut task = Wholly { state, begin: now_ms() };
-        if let Err(error) = session.run(channel, &mut task).await {
+        let (start, begin) = (Instant::now(), now_ms());
+        let compared = session.run(channel, &mut Wholly { state, begin }).await;
+        let kept = compared.and_then(|outcome| match &arguments.result {
+            Some(path) => {
+                let channels = vec![ChannelReport { name: channel.name.clone(), outcome }];
+                Results::create(path)?.add(&session.report(channels, start.elapsed()), begin).map(drop)
+            }
+            None => Ok(()),
+        });
+        if let Err(error) = kept {
             state.fail(&error);
             sleep(AGAIN).await;
             continue;

@@ -231,22 +231,23 @@ fn label(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+/// Gives the values of a metric, each with the labels beside the channel's.
+type Values<'a> = &'a dyn Fn(&Inner, &State) -> Vec<(String, f64)>;
+
 /// All metrics, in Prometheus's text format 0.0.4.
 pub(super) fn metrics(channels: &[Arc<State>]) -> String {
     let mut out = String::new();
     let now = now_ms();
     let age = |at: u64| now.saturating_sub(at) as f64 / 1000.0;
-    let mut family =
-        |name: &str, kind: &str, help: &str, of: &dyn Fn(&Inner, &State) -> Vec<(String, f64)>| {
-            let _ =
-                writeln!(out, "# HELP causeway_verify_{name} {help}\n# TYPE causeway_verify_{name} {kind}");
-            for state in channels {
-                let channel = label(&state.channel);
-                for (labels, value) in of(&state.inner(), state) {
-                    let _ = writeln!(out, "causeway_verify_{name}{{channel=\"{channel}\"{labels}}} {value}");
-                }
+    let mut family = |name: &str, kind: &str, help: &str, of: Values<'_>| {
+        let _ = writeln!(out, "# HELP causeway_verify_{name} {help}\n# TYPE causeway_verify_{name} {kind}");
+        for state in channels {
+            let channel = label(&state.channel);
+            for (labels, value) in of(&state.inner(), state) {
+                let _ = writeln!(out, "causeway_verify_{name}{{channel=\"{channel}\"{labels}}} {value}");
             }
-        };
+        }
+    };
     let one = |value: f64| vec![(String::new(), value)];
     family(
         "open",

@@ -107,3 +107,38 @@ fn what_the_daemon_has_yet_to_apply_is_no_difference() {
     assert_eq!(answer.differences(), [("never".to_owned(), "extra".to_owned())], "{}", answer.stderr);
     assert_eq!(answer.json()["compared"], 101);
 }
+
+#[test]
+fn a_difference_is_told_down_to_the_elements() {
+    let Some(mut pair) = Pair::start() else { return };
+    pair.both("HSET h a 1 b 2 c 3");
+    pair.both("SADD s a b c");
+    pair.both("ZADD z 1 a 2 b 3 c");
+    pair.both("SET t 1");
+    pair.both("RPUSH l a b");
+    for command in
+        ["HSET h b x", "HDEL h c", "HSET h d 4", "SREM s b", "SADD s d", "ZADD z 9 b", "DEL t", "SADD t 1"]
+    {
+        run(&mut pair.sites[1], command);
+    }
+    run(&mut pair.sites[1], "LSET l 0 x");
+    let report = pair.check(&[]).json();
+    let parts = |key: &str| {
+        let listed = report["differences"].as_array().unwrap();
+        let one = listed.iter().find(|one| one["key"] == key).unwrap();
+        one["parts"].as_array().cloned().unwrap_or_default()
+    };
+    for (key, expected) in
+        [("h", &["b", "c", "d"][..]), ("s", &["b", "d"]), ("z", &["b"]), ("t", &["type"]), ("l", &[])]
+    {
+        assert_eq!(parts(key), expected, "{key}: {report}");
+    }
+    // Of many only the first are named.
+    pair.both("DEL h");
+    run(&mut pair.sites[0], "HSET h {0..150:1}");
+    run(&mut pair.sites[1], "HSET h {0..150:2}");
+    let report = pair.check(&[]).json();
+    let listed = report["differences"].as_array().unwrap();
+    let named = listed.iter().find(|one| one["key"] == "h").unwrap()["parts"].as_array().unwrap().clone();
+    assert_eq!((named.len(), named.last().unwrap().as_str()), (101, Some("… and 50 more")));
+}

@@ -62,7 +62,7 @@ fn what_may_not_be_repaired_is_told() {
     pair.both("MSET {0..400:v}");
     run(&mut pair.sites[1], "MSET {0..150:w}");
     for (top, arguments, code, text) in [
-        ("", &["--from", "nowhere"][..], 2, "--from nowhere: allowed is dc or cloud"),
+        ("", &["--from", "nowhere"][..], 2, "--from nowhere: allowed is dc, cloud, newest or owner"),
         ("", &["--from", "dc", "--yes"], 3, "set `[api]`"),
         (
             "[api]\nlisten = \"127.0.0.1:1\"",

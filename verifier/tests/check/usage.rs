@@ -6,10 +6,20 @@ use crate::support::{Pair, Server, run, verifier};
 
 #[test]
 fn what_cannot_be_used_exits_2_and_says_what_is_allowed() {
-    for command in ["watch", "report"] {
-        let answer = verifier(&[command, "--config", "x", "--from", "dc"]);
-        assert_eq!(answer.code, 2);
-        assert!(answer.stderr.contains("not in this release"), "{}", answer.stderr);
+    let answer = verifier(&["report", "no/such/file"]);
+    assert!(answer.code == 2 && answer.stderr.contains("no/such/file"), "{}", answer.stderr);
+    for (arguments, text) in [
+        (&["check", "--config", "x", "--from", "yesterday"][..], "30m, 2h, 7d"),
+        (&["check", "--config", "x", "--to", "2h"], "--from"),
+        (
+            &["check", "--config", "x", "--from", "2026-03-01T02:00:00Z", "--to", "2026-03-01T01:00:00Z"],
+            "before --to",
+        ),
+        (&["watch", "--config", "x", "--every", "soon"], "allowed is a number with its unit"),
+        (&["watch", "--config", "no/such/file.toml"], "no/such/file.toml"),
+    ] {
+        let answer = verifier(arguments);
+        assert!(answer.code == 2 && answer.stderr.contains(text), "{arguments:?}: {}", answer.stderr);
     }
     assert_eq!(verifier(&["check"]).code, 2);
     let answer = verifier(&["check", "--config", "no/such/file.toml"]);
@@ -29,6 +39,89 @@ fn what_cannot_be_used_exits_2_and_says_what_is_allowed() {
     let answer = pair.check_at(&pair.config_at("", "", &same, &twin), &[]);
     assert_eq!(answer.code, 2);
     assert!(answer.stderr.contains("same server"), "{}", answer.stderr);
+}
+
+#[test]
+fn what_checks_found_is_kept_and_shown_again() {
+    let Some(mut pair) = Pair::start() else { return };
+    let file = pair.folder.path().join("results.sqlite");
+    let path = file.to_str().unwrap();
+    pair.both("MSET a 1 b 2 c 3");
+    let mut told = Vec::new();
+    for command in ["SET a 1", "SET b other", "SET c other"] {
+        run(&mut pair.sites[1], command);
+        told.push(pair.check(&["--result", path]));
+    }
+    let report = |arguments: &[&str]| verifier(&[&["report", path], arguments].concat());
+    for (n, told) in told.iter().enumerate() {
+        let again = report(&["--run", &(n + 1).to_string(), "--json"]);
+        assert_eq!((again.code, again.json()), (told.code, told.json()));
+    }
+    assert_eq!(report(&["--json"]).json(), told[2].json(), "the newest");
+    let list = report(&["--list"]);
+    assert!(
+        list.stdout.lines().count() == 4 && list.stdout.lines().all(|line| line.len() <= 100),
+        "{}",
+        list.stdout
+    );
+    let page = pair.folder.path().join("page.html");
+    assert_eq!(report(&["--html", page.to_str().unwrap()]).code, 1);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(
+        page.contains("Over time")
+            && page.contains("run 2, ")
+            && page.contains("1 of 3 keys of everything not equal")
+    );
+    // A repair looks at what the newest one found.
+    let config = pair.config("", "");
+    let repair =
+        verifier(&["repair", "--config", config.to_str().unwrap(), "--from", "dc", "--report", path]);
+    assert!(
+        repair.code == 1 && repair.stdout.contains("2 keys to repair"),
+        "{} {}",
+        repair.stdout,
+        repair.stderr
+    );
+    // Another file is neither read nor written.
+    let other = pair.folder.path().join("other");
+    std::fs::write(&other, "text").unwrap();
+    let answer = pair.check(&["--result", other.to_str().unwrap()]);
+    assert!(answer.code == 2 && answer.stdout.is_empty(), "{}", answer.stderr);
+    assert_eq!(std::fs::read(&other).unwrap(), b"text");
+}
+
+#[test]
+fn a_window_needs_a_daemon() {
+    let Some(pair) = Pair::start() else { return };
+    let window = ["--from", "1h"];
+    let answer = pair.check_at(&pair.config("", ""), &window);
+    assert!(answer.code == 3 && answer.stderr.contains("set `[api]`"), "{}", answer.stderr);
+    let answer = pair.check_at(&pair.config("[api]\nlisten = \"127.0.0.1:1\"", ""), &window);
+    assert!(
+        answer.code == 3 && answer.stderr.contains("no daemon says what was written"),
+        "{}",
+        answer.stderr
+    );
+}
+
+#[test]
+fn a_watch_goes_on_where_something_cannot_be_reached() {
+    let Some(pair) = Pair::start() else { return };
+    let url = |server: &Server| format!("{{ url = \"redis://127.0.0.1:{}\" }}", server.port);
+    let dc = url(&pair.servers[0]);
+    let path = pair.config_at("", "", &dc, "{ url = \"redis://127.0.0.1:1\" }");
+    let answer = verifier(&["watch", "--config", path.to_str().unwrap(), "--for", "2s", "--every", "1s"]);
+    assert_eq!(answer.code, 1, "nothing was ever compared: {}", answer.stdout);
+    assert!(
+        answer.stdout.contains("error") && answer.stdout.contains("all equal: never"),
+        "{}",
+        answer.stdout
+    );
+    // Without a daemon what was lately written is not known, and everything is compared all the same.
+    let path = pair.config_at("", "", &dc, &url(&pair.servers[1]));
+    let answer = verifier(&["watch", "--config", path.to_str().unwrap(), "--for", "3s", "--every", "1s"]);
+    assert_eq!(answer.code, 0, "{}", answer.stdout);
+    assert!(answer.stdout.contains("proof") && answer.stdout.contains("set `[api]`"), "{}", answer.stdout);
 }
 
 #[test]
