@@ -113,6 +113,10 @@ pub struct DirectionStatus {
     pub phase: Phase,
     /// How far the snapshot is; `done` stays at the total afterwards.
     pub snapshot: Progress,
+    /// The seq in the origin's log at which the rows of its last snapshot begin, so that one snapshot can be told from
+    /// the next; `None` if there was none.
+    #[serde(default)]
+    pub snapshot_first: Option<u64>,
     /// What is captured, or known to be outstanding, and not yet applied.
     pub lag: Lag,
     /// Changes applied, or dropped by rule, [since](Status::since) the daemon began; snapshot rows included.
@@ -420,6 +424,7 @@ mod tests {
             to: "cloud".into(),
             phase: Phase::Snapshot,
             snapshot: Progress { done: 3, total: None },
+            snapshot_first: Some(7),
             lag: Lag::default(),
             applied: 3,
             conflicts: 0,
@@ -437,6 +442,7 @@ mod tests {
             ("/phase", serde_json::json!("snapshot")),
             ("/snapshot/done", 3.into()),
             ("/snapshot/total", serde_json::Value::Null),
+            ("/snapshot_first", 7.into()),
             ("/lag/changes", serde_json::Value::Null),
             ("/dead_letters", 0.into()),
         ] {

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 use super::Failure;
 use crate::config::{Config, parse_duration};
+use crate::runbook::parse_set;
 use crate::status::{HeldAnswer, RepairQuery, parse_rfc3339};
 
 const STYLES: Styles = Styles::styled()
@@ -51,6 +52,20 @@ Examples:
 
 Before one goes off the list, its origin is asked what the key holds now, and the other site gets
 that: mend first what made the target refuse it. The change itself is never done again.";
+
+const RUNBOOK_HELP: &str = "\
+Examples:
+  syncd runbook check  weekly-proof.yaml          what is wrong with it; what it would do
+  syncd runbook run    weekly-proof.yaml
+  syncd runbook run    close-a-cutover-window.yaml --set from=2026-03-01T02:00:00Z
+  syncd runbook status weekly-proof.yaml          each step, and what it waits for
+  syncd runbook resume weekly-proof.yaml          after a break, or once what failed is mended
+  syncd runbook resume weekly-proof.yaml --approve
+
+Exit codes: 0 done, 1 a gate failed, something differs, or a person has to approve,
+            2 bad use or a bad file, 3 could not reach or failed, or stopped.
+
+docs/RUNBOOKS.md says how to write one, and what resume does in the middle of each step.";
 
 const BACKFILL_HELP: &str = "\
 Examples:
@@ -167,8 +182,9 @@ Example: a FLUSHALL at one site is held; the other site shall keep its data:
     Cleanup,
     /// Moves tenants from site to site (a later release).
     Tenant(Later),
-    /// Runs a plan of steps (a later release).
-    Runbook(Later),
+    /// Checks and runs a plan of steps, and goes on with it after a break.
+    #[command(after_help = RUNBOOK_HELP)]
+    Runbook(RunbookArgs),
     /// Carries once more, as it is now, what the logs name that was written in a window of time; needs --channel.
     #[command(after_help = BACKFILL_HELP)]
     Backfill(BackfillArgs),
@@ -181,7 +197,6 @@ impl Command {
     pub(super) fn later(&self) -> Option<&'static str> {
         match self {
             Command::Tenant(_) => Some("tenant"),
-            Command::Runbook(_) => Some("runbook"),
             Command::Doctor(_) => Some("doctor"),
             Command::Run(_)
             | Command::Check
@@ -191,6 +206,7 @@ impl Command {
             | Command::Snapshot
             | Command::DeadLetters(_)
             | Command::Conflicts(_)
+            | Command::Runbook(_)
             | Command::Backfill(_)
             | Command::Cleanup => None,
         }
@@ -310,6 +326,71 @@ pub(super) struct ConflictsListArgs {
     /// At the most so many.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: u32,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunbookArgs {
+    #[command(subcommand)]
+    pub(super) asked: RunbookCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RunbookCommand {
+    /// Says what is wrong with the file, else what each step would do; changes nothing.
+    Check(RunbookCheckArgs),
+    /// Runs it from its first step.
+    Run(RunbookRunArgs),
+    /// Goes on with a run that was stopped, killed, failed, or waits for approval.
+    Resume(RunbookResumeArgs),
+    /// What became of each step of the last run.
+    Status(RunbookFile),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunbookFile {
+    /// The runbook.
+    pub(super) file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunbookCheckArgs {
+    #[command(flatten)]
+    pub(super) file: RunbookFile,
+    /// A value of the file's `params`, such as from=2026-03-01T02:00:00Z.
+    #[arg(long, value_name = "NAME=TIME", value_parser = parse_set)]
+    pub(super) set: Vec<(String, String)>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunbookRunArgs {
+    #[command(flatten)]
+    pub(super) check: RunbookCheckArgs,
+    /// Only say what would be done, as `check` does.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Give up a run that is not at its end.
+    #[arg(long)]
+    pub(super) anew: bool,
+    #[command(flatten)]
+    pub(super) programs: Programs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunbookResumeArgs {
+    #[command(flatten)]
+    pub(super) file: RunbookFile,
+    /// Approve the step that waits for it.
+    #[arg(long)]
+    pub(super) approve: bool,
+    #[command(flatten)]
+    pub(super) programs: Programs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Programs {
+    /// The program that verify, repair and backfill compare with; without it the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    pub(super) verifier: Option<PathBuf>,
 }
 
 fn since(text: &str) -> Result<SystemTime, String> {

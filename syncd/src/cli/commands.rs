@@ -187,6 +187,7 @@ mod tests {
             to: "cloud".into(),
             phase: Phase::Snapshot,
             snapshot: Progress { done: 250_000, total: Some(1_000_000) },
+            snapshot_first: Some(1),
             lag: Lag { changes: Some(1_204), seconds: Some(0.25) },
             applied: 123_456_789,
             conflicts: 3,

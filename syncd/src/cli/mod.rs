@@ -15,6 +15,7 @@ mod logging;
 mod output;
 mod progress;
 mod run;
+mod runbook;
 mod table;
 
 use std::ffi::OsString;
@@ -113,7 +114,8 @@ async fn dispatch(args: &Args) -> Result<(), Failure> {
             Some(ConflictsCommand::Show { id }) => conflicts::show(&args.common, &config, *id).await,
         },
         Command::Cleanup => cleanup::cleanup(&args.common, &config).await,
+        Command::Runbook(asked) => runbook::runbook(&args.common, &config, &asked.asked).await,
         Command::Backfill(window) => backfill::backfill(&args.common, &config, window).await,
-        Command::Tenant(_) | Command::Runbook(_) | Command::Doctor(_) => Ok(()),
+        Command::Tenant(_) | Command::Doctor(_) => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What is wrong with a configuration file. Names the key and what is allowed; holds no secret.
+/// What is wrong with a configuration file, or a runbook. Names the key and what is allowed; holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     path: PathBuf,
@@ -11,11 +11,11 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn at(path: &Path, place: (usize, usize), message: impl Into<String>) -> ConfigError {
+    pub(crate) fn at(path: &Path, place: (usize, usize), message: impl Into<String>) -> ConfigError {
         ConfigError { path: path.to_owned(), place: Some(place), message: message.into() }
     }
 
-    pub(super) fn whole_file(path: &Path, message: impl Into<String>) -> ConfigError {
+    pub(crate) fn whole_file(path: &Path, message: impl Into<String>) -> ConfigError {
         ConfigError { path: path.to_owned(), place: None, message: message.into() }
     }
 }

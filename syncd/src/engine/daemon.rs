@@ -430,12 +430,15 @@ impl Daemon {
         };
         let warning = lock(&stats.warning).clone();
         let rates = lock(&direction.rates);
-        let snapshot = lock(&stats.snapshot).clone().unwrap_or_default();
+        let told = lock(&stats.snapshot).clone();
+        let snapshot_first = told.as_ref().map(|snapshot| snapshot.first);
+        let snapshot = told.unwrap_or_default();
         Some(DirectionStatus {
             from: self.sites[direction.from.index()].clone(),
             to: self.sites[direction.from.peer().index()].clone(),
             phase,
             snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
+            snapshot_first,
             lag: stats.lag(now),
             applied: direction.counts.applied.load(Ordering::SeqCst),
             conflicts: direction.conflicts.total(),

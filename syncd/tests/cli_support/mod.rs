@@ -44,6 +44,7 @@ impl Control for Fake {
             to: "cloud".into(),
             phase: Phase::Snapshot,
             snapshot: Progress { done: 5, total: Some(10) },
+            snapshot_first: Some(1),
             lag: Lag { changes: Some(5), seconds: Some(0.5) },
             applied: 5,
             conflicts: 7,
