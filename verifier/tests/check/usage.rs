@@ -98,7 +98,10 @@ fn a_sample_says_what_it_proves_and_a_rate_is_kept() {
     let compared = report["compared"].as_u64().unwrap();
     assert!((700..1300).contains(&compared) && report["equal"] == true, "{report}");
     let at_most = report["sample"]["differ_at_most"].as_f64().unwrap();
-    assert!((at_most - 2.9957 / compared as f64).abs() < 1e-5 && report["sample"]["share"] == 0.25, "{report}");
+    assert!(
+        (at_most - 2.9957 / compared as f64).abs() < 1e-5 && report["sample"]["share"] == 0.25,
+        "{report}"
+    );
     run(&mut pair.sites[1], "MSET {0..2000:other}");
     let answer = pair.check(&["--sample", "25"]);
     assert!(answer.code == 1, "{}", answer.stdout);
