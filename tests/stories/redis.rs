@@ -600,6 +600,37 @@ fn contents(store: &mut Connection) -> Result<Vec<String>> {
     Ok(all)
 }
 
+/// What both sites wrote is named by either daemon, and which of them wrote last.
+#[test]
+fn a_window_of_both_sites_is_told_by_either_daemon() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([durable(), durable()], &Setup { snapshot: "none", ..Setup::default() })?;
+    link.start()?;
+    link.wait_until_drained(DRAIN)?;
+    let from = rfc3339(SystemTime::now());
+    let mut sites = [link.stores[0].connect()?, link.stores[1].connect()?];
+    for (site, store) in sites.iter_mut().enumerate() {
+        for n in 0..100 {
+            store.must(&["SET", &format!("{site}:{n}"), "v"])?;
+        }
+    }
+    link.wait_until_drained(DRAIN)?;
+    sites[1].must(&["SET", "0:7", "newer"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    let report = link.report(&["--from", &from])?;
+    ensure!(report["equal"] == true && report["compared"] == 200, "{report}");
+    let (code, done) = backfill(&link, &["--from", &from, "--dry-run"])?;
+    ensure!(code == Some(0) && done["keys"]["dc"] == 100 && done["keys"]["cloud"] == 101, "{code:?} {done}");
+    let (code, done) = backfill(&link, &["--from", &from])?;
+    ensure!(code == Some(0) && done["asked"] == 201, "{code:?} {done}");
+    for store in &mut sites {
+        ensure!(store.must(&["GET", "0:7"])?.text().as_deref() == Some("newer"), "an older write stands");
+    }
+    link.verify()
+}
+
 /// Under traffic a watch tells what differs, and nothing else, and when it is equal again; and whether everything was equal.
 #[test]
 fn a_watch_tells_what_differs_and_when_it_is_equal_again() -> Result<()> {
