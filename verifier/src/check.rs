@@ -1,7 +1,7 @@
 use causeway_core::time::now_ms;
 
 use crate::cli::Check;
-use crate::compare::{Outcome, Progress, Sample, Settings, Traffic, compare, compare_named};
+use crate::compare::{ByTime, Outcome, Progress, Sample, Settings, Traffic, compare, compare_named};
 use crate::config::{Channel, Config};
 use crate::error::Result;
 use crate::pair::{Task, each};
@@ -10,14 +10,16 @@ use crate::show::tell;
 use crate::undo::Undoable;
 use crate::window::{Window, Written};
 
-struct Checking {
+struct Checking<'a> {
+    /// Rows tell themselves when they were written.
+    time_column: Option<&'a str>,
     window: Option<Window>,
     sample: Option<Sample>,
     /// Up to when what was written in it is known, of each channel.
     until: Vec<Option<u64>>,
 }
 
-impl Task for Checking {
+impl Task for Checking<'_> {
     async fn run<R: Undoable>(
         &mut self,
         (config, channel): (&Config, &Channel),
@@ -28,6 +30,11 @@ impl Task for Checking {
     ) -> Result<Outcome> {
         settings.sample = self.sample;
         let Some(window) = self.window else { return compare(sites, traffic, progress, settings).await };
+        if let Some(column) = self.time_column {
+            let mut rows = ByTime::new(sites, column, window).await?;
+            self.until.push(Some(window.to));
+            return compare_named(sites, &mut rows, traffic, progress, settings).await;
+        }
         let mut written = Written::ask(config, &channel.name, window).await?;
         let outcome = compare_named(sites, &mut written, traffic, progress, settings).await?;
         self.until.push(written.until());
@@ -39,8 +46,7 @@ impl Task for Checking {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`](crate::error::Error::Usage) and [`Error::Store`](crate::error::Error::Store); no result is printed then. [`Error::Local`](crate::error::Error::Local) if the page cannot be
-/// written, or what was written in a window is not known.
+/// Those of [`each`] and [`tell`]; no result is printed then.
 pub(crate) async fn run(arguments: &Check) -> Result<bool> {
     let window = Window::new(arguments.from, arguments.to)?;
     // A result that cannot be written is told before the work is done.
@@ -48,7 +54,8 @@ pub(crate) async fn run(arguments: &Check) -> Result<bool> {
     let began = now_ms();
     let per_million = |percent: f64| (percent * 10_000.0).round() as u32;
     let sample = arguments.sample.map(|share| Sample { per_million: per_million(share).max(1), seed: began });
-    let mut task = Checking { window, sample, until: Vec::new() };
+    let time_column = arguments.time_column.as_deref();
+    let mut task = Checking { time_column, window, sample, until: Vec::new() };
     let mut report = each(&arguments.common, arguments.list_max, &mut task).await?;
     report.window = window.map(|window| (window, task.until.into_iter().min().flatten()));
     report.sample = sample;

@@ -1,6 +1,7 @@
 //! Two sites' keys, compared: what differs, what cannot be decided. Knows no store; a store is a [`Reader`]
 //! for each site.
 
+mod by_time;
 mod judge;
 mod named;
 mod pass;
@@ -19,7 +20,9 @@ use bytes::Bytes;
 use causeway_core::Space;
 
 use crate::error::Result;
+use crate::window::Window;
 
+pub(crate) use by_time::ByTime;
 pub(crate) use judge::{DifferenceKind, Judge, Verdict};
 pub(crate) use named::{Name, Naming, Place, compare_named};
 pub(crate) use pass::{Settings, compare};
@@ -84,6 +87,18 @@ pub(crate) trait Reader: Send + Sync {
         names: &[Bytes],
         hints: &[Self::Hint],
     ) -> impl Future<Output = Result<Vec<Option<State>>>> + Send;
+
+    /// Keys of `space` behind `after` of which `column` holds a time in the window; none: that was all. `None`: its values have
+    /// no such column.
+    fn page_by_time(
+        &self,
+        space: &Space,
+        (column, window): (&str, Window),
+        after: Option<&Bytes>,
+    ) -> impl Future<Output = Result<Option<Vec<Bytes>>>> + Send {
+        let _ = (space, column, window, after);
+        std::future::ready(Ok(None))
+    }
 
     /// How long the store takes to answer that it is there.
     fn probe(&self) -> impl Future<Output = Result<Duration>> + Send {

@@ -10,10 +10,11 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::connect::Link;
 use super::row::{Form, literals, name, parts, state};
 use super::sieve::{self, Within};
-use super::table::{Found, Table, Tables, find};
+use super::table::{Column, Found, Table, Tables, find};
 use crate::compare::{Page, Parts, Place, Reader, State, Stretch, Sum};
 use crate::digest::{Ordered, Tag, Unordered, never_equal};
 use crate::error::{Error, Result};
+use crate::window::Window;
 
 /// Keys of one page.
 const PAGE: u64 = 1000;
@@ -182,6 +183,22 @@ impl Reader for MysqlReader {
         let rows =
             keyed.map(|(name, table)| (Space::Table(Bytes::from(name.clone())), table.rows[self.site]));
         Ok([(Space::Whole, 0)].into_iter().chain(rows).collect())
+    }
+
+    async fn page_by_time(
+        &self,
+        space: &Space,
+        (column, window): (&str, Window),
+        after: Option<&Bytes>,
+    ) -> Result<Option<Vec<Bytes>>> {
+        let Some(table) = self.table(space).filter(|table| !table.key.is_empty()) else { return Ok(None) };
+        let is_it = |one: &&Column| one.name == column.to_lowercase() && one.form == Form::Time;
+        let Some(column) = table.columns.iter().find(is_it) else { return Ok(None) };
+        let [after, _] = self.ends(table, &Stretch { after: after.cloned(), to: None })?;
+        let sql = sieve::keys_by_time(table, self.site, after.as_deref(), (column, window), PAGE);
+        let rows = self.link.exec(&sql, (), "list keys by time").await?;
+        let name_of = |row: Row| name(table, &row.unwrap().iter().collect::<Vec<_>>());
+        Ok(Some(rows.into_iter().map(name_of).collect()))
     }
 
     async fn probe(&self) -> Result<Duration> {

@@ -5,8 +5,11 @@
 //! other (FF53); NULL is a text of its own, where CONCAT_WS would drop it. Forms that differ without a difference only
 //! cost a read of the rows.
 
+use causeway_core::time::rfc3339;
+
 use super::row::Form;
 use super::table::{Column, Table};
+use crate::window::Window;
 
 /// Keys behind `after`, up to and with `to`, as SQL: each value in the key's order.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,6 +63,24 @@ pub(super) fn keys(table: &Table, site: usize, after: Option<&[String]>, skip: u
         "SELECT {keys} FROM {}{} ORDER BY {keys} LIMIT {count} OFFSET {skip}",
         name(table, site),
         clause(table, site, Within { after, to: None })
+    )
+}
+
+/// The first `count` keys behind `after` of rows whose `column` holds a time in the window, in UTC.
+pub(super) fn keys_by_time(
+    table: &Table,
+    site: usize,
+    after: Option<&[String]>,
+    (column, window): (&Column, Window),
+    count: u64,
+) -> String {
+    let (keys, column) = (table.key_list(site), &column.at(site).sql);
+    let behind = clause(table, site, Within { after, to: None });
+    let and = if behind.is_empty() { " WHERE" } else { " AND" };
+    let [from, to] = [window.from, window.to].map(|ms| rfc3339(ms).replace('T', " ").replace('Z', ""));
+    format!(
+        "SELECT {keys} FROM {}{behind}{and} {column} >= '{from}' AND {column} < '{to}' ORDER BY {keys} LIMIT {count}",
+        name(table, site)
     )
 }
 

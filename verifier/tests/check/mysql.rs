@@ -395,3 +395,47 @@ fn what_cannot_be_compared_is_told() {
     let (code, text) = run(&[]);
     assert!(code == 2 && text.contains("are the same server"), "{code} {text}");
 }
+
+/// Where no log knows of a window, a column may: of tables of any kind of key, more rows than a page, whatever the zone.
+#[test]
+fn a_window_can_be_told_by_a_column_of_the_rows() {
+    let Some(pair) = Pair::start() else { return };
+    pair.both(
+        "CREATE TABLE a (id INT PRIMARY KEY, v INT, Changed TIMESTAMP(3) NULL); \
+         CREATE TABLE b (k VARCHAR(20), n INT, changed DATETIME, v INT, PRIMARY KEY (k, n)); \
+         CREATE TABLE c (id INT PRIMARY KEY, v INT); CREATE TABLE d (changed DATETIME)",
+    );
+    let rows = numbers(5_000);
+    pair.both(&format!(
+        "INSERT INTO a SELECT seq, 1, '2026-03-01 02:00:00.000' + INTERVAL seq SECOND FROM {rows}; \
+         INSERT INTO b SELECT CONCAT('k', seq % 7), seq, '2026-03-01 02:00:00' + INTERVAL seq SECOND, 1 FROM {rows}; \
+         INSERT INTO c VALUES (1, 1); INSERT INTO a VALUES (9000, 1, NULL)"
+    ));
+    // Within the window, at its ends, outside, and where there is no such column.
+    pair.at(
+        1,
+        "UPDATE a SET v = 2 WHERE id IN (99, 100, 2500, 3699, 3700, 9000); DELETE FROM a WHERE id IN (50, 1000); \
+         UPDATE b SET v = 2 WHERE n IN (99, 100, 3000); UPDATE c SET v = 2; INSERT INTO d VALUES ('2026-03-01 02:10:00')",
+    );
+    pair.at(0, "DELETE FROM b WHERE n = 2000");
+    let path = pair.config("tables = [\"shop.*\"]");
+    let check = |column: &str| {
+        let window =
+            ["--from", "2026-03-01T02:01:40Z", "--to", "2026-03-01T03:01:40Z", "--time-column", column];
+        verifier(&[&["check", "--json", "--config", path.to_str().unwrap()], &window[..]].concat())
+    };
+    let answer = check("changed");
+    let all = expected(&[
+        ("shop.a", "100", "content"),
+        ("shop.a", "2500", "content"),
+        ("shop.a", "3699", "content"),
+        ("shop.a", "1000", "extra"),
+        ("shop.b", "[\"k2\",100]", "content"),
+        ("shop.b", "[\"k4\",3000]", "content"),
+        ("shop.b", "[\"k5\",2000]", "missing"),
+    ]);
+    assert_eq!(found(&answer), all, "{} {}", answer.stdout, answer.stderr);
+    assert_eq!((answer.code, &answer.json()["compared"]), (1, &7200.into()));
+    let answer = check("v");
+    assert!(answer.code == 2 && answer.stderr.contains("--time-column v: allowed is"), "{}", answer.stderr);
+}
