@@ -631,6 +631,31 @@ fn a_window_of_both_sites_is_told_by_either_daemon() -> Result<()> {
     link.verify()
 }
 
+/// A key that is read again, as what COPY wrote, is under way from the command on: nobody may take it for lost meanwhile.
+#[test]
+fn what_is_read_again_counts_as_under_way() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link =
+        Link::new([Options::default(), Options::default()], &Setup { snapshot: "dc", ..Setup::default() })?;
+    link.start()?;
+    let mut dc = link.stores[0].connect()?;
+    dc.must(&["SETRANGE", "large", "60000000", "x"])?;
+    link.wait_until_drained(DRAIN)?;
+    for n in 0..5 {
+        let copy = format!("copy:{n}");
+        dc.must(&["COPY", "large", &copy])?;
+        link.wait_until_drained(DRAIN)?;
+        let length = link.stores[1].connect()?.must(&["STRLEN", &copy])?;
+        ensure!(
+            length.int() == Some(60_000_001),
+            "{copy} is not there, and nothing was said to be under way"
+        );
+    }
+    Ok(())
+}
+
 /// Under traffic a watch tells what differs, and nothing else, and when it is equal again; and whether everything was equal.
 #[test]
 fn a_watch_tells_what_differs_and_when_it_is_equal_again() -> Result<()> {

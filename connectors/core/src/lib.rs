@@ -31,5 +31,5 @@ pub use marker::Marker;
 pub use pattern::Pattern;
 pub use position::{Position, Seq, Term, Token};
 pub use site::Site;
-pub use source::{Behind, Event, Opened, Source, Told};
+pub use source::{Behind, Event, Opened, Rereads, Source, Told};
 pub use target::{Batch, Keys, Outcome, Refused, Target};

@@ -74,6 +74,10 @@ pub enum Opened {
 /// by anybody: a reader that is stuck cannot tell it itself.
 pub type Behind = Arc<dyn Fn() -> Option<f64> + Send + Sync>;
 
+/// Tells how many keys wait to be read again: something was written to them of which the log does not know yet. Returns at
+/// once, and may be called by anybody, as [`Behind`].
+pub type Rereads = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// Keys, each with the last place of a stream where the log says what it held. See [`Source::open`].
 pub type Told = HashMap<Key, u64>;
 
@@ -126,6 +130,12 @@ pub trait Source: Send {
     /// What tells how far this source is behind, over all its [`open`](Source::open)s. While that is half or
     /// more, nothing is applied into the store. `None`: the store keeps its stream whoever is slow.
     fn behind(&self) -> Option<Behind> {
+        None
+    }
+
+    /// What tells how many keys are being read again, over all its [`open`](Source::open)s. `None`: its stream tells what was
+    /// written, and nothing is.
+    fn rereads(&self) -> Option<Rereads> {
         None
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Progress {
     buffer: AtomicU64,
     /// The snapshot is behind us.
     streaming: AtomicBool,
+    /// Keys that are being read again.
+    rereads: AtomicU64,
     /// An end of the stream that was not handed out when the server was asked for it, and when it was asked.
     ahead: Mutex<Option<(u64, u64)>>,
     /// All that was written before is handed out; 0: not known. Milliseconds since 1970.
@@ -40,6 +42,15 @@ impl Progress {
 
     pub(crate) fn buffer_max(&self, bytes: u64) {
         self.buffer.store(bytes, Ordering::Relaxed);
+    }
+
+    /// So many keys are being read again.
+    pub(crate) fn is_reading_again(&self, keys: usize) {
+        self.rereads.store(keys as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn rereads(&self) -> u64 {
+        self.rereads.load(Ordering::Relaxed)
     }
 
     /// Everything up to `at` was handed out.

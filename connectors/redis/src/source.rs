@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use causeway_core::{
-    Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Result, Site, Source, Space, Token, Told,
+    Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Rereads, Result, Site, Source, Space,
+    Token, Told,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -93,6 +94,12 @@ impl RedisSource {
     fn live(&mut self, action: &str) -> Result<&mut Mode> {
         let label = self.endpoint().label();
         self.live.as_mut().ok_or_else(|| unavailable(action, &label, "the stream is not open"))
+    }
+
+    /// What gives the progress of the link that is open, for as long as this source is there.
+    fn told_progress(&self) -> impl Fn() -> Option<Arc<Progress>> + Send + Sync + use<> {
+        let progress = Arc::downgrade(&self.progress);
+        move || progress.upgrade()?.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_progress(&self, progress: Option<Arc<Progress>>) {
@@ -443,12 +450,14 @@ impl Live {
     }
 
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
-        self.link.progress().handed_out(self.told);
+        let progress = self.link.progress();
+        progress.handed_out(self.told);
         let before = events.len();
         let mut bytes_left = bytes_max.max(1);
         loop {
             let from = events.len();
             let need = self.work(events, bytes_left)?;
+            progress.is_reading_again(self.stream.open_keys());
             let added: usize = events.iter().skip(from).map(cost).sum();
             bytes_left = bytes_left.saturating_sub(added);
             let enough = bytes_left == 0 || events.len() > before;
@@ -693,12 +702,13 @@ impl Source for RedisSource {
     }
 
     fn behind(&self) -> Option<Behind> {
-        let progress = Arc::downgrade(&self.progress);
-        Some(Arc::new(move || {
-            let progress = progress.upgrade()?;
-            let progress = progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            progress.and_then(|progress| progress.behind())
-        }))
+        let progress = self.told_progress();
+        Some(Arc::new(move || progress()?.behind()))
+    }
+
+    fn rereads(&self) -> Option<Rereads> {
+        let progress = self.told_progress();
+        Some(Arc::new(move || progress().map_or(0, |progress| progress.rereads())))
     }
 
     fn acknowledge(&mut self, durable: &Position) {

@@ -115,7 +115,7 @@ impl CaptureTask {
             () = stop.cancelled() => return Ok(()),
         };
         let mut source = self.connector.source(self.site);
-        self.shared.backlog.told_by(source.behind());
+        self.shared.backlog.told_by(source.as_ref());
         let mut backoff = Backoff::new(&format!("capture {}", self.partition), BACKOFF_MIN);
         while !stop.is_cancelled() {
             let ended = carry(&mut self, &mut capture, source.as_mut(), &stop, &mut backoff).await;

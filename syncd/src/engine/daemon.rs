@@ -439,7 +439,7 @@ impl Daemon {
             phase,
             snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
             snapshot_first,
-            lag: stats.lag(now),
+            lag: stats.lag(now, shared.backlog.rereads()),
             applied: direction.counts.applied.load(Ordering::SeqCst),
             conflicts: direction.conflicts.total(),
             dead_letters: self.dead_letters.count(channel.name(), &self.sites[direction.from.index()]),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Seq, Token};
+use causeway_core::{Behind, Error as StoreError, ErrorKind, Key, Marker, Rereads, Seq, Source, Token};
 use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -155,6 +155,7 @@ impl SiteShared {
 #[derive(Default)]
 pub(crate) struct Backlog {
     behind: Mutex<Option<Behind>>,
+    rereads: Mutex<Option<Rereads>>,
     half_full: AtomicBool,
 }
 
@@ -171,8 +172,15 @@ const BEHIND_AGAIN: f64 = 0.4;
 
 impl Backlog {
     /// Capture: what tells it from now on.
-    pub(crate) fn told_by(&self, behind: Option<Behind>) {
-        *lock(&self.behind) = behind;
+    pub(crate) fn told_by(&self, source: &dyn Source) {
+        *lock(&self.behind) = source.behind();
+        *lock(&self.rereads) = source.rereads();
+    }
+
+    /// Keys that were written, of which the log does not know yet: they are being read again.
+    pub(crate) fn rereads(&self) -> u64 {
+        let rereads = lock(&self.rereads).clone();
+        rereads.map_or(0, |rereads| rereads())
     }
 
     /// How much of what the store keeps for capture it has not read; `None`: it cannot be told.
@@ -474,12 +482,13 @@ impl DirectionStats {
         self.applied_known.store(true, Ordering::SeqCst);
     }
 
-    /// How far the target is behind, at `now` in milliseconds since 1970.
-    pub(crate) fn lag(&self, now: u64) -> Lag {
+    /// How far the target is behind, at `now` in milliseconds since 1970. `rereads`: keys that were written, and are in no log
+    /// yet.
+    pub(crate) fn lag(&self, now: u64, rereads: u64) -> Lag {
         let known = self.applied_known.load(Ordering::SeqCst);
         // What the origin did while nobody listened is not known, nor what waits there for the log.
         let listens = self.capture_connected.load(Ordering::SeqCst) && self.append_waits(now).is_none();
-        let changes = (known && listens).then(|| self.lag_changes());
+        let changes = (known && listens).then(|| self.lag_changes() + rereads);
         let waits = known && self.lag_changes() > 0;
         let oldest = lock(&self.waiting).oldest(Seq(self.applied_below.load(Ordering::SeqCst)));
         let age = || oldest.map(|oldest| now.saturating_sub(oldest) as f64 / 1000.0);
@@ -517,10 +526,10 @@ mod tests {
     #[test]
     fn the_age_of_what_waits_is_never_told_too_small() {
         let stats = DirectionStats::default();
-        assert_eq!(stats.lag(0), Lag { changes: None, seconds: None });
+        assert_eq!(stats.lag(0, 0), Lag { changes: None, seconds: None });
         stats.applied_to(Seq(0));
         stats.capture_connected.store(true, Ordering::SeqCst);
-        assert_eq!(stats.lag(0), Lag { changes: Some(0), seconds: Some(0.0) });
+        assert_eq!(stats.lag(0, 0), Lag { changes: Some(0), seconds: Some(0.0) });
         // An append of ten changes each second.
         for n in 0..10_000 {
             lock(&stats.waiting).note(Seq(n * 10), n * 1000);
@@ -529,17 +538,17 @@ mod tests {
         let now = 10_000_000;
         for applied in (0..100_000).step_by(7) {
             stats.applied_to(Seq(applied));
-            let (told, exact) = (stats.lag(now).seconds.unwrap(), (10_000 - applied / 10) as f64);
+            let (told, exact) = (stats.lag(now, 0).seconds.unwrap(), (10_000 - applied / 10) as f64);
             assert!((exact..exact + 32.0).contains(&told), "{applied}: {told}, and it is {exact}");
         }
         assert!(lock(&stats.waiting).since.len() <= WAITING_MAX);
         // The target came back older than it was.
         lock(&stats.waiting).begins(Seq(5_000), 500_000);
         stats.applied_to(Seq(5_000));
-        assert_eq!(stats.lag(now).seconds, Some(9_500.0));
+        assert_eq!(stats.lag(now, 0).seconds, Some(9_500.0));
         // What waits here is older than what may wait in the store.
         stats.capture_connected.store(false, Ordering::SeqCst);
-        assert_eq!(stats.lag(now), Lag { changes: None, seconds: Some(9_500.0) });
+        assert_eq!(stats.lag(now, 0), Lag { changes: None, seconds: Some(9_500.0) });
     }
 
     #[test]
@@ -548,8 +557,8 @@ mod tests {
         stats.applied_to(Seq(0));
         stats.capture_connected.store(true, Ordering::SeqCst);
         stats.appending_since.store(10_000, Ordering::SeqCst);
-        assert_eq!(stats.lag(11_000), Lag { changes: Some(0), seconds: Some(0.0) });
-        assert_eq!(stats.lag(15_000), Lag { changes: None, seconds: None });
+        assert_eq!(stats.lag(11_000, 0), Lag { changes: Some(0), seconds: Some(0.0) });
+        assert_eq!(stats.lag(15_000, 0), Lag { changes: None, seconds: None });
         assert_eq!(stats.append_waits(15_000), Some(Duration::from_secs(5)));
     }
 }
