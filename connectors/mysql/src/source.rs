@@ -18,7 +18,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::config::{MysqlConfig, Server};
-use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, refuse_read_only, run, unavailable};
+use crate::conn::{
+    connect, failed, in_time, is_lock, is_read_only, make_our_tables, refuse_read_only, run, unavailable,
+    with_role,
+};
 use crate::connector::Definitions;
 use crate::content::{self, Count};
 use crate::ddl::{Ddl, creation, note, started};
@@ -37,6 +40,8 @@ use crate::tokens::write_token;
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// One that says nothing for so long is gone (FF17c).
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether a server still takes writes.
+const ROLE_EVERY: Duration = Duration::from_secs(2);
 /// A read that met another transaction's locks is done again so often.
 const DEADLOCKS_MAX: usize = 5;
 /// Tables left out that are named.
@@ -63,6 +68,8 @@ struct Live {
     /// To the task that notes what statements took from tables.
     defined: mpsc::Sender<Ddl>,
     stream: BinlogStream,
+    /// Says that the server takes no writes any more.
+    demoted: mpsc::Receiver<()>,
     decoder: Decoder,
     side: Conn,
     known: Known,
@@ -392,11 +399,14 @@ impl Source for MysqlSource {
         let asked = HashMap::new();
         let (say, defined) = mpsc::channel(DEFINED_MAX);
         tokio::spawn(note_all(self.server().clone(), name.clone(), defined));
+        let (demote, demoted) = mpsc::channel(1);
+        tokio::spawn(watch_role(self.server().clone(), demote));
         let live = Live {
             label,
             name,
             defined: say,
             stream,
+            demoted,
             decoder,
             side,
             known,
@@ -489,6 +499,35 @@ impl Source for MysqlSource {
     }
 }
 
+/// Says once that the server takes no writes any more: what took over is to be read then, and the old one may stay
+/// connected for ever without a word. Until nobody listens.
+async fn watch_role(server: Server, demote: mpsc::Sender<()>) {
+    let mut conn: Option<Conn> = None;
+    let (index, label) = (server.chosen.get().unwrap_or(0), server.label());
+    loop {
+        tokio::select! {
+            () = demote.closed() => return,
+            () = tokio::time::sleep(ROLE_EVERY) => {}
+        }
+        let is_replica = match &mut conn {
+            Some(open) => is_read_only(open, &label).await,
+            None => with_role(&server, index).await.map(|(open, is_replica)| {
+                conn = Some(open);
+                is_replica
+            }),
+        };
+        match is_replica {
+            Ok(true) => {
+                let _gone = demote.send(()).await;
+                return;
+            }
+            Ok(false) => {}
+            // Whether it is there at all the stream knows.
+            Err(_) => conn = None,
+        }
+    }
+}
+
 /// Statements that wait to be noted.
 const DEFINED_MAX: usize = 1024;
 
@@ -552,6 +591,10 @@ impl Live {
             tokio::select! {
                 biased;
                 said = hear(&mut self.snapshot) => self.heard(said)?,
+                Some(()) = self.demoted.recv() => {
+                    let reason = "it takes no writes any more (read_only is ON): another server may have taken over";
+                    return Err(unavailable("read the binlog", &self.label, reason));
+                }
                 // Also where somebody else ends this wait each second.
                 event = timeout_at(self.heard + SILENCE_MAX, self.stream.next()) => {
                     let silent = |_| unavailable("read the binlog", &self.label, "the server says nothing");

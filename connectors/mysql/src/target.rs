@@ -331,6 +331,9 @@ impl Worker {
                     let reason = "other transactions hold the table".to_owned();
                     Ok(Outcome::Rejected { transient: true, reason })
                 }
+                Err(Broken::Refused { code, message }) if READ_ONLY.contains(&code) => {
+                    Err(unavailable("apply", &self.label, refusal(code, message)))
+                }
                 Err(Broken::Refused { code, message }) => {
                     // What is missing, also a right, is for an operator to say what to do about.
                     let transient = is_transient(code) && !OPERATORS.contains(&code);

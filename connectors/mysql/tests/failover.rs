@@ -252,6 +252,22 @@ async fn a_replica_without_a_binlog_of_its_own_is_a_gap() {
     );
 }
 
+/// An old primary that stays up, and takes no writes any more, is left for the one that was promoted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_takes_no_writes_any_more_is_left() {
+    let Some(pair) = replicated(&[]) else { return };
+    let mut source = begin(&pair).await;
+    let (from, last) = streamed(&pair, source.as_mut()).await;
+    pair.servers[0].sql("SET GLOBAL read_only = ON").unwrap();
+    pair.catch_up(1);
+    pair.servers[1].promote().unwrap();
+    let error = events_until(source.as_mut(), |_| false).await.unwrap_err();
+    assert!(format!("{error:?}").contains("takes no writes any more"), "{error:?}");
+    pair.servers[1].sql("INSERT INTO suite.t VALUES (5, 'e')").unwrap();
+    let (source, came, _) = pair.goes_on(&from, &last, 1).await;
+    assert_eq!((keys(&came), source.moved()), (vec!["5".to_owned()], true));
+}
+
 /// Of several servers the one that takes writes is read, whatever their order; of two that do, none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_is_never_taken_for_the_primary() {
