@@ -1,13 +1,15 @@
 //! Stories of two MySQL or MariaDB servers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use causeway_stories::{Seat, log_in_kafka, seed, story_seconds};
 use causeway_testkit::kafka::{KafkaServer, kafka_home};
-use causeway_testkit::mysql::{MysqlOptions, MysqlServer, mysql_server, numbers, other_mysql_server};
+use causeway_testkit::mysql::{
+    Flavour, MysqlOptions, MysqlServer, mysql_server, numbers, other_mysql_server,
+};
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 use rand::rngs::SmallRng;
@@ -991,4 +993,282 @@ fn the_sum_of_three_tables_stays_whatever_is_killed_with_the_log_in_kafka() -> R
     let [dc, cloud] = KafkaServer::start_both(Default::default())?;
     let tables = log_in_kafka(&dc, &cloud);
     the_sum_stays(vec![dc, cloud], &tables)
+}
+
+/// The daemon's account and the application's: as the README has it, and no more, so that `read_only` stops it.
+const ACCOUNT: &str = "CREATE USER sync@'127.0.0.1'; GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, \
+                       LOCK TABLES, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO sync@'127.0.0.1';";
+
+fn url_of(server: &MysqlServer) -> String {
+    server.url().replace("root@", "sync@")
+}
+
+/// Two sites, of which the first has a replica of its server. What writes goes to where the primaries are.
+struct Replicated {
+    pair: Pair,
+    spare: MysqlServer,
+    primaries: Arc<Mutex<[String; 2]>>,
+}
+
+impl Replicated {
+    fn new() -> Result<Option<Replicated>> {
+        let args = ["--log-slave-updates=ON", "--loose-gtid-domain-id=1"].map(str::to_owned).to_vec();
+        let dc = MysqlOptions { durable: true, server_id: Some(1), args, ..MysqlOptions::default() };
+        let spare = MysqlOptions { server_id: Some(3), ..dc.clone() };
+        let cloud = MysqlOptions {
+            server_id: Some(2),
+            program: other_mysql_server(),
+            args: Vec::new(),
+            ..dc.clone()
+        };
+        let (Some(dc), Some(cloud), Some(spare)) =
+            (mysql_server(&dc), mysql_server(&cloud), mysql_server(&spare))
+        else {
+            return Ok(None);
+        };
+        spare.replicate(&dc)?;
+        let text = format!(
+            "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"orders\"\n\
+             store = \"mysql\"\ndirection = \"both\"\nsnapshot = \"dc\"\ntables = [\"shop.*\"]\n\
+             dc = {{ urls = [\"{}\", \"{}\"] }}\ncloud = {{ url = \"{}\" }}\n",
+            url_of(&spare),
+            url_of(&dc),
+            url_of(&cloud)
+        );
+        let primaries = Arc::new(Mutex::new([url_of(&dc), url_of(&cloud)]));
+        let pair = Pair { seat: Seat::with(&text)?, servers: [dc, cloud] };
+        pair.sql_at_both(ACCOUNT)?;
+        pair.sql_at_both(
+            "CREATE DATABASE shop; CREATE TABLE shop.hot (id INT PRIMARY KEY, v VARCHAR(40), n BIGINT NOT NULL); \
+             CREATE TABLE shop.k (a INT, v VARCHAR(40)); \
+             CREATE TABLE shop.told (id INT PRIMARY KEY, n BIGINT NOT NULL, k BIGINT NOT NULL)",
+        )?;
+        pair.servers[0].sql(&format!("INSERT INTO shop.hot SELECT seq, 'old', 0 FROM {}", numbers(300)))?;
+        Ok(Some(Replicated { pair, spare, primaries }))
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let checked = self.pair.seat.syncd(&["check"])?;
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        ensure!(checked.status.success() && !said.contains("failover"), "check: {said}");
+        self.pair.start()?;
+        self.pair.seat.wait_until_drained(DRAIN)?;
+        Ok(())
+    }
+
+    /// The primary takes no more writes, its replica gets all, the primary dies or stays, and the replica is promoted. Writers and
+    /// the daemon are at work all the time, or the daemon is killed, too.
+    fn fail_over(&mut self, dies: bool, and_the_daemon: Option<Duration>) -> Result<()> {
+        let followed = self.followed();
+        let old = &mut self.pair.servers[0];
+        old.sql("SET GLOBAL read_only = ON")?;
+        self.spare.wait_for(&old.gtids()?)?;
+        if and_the_daemon.is_some() {
+            self.pair.seat.kill()?;
+        }
+        if dies {
+            old.kill();
+        }
+        self.promote()?;
+        if let Some(wait) = and_the_daemon {
+            std::thread::sleep(wait);
+            self.pair.start()?;
+        }
+        self.pair.seat.wait_until("another server", DRAIN, |_| self.followed() > followed)?;
+        Ok(())
+    }
+
+    /// How often capture went over to another server.
+    fn followed(&self) -> usize {
+        self.pair.seat.log().matches("another server took over").count()
+    }
+
+    fn promote(&mut self) -> Result<()> {
+        self.spare.promote()?;
+        std::mem::swap(&mut self.spare, &mut self.pair.servers[0]);
+        let url = url_of(&self.pair.servers[0]);
+        self.primaries.lock().unwrap_or_else(PoisonError::into_inner)[0] = url;
+        Ok(())
+    }
+
+    /// The one that died comes back as a replica of the other.
+    fn repair(&mut self) -> Result<()> {
+        self.spare.restart()?;
+        self.spare.replicate(&self.pair.servers[0])
+    }
+
+    /// Fails unless both sites hold the same, and as much as was acknowledged to the writers.
+    fn prove(&self, counted: u64) -> Result<()> {
+        self.pair.equal(&["shop.hot", "shop.told"])?;
+        let contents = "SELECT a, v, COUNT(*) FROM shop.k GROUP BY a, v ORDER BY 1, 2";
+        let sums = "SELECT (SELECT SUM(n) FROM shop.hot WHERE id <= 200), (SELECT SUM(n) FROM shop.told), \
+                    (SELECT COUNT(*) FROM shop.k) - (SELECT SUM(k) FROM shop.told)";
+        let [dc, cloud] = &self.pair.servers;
+        ensure!(
+            dc.sql(contents)? == cloud.sql(contents)?,
+            "rows without a key\n{}",
+            self.pair.seat.log_end()
+        );
+        for server in [dc, cloud] {
+            let found = server.sql(sums)?;
+            ensure!(
+                found.trim() == format!("{counted}\t{counted}\t0"),
+                "{found}, and {counted} were counted\n{}",
+                self.pair.seat.log_end()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Counts up rows of its own, adds and takes rows without a key, and writes down how many, each in one transaction; and
+/// writes rows that the other site writes as well. Goes on at the site's new primary. Returns how often it counted.
+async fn count_anywhere(
+    primaries: Arc<Mutex<[String; 2]>>,
+    site: usize,
+    writer: u64,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+) -> u64 {
+    let mut random = SmallRng::seed_from_u64(seed + writer);
+    let mut conn: Option<Conn> = None;
+    let mut counted = 0;
+    while !stop.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let Some(open) = &mut conn else {
+            let url = primaries.lock().unwrap_or_else(PoisonError::into_inner)[site].clone();
+            conn = Conn::from_url(&url).await.ok();
+            if let Some(open) = &mut conn {
+                let row = format!("INSERT IGNORE INTO shop.told VALUES ({writer}, 0, 0)");
+                if open.query_drop(row).await.is_err() {
+                    conn = None;
+                }
+            }
+            continue;
+        };
+        let own = site as u64 * 100 + random.random_range(1..=100);
+        let (came, gone) = (random.random_range(0..20), random.random_range(0..20));
+        let counts = random.random_bool(0.8);
+        let sql = match counts {
+            true => format!(
+                "BEGIN; UPDATE shop.hot SET n = n + 1 WHERE id = {own}; INSERT INTO shop.k VALUES ({site}, 'x{came}'); \
+                 DELETE FROM shop.k WHERE a = {site} AND v = 'x{gone}' LIMIT 1; \
+                 UPDATE shop.told SET k = k + 1 - ROW_COUNT(), n = n + 1 WHERE id = {writer}; COMMIT"
+            ),
+            false => format!("REPLACE INTO shop.hot VALUES ({}, '{writer} {counted}', 0)", 201 + came),
+        };
+        match open.query_drop(sql).await {
+            Ok(()) => counted += u64::from(counts),
+            Err(mysql_async::Error::Server(error)) if matches!(error.code, 1205 | 1213) => {
+                drop(open.query_drop("ROLLBACK").await);
+            }
+            Err(_) => conn = None,
+        }
+    }
+    counted
+}
+
+struct Counters {
+    runtime: tokio::runtime::Runtime,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<u64>>,
+}
+
+impl Counters {
+    fn start(all: &Replicated, seed: u64, writers: std::ops::Range<u64>) -> Result<Counters> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let tasks = writers
+            .map(|writer| {
+                let (primaries, stop) = (Arc::clone(&all.primaries), Arc::clone(&stop));
+                runtime.spawn(count_anywhere(primaries, writer as usize % 2, writer, seed, stop))
+            })
+            .collect();
+        Ok(Counters { runtime, stop, tasks })
+    }
+
+    /// Ends them; how often they counted.
+    fn stop(self) -> Result<u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        let mut counted = 0;
+        for task in self.tasks {
+            counted += self.runtime.block_on(task)?;
+        }
+        Ok(counted)
+    }
+}
+
+/// A server dies and its replica takes over, there and back, under the writes of both sites, with the daemon killed at the
+/// same moment or not: no gap, nothing lost, nothing twice.
+#[test]
+fn a_failover_to_a_replica_and_back_costs_nothing() -> Result<()> {
+    let Some(mut all) = Replicated::new()? else { return Ok(()) };
+    all.start()?;
+    let seed = seed();
+    let mut random = SmallRng::seed_from_u64(seed);
+    let counters = Counters::start(&all, seed, 0..4)?;
+    let (mut failovers, end) = (0, Instant::now() + story_seconds(12));
+    while failovers < 3 || Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(random.random_range(2500..4000)));
+        let killed = failovers % 2 == 1;
+        // What our applier ran at the old server stands in the new one's binlog, too.
+        all.pair.servers[1].sql(&format!("CREATE TABLE shop.more{failovers} (id INT PRIMARY KEY)"))?;
+        let made = |_: &Status| {
+            all.pair.servers[0]
+                .sql("SHOW TABLES FROM shop")
+                .is_ok_and(|tables| tables.contains(&format!("more{failovers}")))
+        };
+        all.pair.seat.wait_until("the table", DRAIN, made)?;
+        all.fail_over(
+            failovers % 3 != 2,
+            killed.then(|| Duration::from_millis(random.random_range(0..800))),
+        )?;
+        failovers += 1;
+        std::thread::sleep(Duration::from_millis(random.random_range(0..1500)));
+        all.repair()?;
+    }
+    let counted = counters.stop()?;
+    let status = all.pair.wait_until_settled()?;
+    println!("{failovers} failovers, {counted} counted");
+    let log = all.pair.seat.log();
+    ensure!(!log.contains("gap: the stream was lost"), "a gap\n{log}");
+    let came_back =
+        log.lines().find(|line| line.contains("partition=orders.dc.0") && line.contains("shop.more"));
+    ensure!(came_back.is_none(), "{came_back:?}");
+    ensure!(counted > 100, "{counted} counted\n{}", all.pair.seat.log_end());
+    all.prove(counted)?;
+    for direction in &status.channels[0].directions {
+        ensure!(direction.gaps == 0 && direction.dead_letters == 0, "{direction:#?}");
+    }
+    Ok(())
+}
+
+/// A replica that lacks the primary's last transactions takes over: the gap is told and closed, and what it lacks comes back
+/// from the other site.
+#[test]
+fn a_failover_to_a_replica_that_is_behind_gets_back_what_it_lacks() -> Result<()> {
+    let Some(mut all) = Replicated::new()? else { return Ok(()) };
+    all.start()?;
+    let seed = seed();
+    let counters = Counters::start(&all, seed, 0..4)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let flavour = all.spare.flavour();
+    all.spare.sql(if flavour == Flavour::MariaDb { "STOP SLAVE" } else { "STOP REPLICA" })?;
+    std::thread::sleep(Duration::from_secs(2));
+    let mut counted = counters.stop()?;
+    all.pair.wait_until_settled()?;
+    all.pair.servers[0].kill();
+    all.promote()?;
+    let gone = |_: &Status| all.pair.seat.log().contains("it lacks");
+    all.pair.seat.wait_until("a gap", DRAIN, gone)?;
+    all.pair.seat.wait_until("closed", DRAIN, |s| s.channels[0].directions.iter().all(|d| d.gaps == 0))?;
+    all.pair.wait_until_settled()?;
+    all.prove(counted).context("what it lacked")?;
+    counted += {
+        let counters = Counters::start(&all, seed + 100, 10..14)?;
+        std::thread::sleep(Duration::from_secs(2));
+        counters.stop()?
+    };
+    all.pair.wait_until_settled()?;
+    all.prove(counted)
 }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::{Change, Key, Result, Site, Source, Space, Target};
+use crate::{Change, Key, Position, Result, Site, Source, Space, Target};
 
 /// What a kind of store can and cannot do; decides which of the conformance suite's behaviours apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,11 @@ pub trait Connector: Send + Sync {
     fn moved(&self, change: &Change, key: &Key) -> Option<Key> {
         let _ = (change, key);
         None
+    }
+
+    /// Which store a position is of: what numbers its stream, unless that stream went over to another store.
+    fn store_of(&self, position: &Position) -> Bytes {
+        position.history.clone()
     }
 
     /// Whether the channel carries `key`.

@@ -98,6 +98,13 @@ pub trait Source: Send {
     /// `Retry` and `Setup`. A lost position is no error: see [`Opened::Anew`].
     async fn open(&mut self, from: Option<&Position>, snapshot: bool, told: Told) -> Result<Opened>;
 
+    /// Says up to where the log holds the stream, before each [`open`](Source::open) that goes on somewhere: at `from` or
+    /// behind it. What `open` brings again up to there has places up to there, and everything else has places behind it,
+    /// also where the store has become another one meanwhile.
+    fn held(&mut self, last: &Position) {
+        let _ = last;
+    }
+
     /// Says where the snapshot that broke had come to, by the restart point of then. The next
     /// [`open`](Source::open) that begins anew may begin its snapshot there, so that what was never read comes
     /// first. That changes its order alone: it names every key all the same, as what had been read before the
@@ -124,6 +131,13 @@ pub trait Source: Send {
     /// place. What the log holds beyond that place is lost to the store.
     fn diverged(&self, last: &Position) -> bool {
         let _ = last;
+        false
+    }
+
+    /// Whether the last [`open`](Source::open) went on in the stream of another store, a replica that took over: what
+    /// comes again from before the place of [`held`](Source::held) has other places than the log tells, in the same
+    /// order and none behind that place.
+    fn moved(&self) -> bool {
         false
     }
 

@@ -1,11 +1,14 @@
 //! Looks at both servers before anything runs, and says what stands in the way.
 
+use std::collections::HashMap;
+
 use causeway_core::{DdlPolicy, Error, Finding, Result, Site};
 use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
 
-use crate::config::MysqlConfig;
-use crate::conn::{connect, in_time, make_our_tables, run};
+use crate::config::{MysqlConfig, Server as Endpoint};
+use crate::conn::{connect, in_time, make_our_tables, refuse_read_only, run, with_role};
+use crate::failover::all;
 use crate::names::{self, APPLIED, GONE, SCHEMA, WATERMARK};
 use crate::schema::{Column, Table, carried};
 use crate::source::look;
@@ -60,16 +63,24 @@ async fn one(config: &MysqlConfig, site: Site, findings: &mut Vec<Finding>) -> R
     let (is_source, is_target) = (config.carries[site.index()], config.carries[site.peer().index()]);
     let mut conn = connect(config.server(site)).await?;
     let label = config.server(site).label();
+    let writable = match refuse_read_only(&mut conn, &label, "check").await {
+        Err(Error::Setup { reason, advice, .. }) => {
+            findings.push(finding(true, &name, reason, &advice));
+            false
+        }
+        refused => refused.map(|()| true)?,
+    };
     let mut history = None;
     if is_source {
         match look(&mut conn, &label).await {
-            Ok(found) => history = Some(String::from_utf8_lossy(&found.history).into_owned()),
+            Ok(found) => history = Some(String::from_utf8_lossy(&found.server).into_owned()),
             Err(Error::Setup { reason, advice, .. }) => findings.push(finding(true, &name, reason, &advice)),
             Err(other) => return Err(other),
         }
         settings(&mut conn, &label, &name, findings).await?;
+        replicas(config.server(site), &mut conn, &name, findings).await?;
     }
-    let grants = rights(&mut conn, &label, &name, is_source, findings).await?;
+    let grants = rights(&mut conn, &label, &name, (is_source, writable), findings).await?;
     let begun = format!(
         "SELECT marker <> '' FROM {SCHEMA}.{APPLIED} WHERE name = '{}'",
         names::row(&config.link, &config.channel)
@@ -198,12 +209,108 @@ async fn settings(conn: &mut Conn, label: &str, site: &str, findings: &mut Vec<F
     Ok(())
 }
 
+/// Of the other servers that `urls` names, what would make a failover to them a gap.
+async fn replicas(
+    server: &Endpoint,
+    primary: &mut Conn,
+    site: &str,
+    findings: &mut Vec<Finding>,
+) -> Result<()> {
+    let Some(chosen) = server.chosen.get().filter(|_| server.addresses.len() > 1) else { return Ok(()) };
+    let gap = |what: String, advice: &str| {
+        let what = format!("{what}: a failover would be a gap, which copies all again");
+        finding(false, site, what, advice)
+    };
+    let label = server.label();
+    let here = Settings::of(primary, &label).await?;
+    if !here.has_gtids() {
+        let advice = "set gtid_mode=ON and enforce_gtid_consistency=ON at all servers";
+        findings.push(gap(format!("gtid_mode is not ON at {label}"), advice));
+    }
+    for index in (0..server.addresses.len()).filter(|index| *index != chosen) {
+        let label = server.label_of(index);
+        let mut conn = match with_role(server, index).await {
+            Ok((conn, _)) => conn,
+            Err(error) => {
+                let what = format!("{label} cannot be looked at: {error}");
+                findings.push(finding(false, site, what, "see that it could take over, and check again"));
+                continue;
+            }
+        };
+        let settings = Settings::of(&mut conn, &label).await?;
+        if !settings.is("log_bin", "ON") {
+            findings.push(gap(format!("log_bin is OFF at {label}"), "set it to ON there"));
+        }
+        if !settings.is("log_replica_updates", "ON") && !settings.is("log_slave_updates", "ON") {
+            let what = format!("{label} does not write into its binlog what it replicates");
+            findings.push(gap(what, "set log_replica_updates=ON there (MariaDB: log_slave_updates)"));
+        }
+        if here.has_gtids() && !settings.has_gtids() {
+            findings.push(gap(format!("gtid_mode is not ON at {label}"), "set it to ON there"));
+        }
+        for (setting, wanted) in
+            [("binlog_format", "ROW"), ("binlog_row_image", "FULL"), ("binlog_row_metadata", "FULL")]
+        {
+            if !settings.is(setting, wanted) {
+                let what = format!("{setting} is not {wanted} at {label}");
+                findings.push(gap(what, "set it as at the primary, and let the replica begin a new binlog"));
+            }
+        }
+        let several = ["replica_parallel_workers", "slave_parallel_workers"]
+            .iter()
+            .any(|name| settings.0.get(*name).is_some_and(|count| !matches!(count.as_str(), "0" | "1")));
+        if several
+            && ["replica_preserve_commit_order", "slave_preserve_commit_order"]
+                .iter()
+                .any(|name| settings.is(name, "OFF"))
+        {
+            let what =
+                format!("replica_preserve_commit_order is OFF at {label}, which has several applier threads");
+            findings.push(gap(what, "set it to ON there"));
+        }
+        // In this order: what comes meanwhile is at the primary.
+        let is_mariadb = !settings.0.contains_key("gtid_mode");
+        let (there, here) =
+            (all(&mut conn, &label, is_mariadb).await?, all(primary, &label, is_mariadb).await?);
+        if let (Some(there), Some(here)) = (there, here)
+            && let Some(beyond) = there.beyond(&here)
+        {
+            let advice =
+                "nothing but the replication may write there: make the replica anew from the primary";
+            findings.push(gap(format!("{label} has transactions that the primary lacks ({beyond})"), advice));
+        }
+    }
+    Ok(())
+}
+
+/// A server's variables that a failover needs.
+struct Settings(HashMap<String, String>);
+
+impl Settings {
+    async fn of(conn: &mut Conn, label: &str) -> Result<Settings> {
+        let sql = "SHOW GLOBAL VARIABLES WHERE variable_name IN ('log_bin', 'log_replica_updates', 'log_slave_updates', \
+                   'gtid_mode', 'binlog_format', 'binlog_row_image', 'binlog_row_metadata', 'replica_parallel_workers', \
+                   'slave_parallel_workers', 'replica_preserve_commit_order', 'slave_preserve_commit_order')";
+        let rows: Vec<(String, String)> = in_time("ask for settings", label, conn.query(sql)).await?;
+        Ok(Settings(rows.into_iter().collect()))
+    }
+
+    fn is(&self, name: &str, wanted: &str) -> bool {
+        self.0.get(name).is_some_and(|is| is.eq_ignore_ascii_case(wanted))
+    }
+
+    /// MariaDB has no such variable, and always GTIDs.
+    fn has_gtids(&self) -> bool {
+        !self.0.contains_key("gtid_mode") || self.is("gtid_mode", "ON")
+    }
+}
+
 /// What the account may do, in upper case.
 async fn rights(
     conn: &mut Conn,
     label: &str,
     site: &str,
-    is_source: bool,
+    (is_source, writable): (bool, bool),
     findings: &mut Vec<Finding>,
 ) -> Result<String> {
     let grants: Vec<String> = in_time("ask for rights", label, conn.query("SHOW GRANTS")).await?;
@@ -212,6 +319,9 @@ async fn rights(
     if is_source && !all && !grants.contains("REPLICATION SLAVE") {
         let what = "the account may not read the binlog".to_owned();
         findings.push(finding(true, site, what, "GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO it"));
+    }
+    if !writable {
+        return Ok(grants);
     }
     match make_our_tables(conn, label).await {
         Err(Error::Setup { reason, .. }) => {
@@ -349,6 +459,7 @@ fn contents(table: &Table) -> Vec<(&str, &str, Option<&str>, bool)> {
 pub(crate) async fn cleanup(config: &MysqlConfig, site: Site) -> Result<u64> {
     let (action, label) = ("clean up", config.server(site).label());
     let mut conn = connect(config.server(site)).await?;
+    refuse_read_only(&mut conn, &label, action).await?;
     let name = names::row(&config.link, &config.channel);
     let sql = format!("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = '{SCHEMA}'");
     let ours: Option<u64> = in_time(action, &label, conn.query_first(sql)).await?;

@@ -1,6 +1,7 @@
 //! A channel's configuration: the keys that this connector knows, their defaults and their bounds.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use causeway_core::settings::{At, Secret, percent};
 use causeway_core::{ChannelSpec, DdlPolicy, OpenError, Pattern, Site};
@@ -52,13 +53,13 @@ impl Tables {
     }
 }
 
-/// One server, and how to get in.
+/// One site's server, and how to get in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// A name or an address.
-    pub host: String,
-    /// 3306 unless given.
-    pub port: u16,
+    /// Names or addresses, and ports (3306 unless given): of several the one that takes writes is meant.
+    pub addresses: Vec<(String, u16)>,
+    /// Which of several that was.
+    pub(crate) chosen: Chosen,
     /// The account; `root` unless given.
     pub user: String,
     /// Its password; `None`: it has none.
@@ -76,15 +77,48 @@ pub struct Tls {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
+/// Which of several addresses took writes when we connected last, for all that connect to the site.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Chosen(Arc<Mutex<Option<usize>>>);
+
+impl Chosen {
+    pub(crate) fn get(&self) -> Option<usize> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, index: usize) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(index);
+    }
+}
+
+/// It is not configured.
+impl PartialEq for Chosen {
+    fn eq(&self, _: &Chosen) -> bool {
+        true
+    }
+}
+
+impl Eq for Chosen {}
+
 impl Server {
-    /// `host:port`.
+    /// `host:port`: of several, the one that takes writes, or all while that is not known.
     pub fn label(&self) -> String {
-        format!("{}:{}", self.host, self.port)
+        match self.chosen.get() {
+            Some(index) => self.label_of(index),
+            None => {
+                (0..self.addresses.len()).map(|index| self.label_of(index)).collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
+
+    /// `host:port` of one.
+    pub(crate) fn label_of(&self, index: usize) -> String {
+        self.addresses.get(index).map_or_else(String::new, |(host, port)| format!("{host}:{port}"))
     }
 }
 
 const CHANNEL_KEYS: [&str; 5] = ["tables", "exclude", "ddl", "batch", "limits"];
-const SITE_KEYS: [&str; 6] = ["url", "user", "password_file", "ca_file", "cert_file", "key_file"];
+const SITE_KEYS: [&str; 7] = ["url", "urls", "user", "password_file", "ca_file", "cert_file", "key_file"];
 const BATCH_KEYS: [&str; 2] = ["items_max", "bytes_max"];
 const LIMIT_KEYS: [&str; 1] = ["snapshot_bytes_per_second"];
 
@@ -165,10 +199,26 @@ fn server(spec: &ChannelSpec, index: usize) -> Result<Server> {
     let [first_name, second_name] = &spec.sites;
     let (table, name) = if index == 0 { (first, first_name) } else { (second, second_name) };
     let at = At { table, path: vec![name.clone()] };
-    let Some(text) = at.string("url")? else {
-        return Err(at.error("url", "is missing, allowed is such as `mysql://user@127.0.0.1:3306`"));
+    let (key, urls) = match (at.string("url")?, table.contains_key("urls")) {
+        (Some(_), true) => return Err(at.error("urls", "`url` is given already: keep one of both")),
+        (Some(url), false) => ("url", vec![url]),
+        (None, true) => ("urls", at.strings("urls", "mysql://user@127.0.0.1:3306")?),
+        (None, false) => {
+            return Err(at.error("url", "is missing, allowed is such as `mysql://user@127.0.0.1:3306`"));
+        }
     };
-    let mut server = parse_url(&text).map_err(|message| at.error("url", &message))?;
+    let mut all: Option<Server> = None;
+    for text in &urls {
+        let parsed = parse_url(text).map_err(|message| at.error(key, &message))?;
+        match &mut all {
+            None => all = Some(parsed),
+            Some(all) if (&all.user, &all.password) != (&parsed.user, &parsed.password) => {
+                return Err(at.error(key, "all must have the same user and password"));
+            }
+            Some(all) => all.addresses.extend(parsed.addresses),
+        }
+    }
+    let mut server = all.ok_or_else(|| at.error(key, "is empty, allowed is one server or more"))?;
     if let Some(user) = at.string("user")? {
         server.user = user;
     }
@@ -211,8 +261,11 @@ fn parse_url(text: &str) -> std::result::Result<Server, String> {
         |part: &str| percent(part).ok_or_else(|| "user or password is not percent-encoded UTF-8".to_owned());
     let user = if url.username().is_empty() { "root".to_owned() } else { decoded(url.username())? };
     Ok(Server {
-        host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-        port: url.port().unwrap_or(3306),
+        addresses: vec![(
+            host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            url.port().unwrap_or(3306),
+        )],
+        chosen: Chosen::default(),
         user,
         password: url.password().map(decoded).transpose()?.map(Secret::Text),
         tls: None,
@@ -246,6 +299,11 @@ mod tests {
         let server = config.server(Site::First);
         assert_eq!((server.label().as_str(), server.user.as_str()), ("db.dc:3306", "app"));
         assert_eq!(server.password, Some(Secret::Text("p:ss".into())));
+        let several = self::spec("tables = [\"shop.*\"]", "urls = [\"mysql://a\", \"mysql://b:3307\"]");
+        let several = MysqlConfig::parse(&several).unwrap();
+        assert_eq!(several.server(Site::First).label(), "a:3306, b:3307");
+        several.server(Site::First).chosen.set(1);
+        assert_eq!(several.clone().server(Site::First).label(), "b:3307");
         for (schema, table, carried) in [
             ("shop", "orders", true),
             ("shop", "tmp_1", false),
@@ -268,6 +326,9 @@ mod tests {
             ("tables = [\"shop\"]", url, "tables", "has no dot"),
             ("tables = [\"shop.*\"]\ntable = 1", url, "table", "unknown field"),
             (good, "", "dc.url", "is missing"),
+            (good, "urls = []", "dc.urls", "a list of texts"),
+            (good, "url = \"mysql://x\"\nurls = [\"mysql://y\"]", "dc.urls", "keep one of both"),
+            (good, "urls = [\"mysql://x\", \"mysql://z@y\"]", "dc.urls", "the same user"),
             (good, "url = \"redis://x\"", "dc.url", "scheme `redis`"),
             (good, "url = \"mysql://x/shop\"", "dc.url", "use `tables`"),
             (good, "url = \"mysql://x\"\ncert_file = \"Cargo.toml\"", "dc.key_file", "is missing"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use causeway_core::{BoxError, Error, Result};
+use futures_util::future::join_all;
 use mysql_async::prelude::Queryable;
 use mysql_async::{ClientIdentity, Conn, OptsBuilder, SslOpts};
 use tokio::time::timeout;
@@ -33,16 +34,94 @@ const SESSION_MARIADB: &str = "SET time_zone = '+00:00', \
     character_set_results = NULL, innodb_lock_wait_timeout = 10, autocommit = 1, \
     tx_isolation = 'REPEATABLE-READ'";
 
-/// Connects, and makes the session the same on any server.
+/// Connects, and makes the session the same on any server. Of several servers the one that takes writes is taken; of
+/// several that do, none: one of them would be an old primary, or a replica that only its operator knows for one.
 ///
 /// # Errors
 ///
-/// `Retry`: it cannot be reached. `Setup`: it does not let us in.
+/// `Retry`: it cannot be reached, or of several none takes writes. `Setup`: it does not let us in, or of several more than
+/// one takes writes.
 pub(crate) async fn connect(server: &Server) -> Result<Conn> {
-    let label = server.label();
+    if server.addresses.len() == 1 {
+        return connect_to(server, 0).await;
+    }
+    // A daemon stays with the one it has, as long as that takes writes.
+    if let Some(index) = server.chosen.get()
+        && let Ok((conn, false)) = with_role(server, index).await
+    {
+        return Ok(conn);
+    }
+    let all = join_all((0..server.addresses.len()).map(|index| with_role(server, index))).await;
+    let (mut primaries, mut last) = (Vec::new(), None);
+    for (index, found) in all.into_iter().enumerate() {
+        match found {
+            Ok((conn, false)) => primaries.push((index, conn)),
+            Ok((_, true)) => {
+                last =
+                    Some(unavailable("connect", &server.label_of(index), "it is read-only, as a replica is"));
+            }
+            Err(error) => last = last.or(Some(error)),
+        }
+    }
+    let action = "find the primary among several servers";
+    let every =
+        || (0..server.addresses.len()).map(|index| server.label_of(index)).collect::<Vec<_>>().join(", ");
+    let several = primaries.len() > 1;
+    match primaries.pop() {
+        Some((_, _)) if several => Err(Error::Setup {
+            action: action.into(),
+            endpoint: every(),
+            reason: "more than one of them takes writes".into(),
+            advice: "set read_only=ON (MySQL: super_read_only=ON) at all but the primary, and in their configuration: an \
+                     old primary must come back with it"
+                .into(),
+        }),
+        Some((index, conn)) => {
+            server.chosen.set(index);
+            Ok(conn)
+        }
+        None => match last {
+            Some(error @ Error::Setup { .. }) => Err(error),
+            Some(error) => Err(unavailable(action, &every(), error)),
+            None => Err(unavailable(action, &every(), "no address is configured")),
+        },
+    }
+}
+
+/// Connects to one of several, whoever it is; whether it is read-only.
+pub(crate) async fn with_role(server: &Server, index: usize) -> Result<(Conn, bool)> {
+    let mut conn = connect_to(server, index).await?;
+    let is_replica = is_read_only(&mut conn, &server.label_of(index)).await?;
+    Ok((conn, is_replica))
+}
+
+/// Whether the server takes no writes but those of its replication.
+pub(crate) async fn is_read_only(conn: &mut Conn, label: &str) -> Result<bool> {
+    let ask = "SELECT CONCAT(@@GLOBAL.read_only)";
+    let is: Option<String> = in_time("ask whether it takes writes", label, conn.query_first(ask)).await?;
+    Ok(is.is_some_and(|is| !matches!(is.as_str(), "0" | "OFF")))
+}
+
+/// Fails where the server is read-only, also where the account may write all the same: what it wrote would be the replica's
+/// alone.
+pub(crate) async fn refuse_read_only(conn: &mut Conn, label: &str, action: &str) -> Result<()> {
+    if !is_read_only(conn, label).await? {
+        return Ok(());
+    }
+    Err(Error::Setup {
+        action: action.into(),
+        endpoint: label.into(),
+        reason: "read_only is ON: it is a replica, or not promoted yet".into(),
+        advice: "name its primary, or both in `urls`; or set read_only=OFF where it is the primary".into(),
+    })
+}
+
+async fn connect_to(server: &Server, index: usize) -> Result<Conn> {
+    let label = server.label_of(index);
+    let (host, port) = server.addresses.get(index).cloned().unwrap_or_default();
     let mut options = OptsBuilder::default()
-        .ip_or_hostname(server.host.clone())
-        .tcp_port(server.port)
+        .ip_or_hostname(host)
+        .tcp_port(port)
         .user(Some(server.user.clone()))
         .prefer_socket(Some(false))
         .client_found_rows(true)
@@ -116,9 +195,9 @@ async fn within<T>(
 
 /// Somebody has to change a right or an account before it can go on.
 fn is_setup(code: u16) -> bool {
-    // Access denied: to a database, to the server, to a table, to a column, for a global right; read-only; unknown
-    // account plugin.
-    matches!(code, 1044 | 1045 | 1142 | 1143 | 1227 | 1290 | 1836 | 1524)
+    // Access denied: to a database, to the server, to a table, to a column, for a global right; unknown account plugin.
+    // Not read-only: the next connect says that of a server, or finds the one that was promoted.
+    matches!(code, 1044 | 1045 | 1142 | 1143 | 1227 | 1524)
 }
 
 /// What the server or the line said, without values.

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use causeway_core::{
-    Capability, Change, ChannelSpec, Class, Connector, DdlPolicy, Finding, Key, OpenError, Result, Site,
-    Source, Space, Target, Unit,
+    Capability, Change, ChannelSpec, Class, Connector, DdlPolicy, Finding, Key, OpenError, Position, Result,
+    Site, Source, Space, Target, Unit,
 };
 
 use crate::check;
 use crate::config::MysqlConfig;
 use crate::content::{Count, Said};
 use crate::ddl::Ddl;
+use crate::place;
 use crate::schema::table_of;
 use crate::source::MysqlSource;
 use crate::target::MysqlTarget;
@@ -118,6 +120,10 @@ impl Connector for Mysql {
     fn reaches_beyond(&self, change: &Change) -> bool {
         let tables = Ddl::of(change).and_then(|ddl| ddl.definition()).map_or(Vec::new(), |d| d.tables);
         tables.iter().any(|(schema, name)| !self.config.tables.carries(schema, name))
+    }
+
+    fn store_of(&self, position: &Position) -> Bytes {
+        place::server_of(position)
     }
 
     fn carries(&self, key: &Key) -> bool {

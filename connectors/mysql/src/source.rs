@@ -18,22 +18,30 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use crate::config::{MysqlConfig, Server};
-use crate::conn::{connect, failed, in_time, is_lock, make_our_tables, run, unavailable};
+use crate::conn::{
+    connect, failed, in_time, is_lock, is_read_only, make_our_tables, refuse_read_only, run, unavailable,
+    with_role,
+};
 use crate::connector::Definitions;
 use crate::content::{self, Count};
 use crate::ddl::{Ddl, creation, note, started};
+use crate::failover::{self, Resume};
+use crate::gtid::{Executed, Told as ToldGtids};
 use crate::names;
+use crate::place::{Place, executed_of, progress_of, with_executed, with_progress};
 use crate::read::{Known, Lock, rows};
 use crate::schema::{self, Table, carried, table_of};
 use crate::snapshot::{Progress, ReadChunk, Reader, Said};
-use crate::stream::{Decoder, Stop, place_of, position, progress_of, with_progress};
+use crate::stream::{Decoder, Start, Stop};
 use crate::target::announced;
 use crate::tokens::write_token;
 
 /// An idle server says so this often.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// One that says nothing for so long is gone (FF17c).
-const SILENCE_MAX: Duration = Duration::from_secs(10);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked whether a server still takes writes.
+const ROLE_EVERY: Duration = Duration::from_secs(2);
 /// A read that met another transaction's locks is done again so often.
 const DEADLOCKS_MAX: usize = 5;
 /// Tables left out that are named.
@@ -47,6 +55,10 @@ pub struct MysqlSource {
     live: Option<Live>,
     /// Why the place where the stream broke is of no use.
     lost: Option<String>,
+    /// Up to where the log holds the stream.
+    held: Option<Position>,
+    /// The binlog is that of a server that took over.
+    moved: bool,
 }
 
 struct Live {
@@ -56,6 +68,8 @@ struct Live {
     /// To the task that notes what statements took from tables.
     defined: mpsc::Sender<Ddl>,
     stream: BinlogStream,
+    /// Says that the server takes no writes any more.
+    demoted: mpsc::Receiver<()>,
     decoder: Decoder,
     side: Conn,
     known: Known,
@@ -140,19 +154,19 @@ type LeftOut = (u64, Vec<(Key, String)>);
 
 /// Who the server is, and where its binlog ends.
 pub(crate) struct Found {
-    pub(crate) history: Bytes,
-    is_mariadb: bool,
-    end: Position,
+    pub(crate) server: Bytes,
+    pub(crate) server_id: u32,
+    pub(crate) is_mariadb: bool,
+    pub(crate) end: Place,
+    /// Which transactions it had there, as far as that is told with the place.
+    pub(crate) executed: Option<Executed>,
     durable: bool,
 }
-
-/// `ER_ERROR_WHEN_EXECUTING_COMMAND`: of SHOW BINLOG EVENTS, that none begins at the place.
-const NO_SUCH_EVENT: u16 = 1220;
 
 impl MysqlSource {
     /// `site`'s server; connects to nothing yet.
     pub(crate) fn new(config: Arc<MysqlConfig>, definitions: Arc<Definitions>, site: Site) -> MysqlSource {
-        MysqlSource { config, definitions, site, live: None, lost: None }
+        MysqlSource { config, definitions, site, live: None, lost: None, held: None, moved: false }
     }
 
     fn server(&self) -> &Server {
@@ -164,94 +178,64 @@ impl MysqlSource {
         self.live.as_mut().ok_or(missing)
     }
 
-    /// Opens the binlog at `from`.
-    async fn stream(&self, from: &Position, found: &Found) -> Result<BinlogStream> {
+    /// Opens the binlog at a place.
+    async fn stream(&self, place: &Place, found: &Found) -> Result<BinlogStream> {
         let label = self.server().label();
-        let (file, at, _) =
-            place_of(from).ok_or_else(|| unavailable("read the binlog", &label, "it has no such place"))?;
         let mut conn = connect(self.server()).await?;
-        let nanos = HEARTBEAT.as_nanos();
-        let mut settings =
-            format!("SET @master_heartbeat_period = {nanos}, @source_heartbeat_period = {nanos}");
-        if found.is_mariadb {
-            // Or it sends no GTIDs.
-            settings.push_str(", @mariadb_slave_capability = 4");
+        // An address may be another server's from one moment to the next.
+        if identity(&mut conn, &label, found.is_mariadb).await? != found.server {
+            return Err(unavailable("read the binlog", &label, "another server answers now"));
         }
-        run(&mut conn, &label, "read the binlog", settings).await?;
-        let request = BinlogStreamRequest::new(replica_id()).with_filename(file.as_bytes()).with_pos(at);
+        failover::prepare(&mut conn, &label, found.is_mariadb).await?;
+        let request =
+            BinlogStreamRequest::new(replica_id()).with_filename(place.file.as_bytes()).with_pos(place.at);
         in_time("read the binlog", &label, conn.get_binlog_stream(request)).await
     }
 
-    /// Whether the server still has `from`, and is the one that it is of: `Err` says why not.
-    async fn may_resume(
+    /// Where to read on behind `from`: `Err` says why that cannot be.
+    async fn resume(
         &self,
         conn: &mut Conn,
         from: &Position,
         found: &Found,
-    ) -> Result<std::result::Result<(), String>> {
+    ) -> Result<std::result::Result<Resume, String>> {
         let label = self.server().label();
-        if from.history != found.history {
-            return Ok(Err("it is another server's".to_owned()));
-        }
-        let Some((file, at, gtid)) = place_of(from) else {
+        let Some(place) = Place::of(from) else {
             return Ok(Err("it is of another kind of store".into()));
         };
-        let logs: Vec<mysql_async::Row> =
-            in_time("list the binlogs", &label, conn.query("SHOW BINARY LOGS")).await?;
-        let size = logs.iter().find_map(|row| {
-            let name: String = row.get_opt(0)?.ok()?;
-            (name == file).then(|| row.get_opt::<u64, _>(1)?.ok())?
-        });
-        match size {
-            None => return Ok(Err(format!("{file} is purged"))),
-            Some(size) if size < at => {
-                return Ok(Err(format!("{file} ends before it: the server lost its end")));
-            }
-            Some(_) => {}
+        if self.held.as_ref().is_some_and(|held| held.history != from.history) {
+            return Ok(Err("it is another server's, and the log goes on in a third one's binlog".into()));
         }
-        if gtid.is_empty() {
-            return Ok(Ok(()));
-        }
-        let held: Option<Option<bool>> = if found.is_mariadb {
-            let there: Option<Option<String>> = in_time(
-                "look for a GTID",
-                &label,
-                conn.exec_first("SELECT BINLOG_GTID_POS(?, ?)", (&file, at)),
-            )
-            .await?;
-            Some(there.flatten().map(|there| there.split(',').any(|one| one == gtid)))
-        } else {
-            let (gtid, start) = gtid.split_once('@').unwrap_or((&gtid, ""));
-            match start.parse::<u64>() {
-                Ok(start) => Some(Some(stands_at(conn, &label, gtid, (&file, start)).await?)),
-                Err(_) => {
-                    let sql = "SELECT GTID_SUBSET(?, @@GLOBAL.gtid_executed)";
-                    in_time("look for a GTID", &label, conn.exec_first(sql, (gtid,))).await?
-                }
-            }
+        let held = self.held.as_ref().filter(|held| held.at > from.at);
+        let last = held.unwrap_or(from);
+        let Some(last_place) = Place::of(last) else {
+            return Ok(Err("it is of another kind of store".into()));
         };
-        match held.flatten() {
-            Some(true) => Ok(Ok(())),
-            _ => Ok(Err(format!("the server does not know {gtid} there: its binlog was reset"))),
+        if place.server == found.server && last_place.server == found.server && place.lift == last_place.lift
+        {
+            let stands = failover::stands(conn, &label, &place, found).await?;
+            return Ok(stands.map(|()| Resume {
+                place,
+                stretch: None,
+                executed: executed_of(from),
+                moved: false,
+            }));
         }
+        failover::find(self.server(), conn, (from, &place), (last, &last_place), found).await
     }
 }
 
-/// Whether the event at a place of MySQL's binlog is that of `gtid`: numbers begin anew after a reset.
-async fn stands_at(conn: &mut Conn, label: &str, gtid: &str, (file, start): (&str, u64)) -> Result<bool> {
-    let sql = format!("SHOW BINLOG EVENTS IN '{file}' FROM {start} LIMIT 1");
-    let row: Option<mysql_async::Row> = match conn.query_first(sql).await {
-        // There is no event.
-        Err(mysql_async::Error::Server(error)) if error.code == NO_SUCH_EVENT => return Ok(false),
-        found => found.map_err(|error| failed("look for a GTID", label, error))?,
-    };
-    let info: Option<String> = row.and_then(|row| row.get_opt(5)?.ok());
-    Ok(info.is_some_and(|info| info.contains(&format!("'{gtid}'"))))
+/// What we call ourselves as a replica: a server ends what an earlier one of the same number reads.
+pub(crate) fn replica_id() -> u32 {
+    xxhash_rust::xxh3::xxh3_64(Token::unique().text().as_bytes()) as u32 | 1 << 31
 }
 
-/// What we call ourselves as a replica: a server ends what an earlier one of the same number reads.
-fn replica_id() -> u32 {
-    xxhash_rust::xxh3::xxh3_64(Token::unique().text().as_bytes()) as u32 | 1 << 31
+/// What tells the server from all others.
+async fn identity(conn: &mut Conn, label: &str, is_mariadb: bool) -> Result<Bytes> {
+    let identity = if is_mariadb { "@@server_uid" } else { "@@server_uuid" };
+    let found: Option<String> =
+        in_time("ask who it is", label, conn.query_first(format!("SELECT {identity}"))).await?;
+    Ok(found.unwrap_or_default().into())
 }
 
 /// Who the server is; and refuses one whose binlog would not tell all.
@@ -259,14 +243,12 @@ pub(crate) async fn look(conn: &mut Conn, label: &str) -> Result<Found> {
     let ask = "ask for settings";
     let version: Option<String> = in_time(ask, label, conn.query_first("SELECT VERSION()")).await?;
     let is_mariadb = version.unwrap_or_default().contains("MariaDB");
-    let identity = if is_mariadb { "@@server_uid" } else { "@@server_uuid" };
-    let sql = format!(
-        "SELECT {identity}, @@log_bin, @@binlog_format, @@binlog_row_image, @@binlog_row_metadata, @@sync_binlog, \
-         @@innodb_flush_log_at_trx_commit"
-    );
-    let row: Option<(String, u64, String, String, String, u64, u64)> =
+    let server = identity(conn, label, is_mariadb).await?;
+    let sql = "SELECT @@server_id, @@log_bin, @@binlog_format, @@binlog_row_image, @@binlog_row_metadata, @@sync_binlog, \
+               @@innodb_flush_log_at_trx_commit";
+    let row: Option<(u32, u64, String, String, String, u64, u64)> =
         in_time(ask, label, conn.query_first(sql)).await?;
-    let (history, log_bin, format, image, metadata, sync, flush) =
+    let (server_id, log_bin, format, image, metadata, sync, flush) =
         row.ok_or_else(|| unavailable(ask, label, "no answer"))?;
     let wrong = [
         ("log_bin", if log_bin == 1 { "ON" } else { "OFF" }, "ON"),
@@ -292,22 +274,29 @@ pub(crate) async fn look(conn: &mut Conn, label: &str) -> Result<Found> {
         }
         Err(other) => return Err(failed("find the binlog's end", label, other)),
     };
-    let place =
-        status.and_then(|row| Some((row.get_opt::<String, _>(0)?.ok()?, row.get_opt::<u64, _>(1)?.ok()?)));
-    let (file, at) =
-        place.ok_or_else(|| unavailable("find the binlog's end", label, "the server has none"))?;
-    let history = Bytes::from(history);
-    let end = position(&history, &file, at, "")
-        .ok_or_else(|| unavailable("find the binlog's end", label, format!("{file} has no number")))?;
-    Ok(Found { history, is_mariadb, end, durable: sync == 1 && flush == 1 })
+    let text = |index: usize| status.as_ref().and_then(|row| row.get_opt::<String, _>(index)?.ok());
+    let at = status.as_ref().and_then(|row| row.get_opt::<u64, _>(1)?.ok());
+    let (Some(file), Some(at)) = (text(0), at) else {
+        return Err(unavailable("find the binlog's end", label, "the server has none"));
+    };
+    let end = Place { history: server.clone(), server: server.clone(), file, at, ..Place::default() };
+    if end.position().is_none() {
+        return Err(unavailable("find the binlog's end", label, format!("{} has no number", end.file)));
+    }
+    // MySQL alone tells it with the place.
+    let executed = text(4).filter(|text| !text.is_empty() && !is_mariadb);
+    let executed = executed.and_then(|text| Executed::parse(&text));
+    let durable = sync == 1 && flush == 1;
+    Ok(Found { server, server_id, is_mariadb, end, executed, durable })
 }
 
 #[async_trait]
 impl Source for MysqlSource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool, _: Told) -> Result<Opened> {
-        self.live = None;
-        let label = self.server().label();
+        (self.live, self.moved) = (None, false);
         let mut side = connect(self.server()).await?;
+        let label = self.server().label();
+        refuse_read_only(&mut side, &label, "read the binlog").await?;
         make_our_tables(&mut side, &label).await?;
         let found = look(&mut side, &label).await?;
         let mut lost = None;
@@ -315,34 +304,55 @@ impl Source for MysqlSource {
         if let Some(from) = from {
             let may = match self.lost.take() {
                 Some(reason) => Err(reason),
-                None => self.may_resume(&mut side, from, &found).await?,
+                None => self.resume(&mut side, from, &found).await?,
             };
             match may {
-                Ok(()) => resumed = Some((from.clone(), self.stream(from, &found).await?)),
+                Ok(resume) => resumed = Some(resume),
                 Err(reason) => lost = Some(reason),
             }
         }
         self.lost = None;
         let opened = if resumed.is_some() { Opened::Resumed } else { Opened::Anew { lost } };
-        let (at, stream) = match resumed {
-            Some(resumed) => resumed,
-            None => (found.end.clone(), self.stream(&found.end, &found).await?),
+        let resume = resumed.unwrap_or_else(|| Resume {
+            place: found.end.clone(),
+            stretch: None,
+            executed: found.executed.clone(),
+            moved: false,
+        });
+        let executed = match resume.executed {
+            Some(executed) => Some(executed),
+            None => failover::learn(&mut side, &label, &resume.place, &found).await?,
         };
+        self.moved = resume.moved;
+        if resume.moved {
+            info!(
+                site = self.config.site(self.site),
+                endpoint = label,
+                file = resume.place.file,
+                at = resume.place.at,
+                "another server took over: its binlog is read from where the log ends"
+            );
+        }
+        let stream = self.stream(&resume.place, &found).await?;
         let mut known = Known::default();
         let charsets = known.charsets(&mut side, &label).await?;
         let name = names::row(&self.config.link, &self.config.channel);
-        let mut decoder = Decoder::new(self.config.tables.clone(), charsets.clone(), name.clone(), &at)
-            .ok_or_else(|| unavailable("read the binlog", &label, "the binlog's files have no numbers"))?;
+        let begin =
+            resume.stretch.as_ref().map_or_else(|| resume.place.order(), |stretch| stretch.position.at);
+        let told = ToldGtids::new(begin, executed);
+        let start = Start { place: resume.place, stretch: resume.stretch, told };
+        let mut decoder = Decoder::new(self.config.tables.clone(), charsets.clone(), name.clone(), start);
+        let at = decoder.position();
         if opened != Opened::Resumed
             && let Some(announced) = announced(&mut side, &label, &name).await?
             && started(&mut side, &label).await?.abs_diff(announced.started) <= 2
         {
             let here = decoder.position();
-            decoder.expect(announced, here);
+            decoder.expect(announced, found.server_id, here);
         }
         let mut ready = VecDeque::new();
         let progress = match &opened {
-            Opened::Resumed => progress_of(&at),
+            Opened::Resumed => from.and_then(progress_of),
             Opened::Anew { .. } => snapshot.then(Progress::default),
         };
         let snapshot = match &progress {
@@ -383,14 +393,20 @@ impl Source for MysqlSource {
         };
         info!(site = self.config.site(self.site), endpoint = label, ?opened, "the binlog is read");
         let uncertain = self.config.carries[self.site.peer().index()];
-        let (durable, asked) = (found.durable, HashMap::new());
+        // One that took over may lack what the old one streamed.
+        let is_same = |held: &Position| Place::of(held).is_some_and(|held| held.server == found.server);
+        let durable = found.durable && self.held.as_ref().is_none_or(is_same);
+        let asked = HashMap::new();
         let (say, defined) = mpsc::channel(DEFINED_MAX);
         tokio::spawn(note_all(self.server().clone(), name.clone(), defined));
+        let (demote, demoted) = mpsc::channel(1);
+        tokio::spawn(watch_role(self.server().clone(), demote));
         let live = Live {
             label,
             name,
             defined: say,
             stream,
+            demoted,
             decoder,
             side,
             known,
@@ -407,6 +423,26 @@ impl Source for MysqlSource {
         };
         self.live = Some(live);
         Ok(opened)
+    }
+
+    fn held(&mut self, last: &Position) {
+        self.held = Some(last.clone()).filter(|last| !last.history.is_empty());
+    }
+
+    fn moved(&self) -> bool {
+        self.moved
+    }
+
+    fn warning(&self) -> Option<String> {
+        let several = self.server().addresses.len() > 1;
+        let is_unknown = self.live.as_ref().is_some_and(|live| !live.decoder.knows_executed());
+        (several && is_unknown).then(|| {
+            format!(
+                "{}: which transactions the server has is not known (GTIDs are off, or several servers write its \
+                 binlog): a failover would be a gap, which a snapshot closes",
+                self.config.site(self.site)
+            )
+        })
     }
 
     fn keeps_what_it_streamed(&self) -> bool {
@@ -459,6 +495,35 @@ impl Source for MysqlSource {
                     return done;
                 }
             }
+        }
+    }
+}
+
+/// Says once that the server takes no writes any more: what took over is to be read then, and the old one may stay
+/// connected for ever without a word. Until nobody listens.
+async fn watch_role(server: Server, demote: mpsc::Sender<()>) {
+    let mut conn: Option<Conn> = None;
+    let (index, label) = (server.chosen.get().unwrap_or(0), server.label());
+    loop {
+        tokio::select! {
+            () = demote.closed() => return,
+            () = tokio::time::sleep(ROLE_EVERY) => {}
+        }
+        let is_replica = match &mut conn {
+            Some(open) => is_read_only(open, &label).await,
+            None => with_role(&server, index).await.map(|(open, is_replica)| {
+                conn = Some(open);
+                is_replica
+            }),
+        };
+        match is_replica {
+            Ok(true) => {
+                let _gone = demote.send(()).await;
+                return;
+            }
+            Ok(false) => {}
+            // Whether it is there at all the stream knows.
+            Err(_) => conn = None,
         }
     }
 }
@@ -526,6 +591,10 @@ impl Live {
             tokio::select! {
                 biased;
                 said = hear(&mut self.snapshot) => self.heard(said)?,
+                Some(()) = self.demoted.recv() => {
+                    let reason = "it takes no writes any more (read_only is ON): another server may have taken over";
+                    return Err(unavailable("read the binlog", &self.label, reason));
+                }
                 // Also where somebody else ends this wait each second.
                 event = timeout_at(self.heard + SILENCE_MAX, self.stream.next()) => {
                     let silent = |_| unavailable("read the binlog", &self.label, "the server says nothing");
@@ -610,6 +679,10 @@ impl Live {
     fn restart_point(&self, durable: &Position) -> Position {
         self.asked_for.fetch_max(durable.at, Ordering::Relaxed);
         let point = self.decoder.restart_point(durable);
+        let point = match self.decoder.executed(&point) {
+            Some(executed) => with_executed(point, &executed),
+            None => point,
+        };
         let ended = self.snapshot_ended.is_some_and(|ended| ended < durable.at);
         let reached = self.progress.iter().rev().find(|(at, _)| *at < durable.at).filter(|_| !ended);
         // Where the last restart read on, that place told how far it was then.

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use bytes::Bytes;
 use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
 use mysql_async::binlog::events::{
-    Event as BinlogEvent, EventData, OptionalMetaExtractor, OptionalMetadataField, RowsEventData,
+    Event as BinlogEvent, EventData, GtidEvent, OptionalMetaExtractor, OptionalMetadataField, RowsEventData,
     TableMapEvent,
 };
 use mysql_async::binlog::row::BinlogRow;
@@ -19,10 +19,11 @@ use tracing::warn;
 use crate::config::Tables;
 use crate::content;
 use crate::ddl::{Announced, Ddl, Words};
+use crate::gtid::{Executed, Told};
 use crate::names;
+use crate::place::Place;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
 use crate::schema::{keyless_json, left_out};
-use crate::snapshot::Progress;
 use crate::source::now;
 
 /// Why the stream cannot go on.
@@ -84,11 +85,12 @@ pub(crate) struct Decoder {
     charsets: Charsets,
     /// Of our rows, those of this channel.
     name: String,
-    history: Bytes,
-    file: String,
-    at: u64,
-    /// Of the last whole transaction, where it has one.
-    gtid: String,
+    /// Behind the last whole transaction.
+    place: Place,
+    /// What was told so far comes again, up to a place of another server.
+    stretch: Option<Stretch>,
+    /// Which transactions were told up to each place.
+    told_gtids: Told,
     /// Of what follows.
     next_gtid: String,
     /// The events that say how the file is written have come.
@@ -111,11 +113,32 @@ pub(crate) struct Decoder {
     pub(crate) moved: bool,
     /// Those of the application, until they are taken.
     pub(crate) defined: Vec<Ddl>,
-    /// The connection that runs what our applier has announced.
-    announced: Option<u32>,
+    /// The connection that runs what our applier has announced, and the number of its server: a replica has both from its
+    /// primary.
+    announced: Option<(u32, u32)>,
     /// Where a restart must not begin: in transactions that were told in pieces, and between what is announced and its end.
     /// From where to where, if they have ended.
     cut: VecDeque<(Position, Option<u64>)>,
+}
+
+/// What stands in the log with places of the server that was replaced, and is read again in the binlog of the one that took
+/// over. Nobody knows the old places any more, so that it gets others: in the same order, and none behind the last one.
+#[derive(Debug, Clone)]
+pub(crate) struct Stretch {
+    /// Where it is now; a restart reads all of it again.
+    pub(crate) position: Position,
+    /// The GTID of the last transaction that the log holds.
+    pub(crate) until: String,
+    /// The place of that.
+    pub(crate) last: Position,
+}
+
+/// Where a binlog is read from.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) place: Place,
+    pub(crate) stretch: Option<Stretch>,
+    pub(crate) told: Told,
 }
 
 /// What changes in a table while a chunk of it is read.
@@ -147,64 +170,39 @@ const PIECE_BYTES: u64 = 4 << 20;
 const TABLE_WITH_ROWS: &str =
     "a table that is made with rows in it is not carried: make it at the other site";
 
-/// Bits of [`Position::at`] that are the place in a file; the file's number stands above.
-const PLACE_BITS: u32 = 40;
-
-/// Where a file's place stands in the order of all: `None` if its name has no number.
-fn place(file: &str, at: u64) -> Option<u64> {
-    let number: u64 = file.rsplit_once('.')?.1.parse().ok()?;
-    (number < 1 << (64 - PLACE_BITS) && at < 1 << PLACE_BITS).then_some(number << PLACE_BITS | at)
-}
-
-/// A position in a server's binlog. The context is `FILE` or `FILE:GTID`, of MySQL with `@` and where the GTID stands if
-/// that is in the same file, and while a snapshot is read `;` and its progress.
-pub(crate) fn position(history: &Bytes, file: &str, at: u64, gtid: &str) -> Option<Position> {
-    let context = if gtid.is_empty() { file.to_owned() } else { format!("{file}:{gtid}") };
-    Some(Position { history: history.clone(), at: place(file, at)?, context: context.into() })
-}
-
-/// The file, the place in it, and the GTID of a position.
-pub(crate) fn place_of(position: &Position) -> Option<(String, u64, String)> {
-    let context = std::str::from_utf8(&position.context).ok()?;
-    let (context, _) = context.split_once(';').unwrap_or((context, ""));
-    let (file, gtid) = context.split_once(':').unwrap_or((context, ""));
-    let at = position.at & ((1 << PLACE_BITS) - 1);
-    (place(file, at) == Some(position.at)).then(|| (file.to_owned(), at, gtid.to_owned()))
-}
-
-/// How far a snapshot was at a position, if one was read.
-pub(crate) fn progress_of(position: &Position) -> Option<Progress> {
-    Progress::parse(std::str::from_utf8(&position.context).ok()?.split_once(';')?.1)
-}
-
-/// The same place, with how far a snapshot is there, whatever it told before.
-pub(crate) fn with_progress(position: Position, progress: Option<&Progress>) -> Position {
-    let context = String::from_utf8_lossy(&position.context);
-    let place = context.split(';').next().unwrap_or_default();
-    let context =
-        progress.map_or_else(|| place.to_owned(), |progress| format!("{place};{}", progress.text()));
-    Position { context: context.into(), ..position }
-}
-
 /// Binlog events of MariaDB that the driver has no form for, and that say nothing of rows: comments, checkpoints, lists
 /// of GTIDs, the beginning of encryption.
 const MARIADB_QUIET: [u8; 4] = [160, 161, 163, 164];
-const MARIADB_GTID: u8 = 162;
+pub(crate) const MARIADB_GTID: u8 = 162;
 /// Of that event's flags: it is followed by one statement and no commit.
 const MARIADB_STANDALONE: u8 = 1;
 
+/// `UUID:N`, or `UUID:TAG:N`.
+pub(crate) fn gtid_of_mysql(gtid: &GtidEvent) -> String {
+    let sid: String = gtid.sid().iter().map(|byte| format!("{byte:02x}")).collect();
+    let part = |range: std::ops::Range<usize>| sid.get(range).unwrap_or_default().to_owned();
+    let uuid = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-");
+    let tag = gtid.tag().map(|tag| format!("{tag}:")).unwrap_or_default();
+    format!("{uuid}:{tag}{}", gtid.gno())
+}
+
+/// `DOMAIN-SERVER-N`; `None`: the event is too short.
+pub(crate) fn gtid_of_mariadb(data: &[u8], server_id: u32) -> Option<String> {
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
+    let (seq, domain) = (number(data.get(0..8)?), number(data.get(8..12)?));
+    Some(format!("{domain}-{server_id}-{seq}"))
+}
+
 impl Decoder {
-    pub(crate) fn new(tables: Tables, charsets: Charsets, name: String, from: &Position) -> Option<Decoder> {
-        let (file, at, gtid) = place_of(from)?;
-        Some(Decoder {
+    pub(crate) fn new(tables: Tables, charsets: Charsets, name: String, from: Start) -> Decoder {
+        Decoder {
             tables,
             charsets,
             name,
-            history: from.history.clone(),
-            file,
-            at,
-            next_gtid: gtid.clone(),
-            gtid,
+            next_gtid: from.place.gtid.clone(),
+            place: from.place,
+            stretch: from.stretch,
+            told_gtids: from.told,
             described: false,
             payload_end: 0,
             by_id: HashMap::new(),
@@ -218,17 +216,30 @@ impl Decoder {
             defined: Vec::new(),
             announced: None,
             cut: VecDeque::new(),
-        })
+        }
     }
 
     /// Behind the last whole transaction.
     pub(crate) fn position(&self) -> Position {
-        position(&self.history, &self.file, self.at, &self.gtid).unwrap_or_default()
+        match &self.stretch {
+            Some(stretch) => stretch.position.clone(),
+            None => self.place.position().unwrap_or_default(),
+        }
     }
 
-    /// Our applier is about to run a statement that it announced, behind `begin`.
-    pub(crate) fn expect(&mut self, announced: Announced, begin: Position) {
-        if self.announced.replace(announced.connection).is_none() {
+    /// Which transactions of the server were told up to `at`, where that is known.
+    pub(crate) fn executed(&self, at: &Position) -> Option<Executed> {
+        self.told_gtids.at(at.at, Place::of(at)?.gtid())
+    }
+
+    /// Whether it is known which transactions were told.
+    pub(crate) fn knows_executed(&self) -> bool {
+        self.told_gtids.is_known()
+    }
+
+    /// The applier of the server `server_id` is about to run a statement that it announced, behind `begin`.
+    pub(crate) fn expect(&mut self, announced: Announced, server_id: u32, begin: Position) {
+        if self.announced.replace((announced.connection, server_id)).is_none() {
             self.cut.push_back((begin, None));
         }
     }
@@ -264,7 +275,7 @@ impl Decoder {
     ) -> Result<(), Stop> {
         let header = event.header();
         self.newest = self.newest.max(header.timestamp());
-        let fell = header.log_pos() != 0 && u64::from(header.log_pos()) < self.at && self.described;
+        let fell = header.log_pos() != 0 && u64::from(header.log_pos()) < self.place.at && self.described;
         let kind = header.event_type_raw();
         let data = event.read_data().map_err(|e| Stop::Garbled(e.to_string()))?;
         let Some(data) = data else { return self.take_raw(kind, header.server_id(), event.data()) };
@@ -275,7 +286,11 @@ impl Decoder {
         match data {
             EventData::FormatDescriptionEvent(begins) => {
                 // Set where the server was started: what it ran ended with it.
-                if begins.create_timestamp() != 0 && self.described {
+                let is_its = |(_, server): &(u32, u32)| *server == header.server_id();
+                if begins.create_timestamp() != 0
+                    && self.described
+                    && self.announced.as_ref().is_some_and(is_its)
+                {
                     self.announced = None;
                 }
                 // It may be that of the file's beginning, where the stream begins further on.
@@ -286,10 +301,10 @@ impl Decoder {
             // The first one repeats what was asked for; MariaDB's has a checksum in the name.
             EventData::RotateEvent(_) if !self.described => {}
             EventData::RotateEvent(rotate) => {
-                self.file = rotate.name().trim_end_matches('\0').to_owned();
-                self.at = rotate.position();
+                self.place.file = rotate.name().trim_end_matches('\0').to_owned();
+                self.place.at = rotate.position();
                 // Its place was in the file before.
-                for gtid in [&mut self.gtid, &mut self.next_gtid] {
+                for gtid in [&mut self.place.gtid, &mut self.next_gtid] {
                     gtid.truncate(gtid.find('@').unwrap_or(gtid.len()));
                 }
                 events.push(Event::Idle { pos: self.position() });
@@ -297,12 +312,8 @@ impl Decoder {
             // What follows begins a transaction, or is a statement of its own.
             EventData::GtidEvent(gtid) => {
                 self.open = None;
-                let sid: String = gtid.sid().iter().map(|byte| format!("{byte:02x}")).collect();
-                let part = |range: std::ops::Range<usize>| sid.get(range).unwrap_or_default().to_owned();
-                let uuid = [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-");
-                let tag = gtid.tag().map(|tag| format!("{tag}:")).unwrap_or_default();
                 let start = end.saturating_sub(header.event_size().into());
-                self.next_gtid = format!("{uuid}:{tag}{}@{start}", gtid.gno());
+                self.next_gtid = format!("{}@{start}", gtid_of_mysql(&gtid));
             }
             EventData::AnonymousGtidEvent(_) => {
                 self.open = None;
@@ -324,11 +335,10 @@ impl Decoder {
                 self.rows(&rows, map, header.timestamp())?;
                 self.cut(u64::from(header.log_pos()), events);
             }
-            EventData::XidEvent(_) => self.end(end, events),
+            EventData::XidEvent(_) => self.end(end, header.server_id(), events),
             EventData::QueryEvent(query) => {
-                let is_ours = self.announced == Some(query.thread_id());
-                let at = (header.timestamp(), end);
-                self.query(&query.query(), &query.schema(), is_ours, at, events)?;
+                let at = (header.timestamp(), end, (query.thread_id(), header.server_id()));
+                self.query(&query.query(), &query.schema(), at, events)?;
             }
             EventData::XaPrepareLogEvent(_) => {
                 return Err(Stop::Lost("an XA transaction, which is not carried".into()));
@@ -356,13 +366,9 @@ impl Decoder {
     fn take_raw(&mut self, kind: u8, server_id: u32, data: &[u8]) -> Result<(), Stop> {
         match kind {
             MARIADB_GTID => {
-                let bytes = |from: usize, to: usize| data.get(from..to).unwrap_or_default();
-                let number =
-                    |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
-                let (seq, domain) = (number(bytes(0, 8)), number(bytes(8, 12)));
-                let flags =
-                    *data.get(12).ok_or_else(|| Stop::Garbled("a GTID that is too short".to_owned()))?;
-                self.next_gtid = format!("{domain}-{server_id}-{seq}");
+                let short = || Stop::Garbled("a GTID that is too short".to_owned());
+                let flags = *data.get(12).ok_or_else(short)?;
+                self.next_gtid = gtid_of_mariadb(data, server_id).ok_or_else(short)?;
                 if flags & MARIADB_STANDALONE == 0 {
                     self.begin();
                 }
@@ -385,10 +391,11 @@ impl Decoder {
         let begin = self.position();
         let Some(open) = self.open.as_mut().filter(|open| open.marker.is_none()) else { return };
         // What came compressed has no places.
-        if end < open.told_to.unwrap_or(self.at) + PIECE_BYTES {
+        if end < open.told_to.unwrap_or(self.place.at) + PIECE_BYTES {
             return;
         }
-        let Some(pos) = position(&self.history, &self.file, end, &self.gtid) else { return };
+        let pos = if self.stretch.is_some() { Some(begin.clone()) } else { self.place.within(end) };
+        let Some(pos) = pos else { return };
         if open.told_to.replace(end).is_none() {
             warn!(position = %begin, "a transaction is too large to be carried whole: it arrives in pieces");
             self.cut.push_back((begin, None));
@@ -408,6 +415,7 @@ impl Decoder {
 
     /// No restart point is asked for before `at` any more.
     pub(crate) fn forget_below(&mut self, at: u64) {
+        self.told_gtids.forget_below(at);
         while self.cut.front().is_some_and(|(_, end)| end.is_some_and(|end| end <= at)) {
             self.cut.pop_front();
         }
@@ -424,19 +432,39 @@ impl Decoder {
         }
     }
 
+    /// The last transaction is whole, and ends at `end`: its place.
+    fn arrive(&mut self, end: u64) -> Position {
+        let begin = self.stretch.as_ref().map_or_else(|| self.place.order(), |stretch| stretch.position.at);
+        let next = self.next_gtid.split('@').next().unwrap_or_default();
+        self.told_gtids.follows(begin, self.place.gtid(), next);
+        self.place.at = end;
+        self.place.gtid.clone_from(&self.next_gtid);
+        match &mut self.stretch {
+            Some(stretch) if stretch.until == self.place.gtid() => {
+                let last = stretch.last.clone();
+                self.stretch = None;
+                last
+            }
+            Some(stretch) => {
+                // At the old server each took far more than one.
+                stretch.position.at = (stretch.position.at + 1).min(stretch.last.at.saturating_sub(1));
+                stretch.position.clone()
+            }
+            None => self.position(),
+        }
+    }
+
     /// A transaction is whole.
-    fn end(&mut self, end: u64, events: &mut Vec<Event>) {
+    fn end(&mut self, end: u64, server_id: u32, events: &mut Vec<Event>) {
         let announces = self.open.as_ref().is_some_and(|open| open.announced.flatten().is_some());
         let begin = announces.then(|| self.position());
-        self.at = end;
-        self.gtid.clone_from(&self.next_gtid);
-        let pos = self.position();
+        let pos = self.arrive(end);
         let done = self.open.take().unwrap_or_default();
         if let (Some(_), Some((_, open))) = (done.told_to, self.cut.back_mut()) {
             *open = Some(pos.at);
         }
         match (done.announced, begin) {
-            (Some(Some(announced)), Some(begin)) => self.expect(announced, begin),
+            (Some(Some(announced)), Some(begin)) => self.expect(announced, server_id, begin),
             (Some(None), _) => {
                 self.announced = None;
                 let open = self.cut.iter_mut().filter(|(_, end)| end.is_none());
@@ -458,14 +486,15 @@ impl Decoder {
         &mut self,
         text: &str,
         schema: &str,
-        is_ours: bool,
-        (seconds, end): (u32, u64),
+        (seconds, end, connection): (u32, u64, (u32, u32)),
         events: &mut Vec<Event>,
     ) -> Result<(), Stop> {
+        let is_ours = self.announced == Some(connection);
+        let server_id = connection.1;
         let mut words = Words(text);
         match words.next().as_str() {
             "BEGIN" => self.begin(),
-            "COMMIT" => self.end(end, events),
+            "COMMIT" => self.end(end, server_id, events),
             "SAVEPOINT" => {
                 let open = self.open.get_or_insert_default();
                 open.savepoints.push((words.raw(), open.changes.len()));
@@ -485,7 +514,7 @@ impl Decoder {
                 let Some(name) = to else {
                     let undone = std::mem::take(open).changes;
                     self.uncount(&undone);
-                    self.end(end, events);
+                    self.end(end, server_id, events);
                     return Ok(());
                 };
                 let kept = open
@@ -538,7 +567,7 @@ impl Decoder {
                     self.open.get_or_insert_default().begun = true;
                 }
                 if !self.open.as_ref().is_some_and(|open| open.begun) {
-                    self.end(end, events);
+                    self.end(end, server_id, events);
                 }
             }
         }
@@ -810,27 +839,5 @@ impl StreamTable {
     fn token(&self, name: &str, after: Option<&[Cell]>) -> Option<Token> {
         let after = after.filter(|after| self.text(after, "name") == Some(name))?;
         Token::parse(self.text(after, "token")?.as_bytes())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_position_reads_back() {
-        let found = position(&Bytes::from_static(b"uuid"), "binlog.000012", 4711, "1-2-3").unwrap();
-        assert_eq!(place_of(&found), Some(("binlog.000012".into(), 4711, "1-2-3".into())));
-        let later = position(&Bytes::from_static(b"uuid"), "binlog.000013", 4, "").unwrap();
-        assert!(later.at > found.at);
-        assert_eq!(place_of(&later), Some(("binlog.000013".into(), 4, String::new())));
-        assert_eq!(place_of(&Position { at: 5, ..found }), None);
-        assert_eq!(position(&Bytes::new(), "binlog", 4, ""), None);
-        // A snapshot's progress, also where the place told an earlier one.
-        let progress = |key: &str| Progress { table: "shop.t".into(), key: Some(key.into()) };
-        let told = with_progress(with_progress(later.clone(), Some(&progress("1"))), Some(&progress("2")));
-        assert_eq!(progress_of(&told), Some(progress("2")));
-        assert_eq!(place_of(&told), place_of(&later));
-        assert_eq!(with_progress(told, None), later);
     }
 }

@@ -27,8 +27,8 @@ use tracing::{info, warn};
 
 use crate::config::{MysqlConfig, Server};
 use crate::conn::{
-    ANSWER_MAX, SCAN_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, run, scanned,
-    text, unavailable,
+    ANSWER_MAX, SCAN_MAX, connect, failed, in_time, is_lock, is_lock_code, make_our_tables, refuse_read_only,
+    run, scanned, text, unavailable,
 };
 use crate::connector::Definitions;
 use crate::content::{Content, Count, Said};
@@ -154,8 +154,9 @@ impl MysqlTarget {
 impl Target for MysqlTarget {
     async fn take_over(&mut self, term: Term) -> Result<Option<Marker>> {
         self.link = None;
-        let label = self.server().label();
         let mut conn = connect(self.server()).await?;
+        let label = self.server().label();
+        refuse_read_only(&mut conn, &label, "apply").await?;
         make_our_tables(&mut conn, &label).await?;
         let packet: Option<u64> =
             in_time("take over", &label, conn.query_first("SELECT @@max_allowed_packet")).await?;
@@ -330,6 +331,9 @@ impl Worker {
                     let reason = "other transactions hold the table".to_owned();
                     Ok(Outcome::Rejected { transient: true, reason })
                 }
+                Err(Broken::Refused { code, message }) if READ_ONLY.contains(&code) => {
+                    Err(unavailable("apply", &self.label, refusal(code, message)))
+                }
                 Err(Broken::Refused { code, message }) => {
                     // What is missing, also a right, is for an operator to say what to do about.
                     let transient = is_transient(code) && !OPERATORS.contains(&code);
@@ -354,6 +358,10 @@ impl Worker {
                 Err(Broken::Refused { code, message }) => {
                     self.undo().await?;
                     let reason = refusal(code, message);
+                    if READ_ONLY.contains(&code) {
+                        // Another one may have become the primary: whoever connects again finds it.
+                        return Err(unavailable("apply", &self.label, reason));
+                    }
                     return Ok(Outcome::Rejected { transient: is_transient(code), reason });
                 }
                 Err(Broken::Failed(error)) => return Err(error),
@@ -908,6 +916,9 @@ const IS_SO: [u16; 5] = [1050, 1051, 1060, 1061, 1091];
 const RUNS: u16 = 1317;
 
 /// Whether a refusal lies in the server, or in its tables, and not in the row: it waits until that is mended.
+/// The server takes no writes: read_only, super_read_only.
+const READ_ONLY: [u16; 2] = [1290, 1836];
+
 fn is_transient(code: u16) -> bool {
     matches!(
         code,

@@ -386,9 +386,9 @@ async fn a_huge_transaction_comes_in_pieces() {
     let middle = at(pieces[1].0);
     let restart = source.restart_point(&middle);
     assert!(restart.at >= before.at && restart.at < pieces[0].0, "{restart} of {pieces:?}");
-    assert_eq!(source.restart_point(&after), after);
+    assert_eq!(source.restart_point(&after).at, after.at);
     source.acknowledge(&after);
-    assert_eq!(source.restart_point(&middle), middle, "it is of no interest any more");
+    assert_eq!(source.restart_point(&middle).at, middle.at, "it is of no interest any more");
 
     let mut again = pair.connector.source(Site::First);
     assert_eq!(again.open(Some(&restart), true, Told::new()).await.unwrap(), Opened::Resumed);

@@ -239,6 +239,69 @@ impl MysqlServer {
         Ok(())
     }
 
+    /// Makes it a replica of `primary`, by GTID and from its first transaction on, and read-only.
+    ///
+    /// # Errors
+    ///
+    /// As [`sql`](MysqlServer::sql).
+    pub fn replicate(&self, primary: &MysqlServer) -> Result<()> {
+        let port = primary.port();
+        self.sql(&match self.flavour {
+            Flavour::MariaDb => format!(
+                "CHANGE MASTER TO master_host='127.0.0.1', master_port={port}, master_user='root', \
+                 master_use_gtid=slave_pos, master_connect_retry=1; START SLAVE; SET GLOBAL read_only = ON"
+            ),
+            Flavour::MySql => format!(
+                "CHANGE REPLICATION SOURCE TO source_host='127.0.0.1', source_port={port}, source_user='root', \
+                 source_auto_position=1, source_connect_retry=1, get_source_public_key=1; START REPLICA; \
+                 SET GLOBAL super_read_only = ON"
+            ),
+        })?;
+        Ok(())
+    }
+
+    /// What it has got to, by GTIDs, for [`wait_for`](MysqlServer::wait_for).
+    ///
+    /// # Errors
+    ///
+    /// As [`sql`](MysqlServer::sql).
+    pub fn gtids(&self) -> Result<String> {
+        let gtids = self.sql(match self.flavour {
+            Flavour::MariaDb => "SELECT @@gtid_current_pos",
+            Flavour::MySql => "SELECT REPLACE(@@gtid_executed, '\n', '')",
+        })?;
+        Ok(gtids.trim().replace("\\n", ""))
+    }
+
+    /// Waits until a replica has all of `gtids`.
+    ///
+    /// # Errors
+    ///
+    /// It has not got them after half a minute, or as [`sql`](MysqlServer::sql).
+    pub fn wait_for(&self, gtids: &str) -> Result<()> {
+        let waited = self.sql(&match self.flavour {
+            Flavour::MariaDb => format!("SELECT MASTER_GTID_WAIT('{gtids}', 30)"),
+            Flavour::MySql => format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{gtids}', 30)"),
+        })?;
+        ensure!(waited.trim() == "0", "the replica does not come to {gtids}: {}", self.log_end());
+        Ok(())
+    }
+
+    /// Makes a replica a primary: it replicates no more, and takes writes.
+    ///
+    /// # Errors
+    ///
+    /// As [`sql`](MysqlServer::sql).
+    pub fn promote(&self) -> Result<()> {
+        self.sql(match self.flavour {
+            Flavour::MariaDb => "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only = OFF",
+            Flavour::MySql => {
+                "STOP REPLICA; RESET REPLICA ALL; SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF"
+            }
+        })?;
+        Ok(())
+    }
+
     /// Ends it as a crash does (SIGKILL). Does nothing if it doesn't run.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

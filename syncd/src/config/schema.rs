@@ -81,7 +81,7 @@ struct StoreSite {
     /// `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or `unix:///path`;
     /// `mysql://[user[:password]@]host[:port]`.
     url: Option<String>,
-    /// Several: the first that answers as a master is taken.
+    /// Several: the first that answers as a master is taken; of MySQL the one that takes writes.
     #[schemars(length(min = 1))]
     urls: Option<Vec<String>>,
     /// An ACL user, which needs a password; an account.

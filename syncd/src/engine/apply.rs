@@ -517,7 +517,7 @@ impl Reign {
         let (settled, applied) = (marker.settled, marker.applied);
         is_same_log(task, &marker).await?;
         let reader = Reader::at(Arc::clone(&task.log), task.partition.clone(), applied).await?;
-        let reader = reader.not_of(lock(&task.shared.history).clone());
+        let reader = reader.not_of(&task.connector, lock(&task.shared.store).clone());
         info!(partition = %task.partition, %applied, %settled, "apply begins");
         task.stats.applied_to(applied);
         if let Some((seq, time)) = first_data(task.log.as_ref(), &task.partition, reader.offset()).await {

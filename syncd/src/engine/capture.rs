@@ -400,6 +400,7 @@ impl Capture {
         if let (true, Some(place)) = (broken, &self.resume_at) {
             source.snapshot_broke_at(place);
         }
+        source.held(&self.last);
         let opened = source.open(from.as_ref(), wanted, told).await?;
         let marker = known.as_ref().and_then(Option::as_ref).cloned().unwrap_or_default();
         let applied = marker.applied;
@@ -417,6 +418,11 @@ impl Capture {
                 }));
             }
             Opened::Resumed => {
+                if source.moved() {
+                    // What comes again has other places: of our own changes it counts as behind all. A race too many is
+                    // evaluated to what the store holds, and a missed one would not be.
+                    lock(&task.shared.recent).stream_is_new();
+                }
                 self.held_below = Some(self.last.at);
                 self.passed = from.clone().unwrap_or_default();
             }
@@ -940,7 +946,7 @@ impl Capture {
         if batch.is_position {
             task.stats.position_offset.store(first.0, Ordering::SeqCst);
             if batch.last != Position::default() {
-                *lock(&task.shared.history) = batch.last.history.clone();
+                *lock(&task.shared.store) = task.connector.store_of(&batch.last);
                 task.shared.capture_ready.raise();
             }
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use causeway_core::{Change, Op, Seq};
+use causeway_core::{Change, Connector, Op, Seq};
 
 use super::EngineError;
 use super::restart::Terms;
@@ -27,8 +27,8 @@ pub(crate) struct Reader {
     terms: Terms,
     buffer: VecDeque<Item>,
     bytes: usize,
-    /// The history of the store that the records are for; empty if it is not known.
-    own: Bytes,
+    /// The store that the records are for, as their connector names it; empty if it is not known.
+    own: Option<(Arc<dyn Connector>, Bytes)>,
 }
 
 impl Reader {
@@ -41,13 +41,22 @@ impl Reader {
         let next = log.locate(&partition, seq).await?;
         let terms = Terms::default();
         let buffer = VecDeque::new();
-        let own = Bytes::new();
-        Ok(Reader { log, partition, next, expected: Some(seq), fresh: true, terms, buffer, bytes: 0, own })
+        Ok(Reader {
+            log,
+            partition,
+            next,
+            expected: Some(seq),
+            fresh: true,
+            terms,
+            buffer,
+            bytes: 0,
+            own: None,
+        })
     }
 
-    /// Records from the history `own`, of the store that they are for, are an error: it is not to get them twice.
-    pub(crate) fn not_of(self, own: Bytes) -> Reader {
-        Reader { own, ..self }
+    /// Records of the store `own`, which they are for, are an error: it is not to get them twice.
+    pub(crate) fn not_of(self, connector: &Arc<dyn Connector>, own: Bytes) -> Reader {
+        Reader { own: (!own.is_empty()).then(|| (Arc::clone(connector), own)), ..self }
     }
 
     /// Goes on at the oldest record kept, whatever its seq is.
@@ -85,7 +94,9 @@ impl Reader {
         let records = self.log.read(&self.partition, self.next, READ_BYTES).await?;
         let start = self.log.bounds(&self.partition).start;
         for (offset, change) in records {
-            if !self.own.is_empty() && change.pos.history == self.own {
+            let is_own =
+                |(connector, own): &(Arc<dyn Connector>, Bytes)| connector.store_of(&change.pos) == *own;
+            if self.own.as_ref().is_some_and(is_own) {
                 return Err(EngineError::SameServer { partition: self.partition.clone() });
             }
             self.next = Offset(offset.0 + 1);

@@ -39,8 +39,8 @@ pub(crate) struct SiteShared {
     pub(crate) marker_lost: Flag,
     /// Capture has its first position; before that nothing is applied into the store.
     pub(crate) capture_ready: Flag,
-    /// Of the site's own stream, as captured last.
-    pub(crate) history: Mutex<Bytes>,
+    /// The site's store, as its connector names the one that was captured last.
+    pub(crate) store: Mutex<Bytes>,
     /// Capture went on where it had stopped: what the log says of the marker holds.
     pub(crate) unbroken: AtomicBool,
     pub(crate) backlog: Backlog,
@@ -137,7 +137,7 @@ impl SiteShared {
             tokens: Tokens::default(),
             marker_lost: Flag::default(),
             capture_ready: Flag::default(),
-            history: Mutex::default(),
+            store: Mutex::default(),
             unbroken: AtomicBool::new(false),
             backlog: Backlog::default(),
             low: AtomicU64::new(0),

@@ -207,6 +207,14 @@ impl Source for SlowSource {
         self.inner.keeps_what_it_streamed()
     }
 
+    fn held(&mut self, last: &Position) {
+        self.inner.held(last);
+    }
+
+    fn moved(&self) -> bool {
+        self.inner.moved()
+    }
+
     fn diverged(&self, last: &Position) -> bool {
         self.inner.diverged(last)
     }

@@ -137,7 +137,7 @@ impl Link {
     }
 }
 
-/// Connects to the first of `endpoints` that answers.
+/// Connects to the first of `endpoints` that answers, and of several takes writes: a replica may be behind.
 ///
 /// # Errors
 ///
@@ -145,10 +145,24 @@ impl Link {
 pub(super) async fn connect(channel: &str, name: &str, endpoints: &Endpoints, rates: Rates) -> Result<Link> {
     let mut last = None;
     for url in &endpoints.urls {
-        match try_one(channel, name, url, endpoints, rates).await {
-            Err(error @ Error::Store { .. }) => last = Some(error),
-            done => return done,
+        let link = match try_one(channel, name, url, endpoints, rates).await {
+            Err(error @ Error::Store { .. }) => {
+                last = Some(error);
+                continue;
+            }
+            done => done?,
+        };
+        if endpoints.urls.len() == 1 {
+            return Ok(link);
         }
+        let is =
+            first_text(link.query("SELECT CONCAT(@@GLOBAL.read_only)", "ask whether it takes writes").await?);
+        if matches!(is.as_str(), "0" | "OFF") {
+            return Ok(link);
+        }
+        last = Some(
+            link.site.failed("connect", "it is a replica (read_only is ON); name the primary in `urls`, too"),
+        );
     }
     Err(last.unwrap_or_else(|| Error::Usage(format!("{channel}: `{name}` has no address"))))
 }
