@@ -133,8 +133,8 @@ pub(crate) struct Repair {
     /// last, by what the logs still hold; or `owner`: the site that serves the key's tenant. What was written meanwhile stays
     #[arg(long, value_name = "SITE|newest|owner")]
     pub(crate) from: String,
-    /// Look again at what this report of `check --json` lists, or the newest run of this result file, and repair of that what still differs; without it everything
-    /// is compared first
+    /// Look again at what this report of `check --json` lists, or the newest run of this result file, and repair of that what
+    /// still differs; without it everything is compared first
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
     /// Do it

@@ -17,8 +17,8 @@ use crate::daemon::{self, Asked, ask};
 use crate::error::{Error, Result};
 use crate::pace::{Pace, Rates};
 use crate::pair::{Task, each};
-use crate::report::{KeyAt, grouped, place, printable, word};
-use crate::results::{MAGIC, Results};
+use crate::report::{ChannelReport, KeyAt, Report, SHOWN, grouped, place, printable, push, word};
+use crate::results::Results;
 use crate::undo::{Keeper, Undoable, taken_back_by};
 
 /// Keys of one request: the daemon takes no more.
@@ -32,9 +32,6 @@ const LOGS_READ_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// How long a daemon may take to answer one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Keys of a plan that are shown to people.
-const SHOWN: usize = 20;
 
 /// Runs `verifier repair`; whether both sites are equal at the end.
 ///
@@ -139,8 +136,7 @@ impl Plan {
         }
         out.push('\n');
         for line in self.lines.iter().take(SHOWN) {
-            out.extend(line.chars().take(100));
-            out.push('\n');
+            push(&mut out, line);
         }
         if self.lines.len() > SHOWN {
             out +=
@@ -172,6 +168,21 @@ struct ListedKey {
 }
 
 impl Listed {
+    fn of(report: &Report) -> Listed {
+        let channel =
+            |of: &ChannelReport| ListedChannel { name: of.name.clone(), compared: of.outcome.compared };
+        let differing = report.listed().filter(|(_, one)| one.kind.is_some());
+        let key = |(channel, one): (&str, &Difference)| ListedKey {
+            channel: channel.to_owned(),
+            at: KeyAt::of(&one.space, &one.name),
+        };
+        Listed {
+            link: report.link.clone(),
+            channels: report.channels.iter().map(channel).collect(),
+            differences: differing.map(key).collect(),
+        }
+    }
+
     fn read(path: &Path) -> Result<Listed> {
         let wrong = |error: &dyn std::fmt::Display| {
             Error::Usage(format!(
@@ -179,10 +190,10 @@ impl Listed {
                 path.display()
             ))
         };
-        let mut text = std::fs::read(path).map_err(|error| wrong(&error))?;
-        if text.starts_with(MAGIC) {
-            text = Results::open(path)?.read(None)?.0.json().into_bytes();
+        if Results::is_at(path).map_err(|error| wrong(&error))? {
+            return Ok(Listed::of(&Results::open(path)?.read(None)?.0));
         }
+        let text = std::fs::read(path).map_err(|error| wrong(&error))?;
         serde_json::from_slice(&text).map_err(|error| wrong(&error))
     }
 

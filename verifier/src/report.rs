@@ -17,7 +17,7 @@ use crate::compare::{Difference, DifferenceKind, Outcome, Sample, State, share_a
 use crate::window::Window;
 
 /// Keys named to people; `--json` has more.
-const SHOWN: usize = 20;
+pub(crate) const SHOWN: usize = 20;
 
 /// A line's length at most.
 const WIDTH: usize = 100;
@@ -152,17 +152,31 @@ enum KeyText {
     Bytes { base64: String },
 }
 
+/// A space as reports have it: the number of a database, or a table's name.
+pub(crate) fn place_of(space: &Space) -> (Option<u32>, Option<String>) {
+    match space {
+        Space::Db(db) => (Some(*db), None),
+        Space::Table(table) => (None, Some(String::from_utf8_lossy(table).into_owned())),
+        Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
+    }
+}
+
+/// The way back of [`place_of`].
+pub(crate) fn space_at(db: Option<u32>, table: Option<String>) -> Space {
+    match (db, table) {
+        (Some(db), _) => Space::Db(db),
+        (None, Some(table)) => Space::Table(table.into()),
+        (None, None) => Space::Whole,
+    }
+}
+
 impl KeyAt {
     pub(crate) fn of(space: &Space, name: &[u8]) -> KeyAt {
         let key = match std::str::from_utf8(name) {
             Ok(text) => KeyText::Text(text.to_owned()),
             Err(_) => KeyText::Bytes { base64: BASE64.encode(name) },
         };
-        let (db, table) = match space {
-            Space::Db(db) => (Some(*db), None),
-            Space::Table(table) => (None, Some(String::from_utf8_lossy(table).into_owned())),
-            Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
-        };
+        let (db, table) = place_of(space);
         KeyAt { key, db, table }
     }
 
@@ -172,11 +186,7 @@ impl KeyAt {
             KeyText::Text(text) => text.clone().into_bytes(),
             KeyText::Bytes { base64 } => BASE64.decode(base64).ok()?,
         };
-        let space = match (self.db, &self.table) {
-            (Some(db), _) => Space::Db(db),
-            (None, Some(table)) => Space::Table(table.clone().into()),
-            (None, None) => Space::Whole,
-        };
+        let space = space_at(self.db, self.table.clone());
         Some((space, name.into()))
     }
 }
@@ -335,7 +345,8 @@ impl Report {
     }
 }
 
-fn push(out: &mut String, line: &str) {
+/// Adds a line for people, cut at [`WIDTH`].
+pub(crate) fn push(out: &mut String, line: &str) {
     out.extend(line.chars().take(WIDTH));
     out.push('\n');
 }

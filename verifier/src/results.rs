@@ -1,20 +1,21 @@
 //! The result file: what checks found, one after the other, in SQLite, so that it can be looked at, compared over time and
 //! repaired later. Keys and digests only, never a value.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use causeway_core::Space;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
 use crate::compare::{Difference, DifferenceKind, Outcome, Sample, State};
 use crate::error::{Error, Result};
-use crate::report::{ChannelReport, Report};
+use crate::report::{ChannelReport, Report, digest, place_of, space_at};
 use crate::window::Window;
 
 /// What SQLite's files begin with.
-pub(crate) const MAGIC: &[u8] = b"SQLite format 3\0";
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// SQLite's `application_id` of these files (`caus`), and the version of the tables below.
 const APPLICATION: i64 = 0x6361_7573;
@@ -60,6 +61,17 @@ pub(crate) struct Results {
 }
 
 impl Results {
+    /// Whether the file at `path` is one of SQLite's.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub(crate) fn is_at(path: &Path) -> std::io::Result<bool> {
+        let mut begin = Vec::new();
+        File::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut begin)?;
+        Ok(begin == MAGIC)
+    }
+
     /// Opens the file at `path`, and makes it if it is not there.
     ///
     /// # Errors
@@ -205,13 +217,9 @@ fn insert(file: &Transaction<'_>, report: &Report, began: u64) -> rusqlite::Resu
                 .execute(params![run, name, what, kind, count])?;
         }
         for one in outcome.differences.iter().chain(&outcome.unsettled) {
-            let (db, table) = match &one.space {
-                Space::Db(db) => (Some(*db), None),
-                Space::Table(table) => (None, Some(String::from_utf8_lossy(table).into_owned())),
-                Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
-            };
+            let (db, table) = place_of(&one.space);
             let [a, b] = one.sites.map(|state| {
-                let digest = state.map(|state| format!("{:032x}", state.digest));
+                let digest = state.as_ref().map(digest);
                 (state.map(|state| state.what), digest, state.and_then(|state| state.expire_at))
             });
             // Texts are always JSON.
@@ -293,11 +301,7 @@ fn select(file: &Connection, id: Option<i64>) -> rusqlite::Result<Option<(Report
 }
 
 fn difference(row: &Row<'_>) -> rusqlite::Result<Difference> {
-    let space = match (row.get("db")?, row.get::<_, Option<String>>("table_name")?) {
-        (Some(db), _) => Space::Db(db),
-        (None, Some(table)) => Space::Table(table.into()),
-        (None, None) => Space::Whole,
-    };
+    let space = space_at(row.get("db")?, row.get("table_name")?);
     let state = |site: &str| {
         let what: Option<String> = row.get(format!("{site}_type").as_str())?;
         let digest: Option<String> = row.get(format!("{site}_digest").as_str())?;
@@ -345,6 +349,8 @@ fn known(word: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use causeway_core::Space;
+
     use super::*;
 
     fn report(different: u64) -> Report {

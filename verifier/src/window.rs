@@ -8,6 +8,7 @@ use causeway_core::Space;
 use causeway_core::time::{now_ms, parse_rfc3339, rfc3339};
 use serde::Deserialize;
 
+use crate::cli::duration;
 use crate::compare::{Name, Naming};
 use crate::config::Config;
 use crate::daemon::{Asked, ask};
@@ -55,17 +56,8 @@ impl Window {
 /// What is allowed.
 pub(crate) fn time(text: &str) -> std::result::Result<u64, String> {
     let ago = || {
-        let unit = text.find(|c: char| !c.is_ascii_digit())?;
-        let (number, unit) = text.split_at(unit);
-        let seconds = match unit {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3_600,
-            "d" => 86_400,
-            _ => return None,
-        };
-        let ms = number.parse::<u64>().ok()?.checked_mul(seconds * 1_000)?;
-        now_ms().checked_sub(ms)
+        let ago = duration(text).ok().filter(|_| !text.ends_with("ms"))?;
+        now_ms().checked_sub(u64::try_from(ago.as_millis()).ok()?)
     };
     let wrong = "allowed is RFC 3339 such as 2026-03-01T02:00:00Z, or how long ago it was: 30m, 2h, 7d";
     parse_rfc3339(text).or_else(ago).ok_or_else(|| wrong.to_owned())

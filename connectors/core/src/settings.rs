@@ -87,6 +87,21 @@ impl<'t> At<'t> {
         }
     }
 
+    /// Reads a site's `url`, or `urls` instead: the key that was given, and what stands there. `one` and `several` are what such
+    /// an address looks like under each.
+    ///
+    /// # Errors
+    ///
+    /// Neither is given, or both, or not as allowed.
+    pub fn urls(&self, one: &str, several: &str) -> Result<(&'static str, Vec<String>)> {
+        match (self.string("url")?, self.table.contains_key("urls")) {
+            (Some(_), true) => Err(self.error("urls", "`url` is given already: keep one of both")),
+            (Some(url), false) => Ok(("url", vec![url])),
+            (None, true) => Ok(("urls", self.strings("urls", several)?)),
+            (None, false) => Err(self.error("url", &format!("is missing, allowed is such as `{one}`"))),
+        }
+    }
+
     /// The list of numbers `key`, each from 0 to `max`; it is there.
     ///
     /// # Errors

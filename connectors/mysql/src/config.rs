@@ -199,14 +199,7 @@ fn server(spec: &ChannelSpec, index: usize) -> Result<Server> {
     let [first_name, second_name] = &spec.sites;
     let (table, name) = if index == 0 { (first, first_name) } else { (second, second_name) };
     let at = At { table, path: vec![name.clone()] };
-    let (key, urls) = match (at.string("url")?, table.contains_key("urls")) {
-        (Some(_), true) => return Err(at.error("urls", "`url` is given already: keep one of both")),
-        (Some(url), false) => ("url", vec![url]),
-        (None, true) => ("urls", at.strings("urls", "mysql://user@127.0.0.1:3306")?),
-        (None, false) => {
-            return Err(at.error("url", "is missing, allowed is such as `mysql://user@127.0.0.1:3306`"));
-        }
-    };
+    let (key, urls) = at.urls("mysql://user@127.0.0.1:3306", "mysql://user@127.0.0.1:3306")?;
     let mut all: Option<Server> = None;
     for text in &urls {
         let parsed = parse_url(text).map_err(|message| at.error(key, &message))?;

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use causeway_core::time::now_ms;
 use causeway_core::{
     Change, Error, Event, Key, Op, Opened, Position, Result, Site, Source, Space, Token, Told,
 };
@@ -368,7 +369,7 @@ impl Source for MysqlSource {
                     for table in &tables {
                         let made = creation(&mut side, &label, (&table.schema, &table.name)).await?;
                         let change = made
-                            .and_then(|made| made.change(&made.definition()?, &self.config.tables, now()));
+                            .and_then(|made| made.change(&made.definition()?, &self.config.tables, now_ms()));
                         ready
                             .extend(change.map(|change| Event::Change(Change { pos: at.clone(), ..change })));
                     }
@@ -566,7 +567,7 @@ fn split(tables: Vec<Table>) -> (LeftOut, Vec<Table>) {
 impl Live {
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
         // Times are of whole seconds.
-        self.current = (u64::from(self.decoder.newest) * 1000).min(now()).saturating_sub(1000);
+        self.current = (u64::from(self.decoder.newest) * 1000).min(now_ms()).saturating_sub(1000);
         let before = events.len();
         loop {
             let mut bytes = 0;
@@ -719,7 +720,7 @@ impl Live {
                         "too many of its rows changed meanwhile",
                     ));
                 };
-                let time = now();
+                let time = now_ms();
                 self.progress.push_back((pos.at, chunk.progress));
                 for (key, json) in chunk.rows {
                     // As it is here, whoever changed it: a key that no read names did not exist.
@@ -744,7 +745,7 @@ impl Live {
         }
         if let Some(states) = self.asked.remove(&token) {
             for (key, json) in states {
-                let state = Change::captured(Op::State, key, json, pos.clone(), now());
+                let state = Change::captured(Op::State, key, json, pos.clone(), now_ms());
                 self.ready.push_back(Event::Change(Change { uncertain: self.uncertain, ..state }));
             }
         }
@@ -811,9 +812,4 @@ async fn hear(snapshot: &mut Option<Snapshot>) -> Said {
         return said;
     }
     std::future::pending().await
-}
-
-/// In milliseconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
+use causeway_core::time::now_ms;
 use causeway_core::{Change, Event, Group, Key, Marker, Op, Position, Space, Token};
 use mysql_async::binlog::events::{
     Event as BinlogEvent, EventData, GtidEvent, OptionalMetaExtractor, OptionalMetadataField, RowsEventData,
@@ -24,7 +25,6 @@ use crate::names;
 use crate::place::Place;
 use crate::row::{Cell, Charsets, Kind, from_binlog, key_name, kind_of, write_json};
 use crate::schema::{keyless_json, left_out};
-use crate::source::now;
 
 /// Why the stream cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -354,7 +354,7 @@ impl Decoder {
                 ));
             }
             EventData::HeartbeatEvent if self.open.is_none() => {
-                self.newest = self.newest.max(u32::try_from(now() / 1000).unwrap_or(0));
+                self.newest = self.newest.max(u32::try_from(now_ms() / 1000).unwrap_or(0));
                 events.push(Event::Idle { pos: self.position() });
             }
             _ => {}

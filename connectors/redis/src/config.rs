@@ -148,14 +148,7 @@ fn site(spec: &ChannelSpec, index: usize) -> Result<Endpoint> {
     let (table, name) = if index == 0 { (first, first_name) } else { (second, second_name) };
     let at = At { table, path: vec![name.clone()] };
     at.known(&SITE_KEYS)?;
-    let (key, urls) = match (at.string("url")?, table.contains_key("urls")) {
-        (Some(_), true) => return Err(at.error("urls", "`url` is given already: keep one of both")),
-        (Some(url), false) => ("url", vec![url]),
-        (None, true) => ("urls", at.strings("urls", "redis://10.0.0.1:6379")?),
-        (None, false) => {
-            return Err(at.error("url", "is missing, allowed is such as `redis://127.0.0.1:6379`"));
-        }
-    };
+    let (key, urls) = at.urls("redis://127.0.0.1:6379", "redis://10.0.0.1:6379")?;
     let mut endpoint: Option<Endpoint> = None;
     for text in &urls {
         let parsed = server(text, &spec.directory).map_err(|message| at.error(key, &message))?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use causeway_core::time::now_ms;
 use causeway_core::{Error, Result, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -25,7 +26,6 @@ use crate::names::Names;
 use crate::progress::Progress;
 use crate::rdb::{self, Cut, DumpCutter};
 use crate::resp::{self, Head, Reply};
-use crate::source::now_ms;
 use crate::stream::{Found, Held, KeyArgs, Piece, Set};
 
 /// Keys of one transaction: the server is kept from others for well under a millisecond by small ones.

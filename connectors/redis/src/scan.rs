@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use causeway_core::time::now_ms;
 use causeway_core::{Error, Event, Key, Op, Position, Result, Space, Token};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -33,7 +34,7 @@ use crate::filter::Filter;
 use crate::info::{ServerInfo, config_get};
 use crate::reread::{Answer, Read, Request, Side};
 use crate::resp::Reply;
-use crate::source::{cost, now_ms};
+use crate::source::cost;
 use crate::stream::{Piece, Set};
 
 use lister::Page;

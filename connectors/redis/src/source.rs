@@ -6,10 +6,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use causeway_core::time::now_ms;
 use causeway_core::{
     Behind, Change, Error, Event, Key, Op, Opened, Part, Position, Rereads, Result, Site, Source, Space,
     Token, Told,
@@ -248,12 +249,6 @@ async fn continued(side: &mut Conn, id: Bytes, asked: &Bytes) -> Result<History>
         return Err(unavailable("go on with the stream", side.endpoint_label(), reason));
     }
     Ok(History { old: asked.clone(), until: info.second_offset.saturating_sub(1), new: id })
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The snapshot under way.

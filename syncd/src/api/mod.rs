@@ -26,7 +26,6 @@ mod guard;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -35,6 +34,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use causeway_core::{Key, time};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
@@ -195,6 +195,14 @@ async fn snapshot(State(control): Shared, Path(name): Path<String>) -> Response 
     after(&*control, control.snapshot(&name).await)
 }
 
+/// The keys that a request names; what is wrong with them.
+fn keys_of(named: &[KeyAt], max: usize) -> Result<Vec<Key>, String> {
+    if named.len() > max {
+        return Err(format!("{} keys, allowed are {max} in one request", named.len()));
+    }
+    named.iter().map(KeyAt::key).collect::<Option<_>>().ok_or_else(|| "a key without a name".to_owned())
+}
+
 async fn repair(
     State(control): Shared,
     Path(name): Path<String>,
@@ -204,12 +212,9 @@ async fn repair(
         Ok(Json(query)) => query,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
     };
-    if keys.len() > RepairQuery::KEYS_MAX {
-        let message = format!("{} keys, allowed are {} in one request", keys.len(), RepairQuery::KEYS_MAX);
-        return error(StatusCode::BAD_REQUEST, message);
-    }
-    let Some(keys) = keys.iter().map(KeyAt::key).collect() else {
-        return error(StatusCode::BAD_REQUEST, "a key without a name");
+    let keys = match keys_of(&keys, RepairQuery::KEYS_MAX) {
+        Ok(keys) => keys,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong),
     };
     match control.repair(&name, &from, keys).await {
         Ok(asked) => Json(Repaired { asked }).into_response(),
@@ -227,10 +232,8 @@ struct Window {
 impl Window {
     /// In milliseconds since 1970; what has no end ends now.
     fn range(&self) -> Result<Range<u64>, String> {
-        let ms =
-            |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        let read = |name: &str, text: &str| parse_rfc3339(text).map(ms).ok_or_else(|| wrong_time(name, text));
-        let now = ms(SystemTime::now());
+        let read = |name: &str, text: &str| time::parse_rfc3339(text).ok_or_else(|| wrong_time(name, text));
+        let now = time::now_ms();
         let to = self.to.as_ref().map_or(Ok(now), |to| read("to", to))?.min(now);
         let from = read("from", &self.from)?;
         match from < to {
@@ -278,13 +281,9 @@ async fn whose(
         Ok(Json(query)) => query,
         Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong.body_text()),
     };
-    if query.keys.len() > WhoseQuery::KEYS_MAX {
-        let message =
-            format!("{} keys, allowed are {} in one request", query.keys.len(), WhoseQuery::KEYS_MAX);
-        return error(StatusCode::BAD_REQUEST, message);
-    }
-    let Some(keys) = query.keys() else {
-        return error(StatusCode::BAD_REQUEST, "a key without a name");
+    let keys = match keys_of(&query.keys, WhoseQuery::KEYS_MAX) {
+        Ok(keys) => keys,
+        Err(wrong) => return error(StatusCode::BAD_REQUEST, wrong),
     };
     match control.whose(&name, query.by, keys).await {
         Ok(whose) => Json(whose).into_response(),

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::args::{BackfillArgs, Common};
 use super::client::{Client, Lines};
 use super::table::thousands;
-use super::{Failure, output};
+use super::{Failure, output, programs};
 use crate::config::Config;
 use crate::status::{KeyAt, RepairQuery, Repaired, WrittenLine};
 
@@ -164,7 +163,7 @@ async fn ask(
 
 /// Whether `verifier check` finds the window equal.
 async fn verify(common: &Common, args: &BackfillArgs, done: &Done<'_>) -> Result<bool, Failure> {
-    let program = verifier(args.verifier.as_deref())?;
+    let program = programs::verifier(args.verifier.as_deref()).map_err(Failure::Failed)?;
     let failed = |what: String| Failure::Failed(format!("{}: {what}", program.display()));
     let checked = tokio::process::Command::new(&program)
         .args(["check", "--json", "--settle", SETTLE, "--channel", done.channel])
@@ -185,16 +184,6 @@ async fn verify(common: &Common, args: &BackfillArgs, done: &Done<'_>) -> Result
         (Some(2), _) => Err(Failure::Usage("the window was carried, and cannot be compared".to_owned())),
         _ => Err(failed("the window was carried, and could not be compared".to_owned())),
     }
-}
-
-/// The verifier that was named, or the one that lies beside this program.
-fn verifier(named: Option<&Path>) -> Result<PathBuf, Failure> {
-    let beside = || {
-        let here =
-            std::env::current_exe().map_err(|error| Failure::Failed(format!("where is syncd? {error}")))?;
-        Ok(here.with_file_name("verifier"))
-    };
-    named.map_or_else(beside, |path| Ok(path.to_owned()))
 }
 
 fn bar() -> ProgressBar {

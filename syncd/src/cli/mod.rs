@@ -13,6 +13,7 @@ mod conflicts;
 mod dead_letters;
 mod logging;
 mod output;
+mod programs;
 mod progress;
 mod run;
 mod runbook;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use causeway_core::{
     Change, Connector, Error as StoreError, ErrorKind, Event, Hlc, HlcClock, Key, Marker, Op, Opened,
@@ -90,11 +90,6 @@ const REDOS_BITS: u32 = 24;
 
 /// Tells milliseconds since 1970.
 pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// Milliseconds since 1970 by the machine's clock.
-pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
 
 impl CaptureTask {
     /// The site's changes.

@@ -2,18 +2,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use causeway_core::{Connector, Key, Op, Seq, Site};
+use causeway_core::{Connector, Key, Op, Seq, Site, Space, time};
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::capture::{Clock, unix_ms};
+use super::capture::Clock;
 use super::conflicts::ConflictLog;
 use super::dead_letters::DeadLetters;
 use super::members::Members;
@@ -183,7 +182,7 @@ impl Daemon {
                 log
             }
         };
-        let clocks: [Clock; 2] = [Arc::new(unix_ms), Arc::new(unix_ms)];
+        let clocks: [Clock; 2] = [Arc::new(time::now_ms), Arc::new(time::now_ms)];
         let conflicts = ConflictLog::open(&dir.join("conflicts"), config.conflicts).map_err(folder)?;
         let daemon =
             Daemon::start_on(config, connectors, site, (log, group), Some(conflicts), clocks).await?;
@@ -343,6 +342,12 @@ impl Daemon {
                 known: self.channels.iter().map(|channel| channel.name().to_owned()).collect(),
             }
         })
+    }
+
+    /// The same, if it is served here.
+    fn channel_here(&self, name: &str) -> Result<&ChannelRun, ControlError> {
+        let run = self.channel(name)?;
+        if run.is_here() { Ok(run) } else { Err(self.elsewhere(run)) }
     }
 
     fn chosen(&self, name: Option<&str>) -> Result<Vec<&ChannelRun>, ControlError> {
@@ -527,8 +532,7 @@ async fn written(
         let (walked, ()) = tokio::join!(walk, tell);
         match walked {
             Ok(current) => {
-                let time = UNIX_EPOCH + Duration::from_millis(current);
-                end.insert(site.clone(), (current > 0).then(|| rfc3339(time)));
+                end.insert(site.clone(), (current > 0).then(|| time::rfc3339(current)));
             }
             Err(error) => {
                 let gone = matches!(error, Unknown::Gone { .. } | Unknown::Damaged { .. });
@@ -544,8 +548,11 @@ fn line(site: &str, named: Named) -> WrittenLine {
     match named {
         Named::Key(key) => WrittenLine::Key { site, at: KeyAt::of(&key) },
         Named::Space(space) => {
-            let at = KeyAt::of(&Key { space, name: Bytes::new() });
-            WrittenLine::Whole { site, whole: true, table: at.table }
+            let table = match space {
+                Space::Table(name) => Some(String::from_utf8_lossy(&name).into_owned()),
+                _ => None,
+            };
+            WrittenLine::Whole { site, whole: true, table }
         }
     }
 }
@@ -685,10 +692,7 @@ impl Control for Daemon {
         channel: &str,
         window: Range<u64>,
     ) -> Result<mpsc::Receiver<Vec<WrittenLine>>, ControlError> {
-        let run = self.channel(channel)?;
-        if !run.is_here() {
-            return Err(self.elsewhere(run));
-        }
+        let run = self.channel_here(channel)?;
         let permit = Arc::clone(&self.log_readers).try_acquire_owned();
         let permit = permit.map_err(|_| {
             ControlError::Refused(format!(
@@ -711,10 +715,7 @@ impl Control for Daemon {
     }
 
     async fn whose(&self, channel: &str, by: By, keys: Vec<Key>) -> Result<Whose, ControlError> {
-        let run = self.channel(channel)?;
-        if !run.is_here() {
-            return Err(self.elsewhere(run));
-        }
+        let run = self.channel_here(channel)?;
         let named = |site: Option<Site>| site.map(|site| self.sites[site.index()].clone());
         if by == By::Owner {
             let Some(owners) = run.config.conflict.owners() else {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use causeway_core::Key;
 use serde::{Deserialize, Serialize};
 
 use super::KeyAt;
@@ -70,11 +69,6 @@ impl WhoseQuery {
     pub const KEYS_MAX: usize = 100_000;
     /// How large its body may be.
     pub const BODY_MAX: usize = 64 << 20;
-
-    /// `None`: one has no name.
-    pub fn keys(&self) -> Option<Vec<Key>> {
-        self.keys.iter().map(KeyAt::key).collect()
-    }
 }
 
 /// Which site is right about each key.

@@ -56,8 +56,8 @@ pub(crate) async fn compare_named<R: Reader>(
     let mut whole = BTreeSet::new();
     progress.begin("comparing what was written", 0);
     while let Some(some) = naming.next().await? {
-        progress.expect(some.len() as u64);
         let looked_through = some.len() as u64;
+        progress.expect(looked_through);
         let mut keys: BTreeMap<Space, Vec<Bytes>> = BTreeMap::new();
         for name in some {
             match name {

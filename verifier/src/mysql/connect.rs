@@ -44,9 +44,7 @@ impl Link {
     /// How long the server takes to answer a ping.
     pub(super) async fn probe(&self) -> Result<Duration> {
         let action = "ask whether it is there";
-        let conn = timeout(CONNECT_TIMEOUT, self.pool.get_conn()).await;
-        let mut conn =
-            conn.map_err(|_| self.site.failed(action, "no answer"))?.map_err(|e| self.failed(action, e))?;
+        let mut conn = self.at_once(&self.pool, action).await?;
         let begin = Instant::now();
         self.in_time(conn.ping(), action).await?;
         Ok(begin.elapsed())
@@ -108,6 +106,11 @@ impl Link {
 
     async fn of(&self, pool: &Pool, action: &str) -> Result<Conn> {
         self.pace.take(1).await;
+        self.at_once(pool, action).await
+    }
+
+    /// Whatever the rate is.
+    async fn at_once(&self, pool: &Pool, action: &str) -> Result<Conn> {
         let conn = timeout(CONNECT_TIMEOUT, pool.get_conn()).await;
         conn.map_err(|_| self.site.failed(action, "no answer"))?.map_err(|e| self.failed(action, e))
     }

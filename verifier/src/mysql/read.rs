@@ -211,11 +211,11 @@ impl Reader for MysqlReader {
 
     fn place(&self, space: &Space, name: &[u8]) -> Place {
         let Some(table) = self.table(space) else {
-            let is_table = |name: &Bytes| self.all.iter().any(|one| one.as_bytes() == name);
+            let is_table = |name: &[u8]| std::str::from_utf8(name).is_ok_and(|name| self.all.contains(name));
             return match space {
                 Space::Table(name) if is_table(name) => Place::Space,
                 // The log names no table itself: one that differed is compared again.
-                Space::Whole if self.all.iter().any(|one| one.as_bytes() == name) => Place::Key,
+                Space::Whole if is_table(name) => Place::Key,
                 _ => Place::Outside,
             };
         };

@@ -22,7 +22,7 @@ use crate::config::{self, Channel, Config, Wanted};
 use crate::error::{Error, Result};
 use crate::pace::{Pace, Rates};
 use crate::pair::{Task, each};
-use crate::report::{KeyAt, grouped, place, printable};
+use crate::report::{KeyAt, SHOWN, grouped, place, printable, push};
 
 /// Keys looked at in one go, and about the most that their values take: a single one may take more.
 const KEYS_AT_ONCE: usize = 500;
@@ -42,12 +42,6 @@ const PASSES_MAX: usize = 10;
 
 /// Keys that are listed: as many as a repair takes unless told otherwise.
 const LIST_MAX: usize = 100_000;
-
-/// Keys that are shown to people.
-const SHOWN: usize = 20;
-
-/// A line's length at most.
-const WIDTH: usize = 100;
 
 /// Runs `verifier undo`; whether every key holds again what it held, at both sites.
 ///
@@ -449,10 +443,7 @@ impl Undoing<'_> {
         let Header { what, time, .. } = &self.header;
         let mut out = String::new();
         for (channel, tally) in &self.tallies {
-            let mut line = |text: String| {
-                out.extend(text.chars().take(WIDTH));
-                out.push('\n');
-            };
+            let mut line = |text: String| push(&mut out, &text);
             let sites: Vec<&str> = tally.sites.keys().map(String::as_str).collect();
             let hold = if self.arguments.yes { "hold again" } else { "to put back: they will hold again" };
             line(format!(

@@ -6,9 +6,9 @@
 use std::time::Instant;
 
 use causeway_core::Result;
+use causeway_core::time::now_ms;
 
 use crate::conn::Conn;
-use crate::source::now_ms;
 
 /// How long a key lives at the most whose time is over, unless its origin says what became of it.
 const GRACE_MS: u64 = 60_000;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::args::Common;
 use super::super::client::Client;
 use super::super::table::{Tone, paint};
-use super::super::{Failure, output};
+use super::super::{Failure, output, programs};
 use crate::config::Config;
 use crate::runbook::{Exit, Program, Refusal, World};
 use crate::status::Status;
@@ -46,13 +46,7 @@ impl Outside {
         given: Option<&Path>,
         needs_verifier: bool,
     ) -> Result<Outside, Failure> {
-        let syncd =
-            std::env::current_exe().map_err(|error| format!("cannot tell where this program is: {error}"));
-        let verifier = match (given, &syncd) {
-            (Some(path), _) => Ok(path.to_owned()),
-            (None, Ok(syncd)) => Ok(syncd.with_file_name("verifier")),
-            (None, Err(unknown)) => Err(unknown.clone()),
-        };
+        let (syncd, verifier) = (programs::this(), programs::verifier(given));
         // Not only when the run comes to it, perhaps in the middle of the night.
         if let (true, Ok(path)) = (needs_verifier, &verifier)
             && !path.is_file()
