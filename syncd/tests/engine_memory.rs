@@ -560,6 +560,29 @@ async fn concurrent_writes_are_in_the_conflict_log() {
     assert_eq!(files, 1);
 }
 
+/// What is read of a backlog counts as written when the store says it was, however late it is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_read_after_an_outage_is_as_old_as_it_is() {
+    tell_logs();
+    let run = Running::start(Memory::new(), "both", "both").await;
+    run.memory.write(Site::First, &["SET warm 1"]).unwrap();
+    run.drained().await;
+    run.memory.inject(Site::First, Fault::Stall);
+    run.memory.write(Site::First, &["SET k older", "INCRBY n 2"]).unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    run.memory.write(Site::Second, &["SET k newer", "INCRBY n 3"]).unwrap();
+    run.until("applied", |_| run.memory.read(Site::First, "k").unwrap().0 == "string newer").await;
+    run.memory.cut(Site::First);
+    run.memory.clear(Site::First);
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "k").unwrap().0, "string newer");
+    assert_eq!(run.memory.read(Site::First, "n").unwrap().0, "string 5");
+    run.memory.write(Site::First, &["SET k newest"]).unwrap();
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::Second, "k").unwrap().0, "string newest");
+    run.daemon.stop().await;
+}
+
 /// What was written in a gap comes as a state: ours is done again on top, and that is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_both_sites_did_to_parts_of_a_key_is_told_as_merged() {

@@ -159,8 +159,8 @@ pub struct Change {
     pub tenant: Option<Bytes>,
     /// The tenant's epoch at the origin.
     pub epoch: u64,
-    /// Read from a backlog after an outage: its hlc is a guess. A source says it of a `state` that nobody wrote just then:
-    /// one that [`Source::refresh`](crate::Source::refresh) asked for.
+    /// Its hlc is a guess: it was read from a backlog after an outage. Of a `state` a source says it, where nobody wrote it
+    /// just then: see [`was_asked_for`](Change::was_asked_for).
     pub uncertain: bool,
 }
 
@@ -187,6 +187,12 @@ impl Change {
             epoch: 0,
             uncertain: false,
         }
+    }
+
+    /// Whether it says what a key holds because somebody asked, as by [`Source::refresh`](crate::Source::refresh): it is no
+    /// write of its own.
+    pub fn was_asked_for(&self) -> bool {
+        self.op == Op::State && self.uncertain
     }
 
     /// What one without a key and a value costs.

@@ -117,6 +117,13 @@ impl Memory {
         self.store(site).lock().down = false;
     }
 
+    /// Cuts all connections, and a replica that had everything takes over: the stream has a new history, and goes on at the
+    /// places of the one before.
+    pub fn promote(&self, site: Site) {
+        self.store(site).lock().promote();
+        self.store(site).changed.notify_waiters();
+    }
+
     /// Cuts all connections, and the stream begins a new history: no older position can be resumed.
     pub fn lose_position(&self, site: Site) {
         self.store(site).lock().lose_position();

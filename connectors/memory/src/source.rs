@@ -32,6 +32,8 @@ pub(crate) struct MemorySource {
     read: Arc<AtomicU64>,
     /// What of the snapshot has not been handed over yet.
     snapshot: VecDeque<Event>,
+    /// When the stream was last at its end, and when it was before that.
+    at_end: [u64; 2],
 }
 
 impl MemorySource {
@@ -39,7 +41,8 @@ impl MemorySource {
         let snapshot = VecDeque::new();
         let id = store.unique();
         let (opened, read) = (Open::default(), Arc::default());
-        MemorySource { store, endpoint, id, part_bytes, epoch: None, at: 0, opened, read, snapshot }
+        let (epoch, at, at_end) = (None, 0, [0; 2]);
+        MemorySource { store, endpoint, id, part_bytes, epoch, at, opened, read, snapshot, at_end }
     }
 
     /// Takes what is there; `None` if nothing is.
@@ -52,6 +55,7 @@ impl MemorySource {
         if state.faults.contains(&Fault::Stall) {
             return Ok(None);
         }
+        self.at_end[1] = self.at_end[0];
         let before = events.len();
         let mut bytes = 0;
         while bytes < bytes_max {
@@ -65,7 +69,10 @@ impl MemorySource {
                 self.epoch = None;
                 unavailable("read the stream", &self.endpoint, &why)
             })?;
-            let Some(next) = next else { break };
+            let Some(next) = next else {
+                self.at_end[0] = state.now;
+                break;
+            };
             for names in self.opened.take_asked() {
                 state.refresh(self.id, Token(self.store.unique()), names, Why::Met);
             }
@@ -126,6 +133,7 @@ impl Source for MemorySource {
         // What was asked for before the break is not answered.
         self.id = self.store.unique();
         self.opened = Open::new(told);
+        self.at_end = [0; 2];
         let mut state = self.store.lock();
         state.streams += 1;
         if state.down {
@@ -177,6 +185,10 @@ impl Source for MemorySource {
                 return Ok(());
             }
         }
+    }
+
+    fn current(&self) -> Option<u64> {
+        Some(self.at_end[1])
     }
 
     fn keeps_what_it_streamed(&self) -> bool {

@@ -118,6 +118,8 @@ pub(crate) struct State {
     touched: HashMap<String, u64>,
     /// Counts the histories that were begun; its text is the position's.
     history: u64,
+    /// The histories of the primaries that this store took over from, each with up to where it had that.
+    before: Vec<(Bytes, u64)>,
     log: VecDeque<(Logged, u64)>,
     /// The place of the first of `log`.
     log_start: u64,
@@ -193,7 +195,8 @@ impl State {
     /// Whether the stream can go on behind `from`; `Err` says why not.
     pub(crate) fn resume(&self, from: &Position) -> Result<u64, String> {
         let end = self.end();
-        if from.history != end.history {
+        let had = |(history, to): &(Bytes, u64)| *history == from.history && from.at <= *to;
+        if from.history != end.history && !self.before.iter().any(had) {
             Err(format!("the store's history is {}", String::from_utf8_lossy(&end.history)))
         } else if from.at < self.log_start || from.at > end.at {
             Err(format!("the backlog is {}..{}", self.log_start, end.at))
@@ -484,9 +487,17 @@ impl State {
 
     pub(crate) fn lose_position(&mut self) {
         self.forgot = false;
+        self.before.clear();
         self.history = self.unique();
         self.log_start += self.log.len() as u64;
         self.log.clear();
+        self.cut();
+    }
+
+    pub(crate) fn promote(&mut self) {
+        let end = self.end();
+        self.before.push((end.history, end.at));
+        self.history = self.unique();
         self.cut();
     }
 

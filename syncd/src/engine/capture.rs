@@ -24,7 +24,8 @@ use super::order::Side;
 use super::races::{Refresh, Ships};
 use super::recent::{Written, key_digest, touches, unsure};
 use super::restart::{
-    RestartPoint, SnapshotPoint, Terms, is_damaged, position_record, recover, touched_keys, walk_kept,
+    Recovered, RestartPoint, SnapshotPoint, Terms, is_damaged, position_record, recover, touched_keys,
+    walk_kept,
 };
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
 use super::switch::{Part, is_off};
@@ -230,6 +231,8 @@ pub(super) struct Capture {
     pub(super) checked_to: Option<Position>,
     /// What the source brings again up to here is in the log.
     held_below: Option<u64>,
+    /// The stream went on at this time, and what comes may have been written before it.
+    backlog_until: Option<u64>,
     /// A group whose last change has not come yet: it is appended whole.
     open_group: Vec<Change>,
     under_way: FuturesOrdered<UnderWay>,
@@ -300,8 +303,7 @@ impl Capture {
                 written.note(&touches(&change, task.ours()));
             })
             .await?;
-            let history = found.last.as_ref().or(found.resume_at.as_ref()).map(|last| last.history.clone());
-            damaged |= remember(task, remembered_from, place, &history.unwrap_or_default()).await?;
+            damaged |= remember(task, remembered_from, place, &found).await?;
             // What was damaged before the snapshot that closed the gap is closed with it.
             let covered = found.point.snapshot.as_ref().filter(|snapshot| snapshot.gap);
             if let Some(first) = covered.map(|snapshot| Seq(snapshot.first)).filter(|_| !found.damaged) {
@@ -341,6 +343,7 @@ impl Capture {
             currents: VecDeque::new(),
             point: found.point,
             held_below: None,
+            backlog_until: None,
             open_group: Vec::new(),
             under_way: FuturesOrdered::new(),
             begun: VecDeque::new(),
@@ -384,7 +387,7 @@ impl Capture {
             (Some(from), Some((_, first))) => {
                 let all = async {
                     self.wait_for_appends(task, source).await?;
-                    told(task, first, from).await
+                    told(task, (first, from), (&self.point, &self.last)).await
                 };
                 // A log whose brokers are away must not keep the source from the store.
                 tokio::time::timeout(TOLD_WAIT, all).await.unwrap_or_else(|_| Ok(Told::new()))?
@@ -419,12 +422,14 @@ impl Capture {
                     lock(&task.shared.recent).stream_is_new();
                 }
                 self.held_below = Some(self.last.at);
+                self.backlog_until = source.current().map(|_| (task.clock)());
                 self.passed = from.clone().unwrap_or_default();
             }
             Opened::Anew { lost } => {
-                self.held_below = None;
+                (self.held_below, self.backlog_until) = (None, None);
                 self.stretch = VecDeque::from([(0, self.next_seq)]);
                 self.currents.clear();
+                self.point.line.clear();
                 let first = self.next_seq.0;
                 // Its first event says whether it is still the stream that we had.
                 while self.early.is_empty() {
@@ -640,6 +645,7 @@ impl Capture {
         source: &mut dyn Source,
         events: &mut Vec<Event>,
     ) -> Result<(), EngineError> {
+        self.backlog_until.take_if(|opened| source.current() >= Some(*opened));
         let mut batch = Batch::default();
         let taken = self.take_events(task, source, events, &mut batch).await;
         // What came before something that failed has its seqs, and does not come again.
@@ -805,6 +811,10 @@ impl Capture {
             // What a snapshot that breaks has read is read again, and the stream goes on beside it.
             let further = pos.history == self.last.history && pos.at > self.last.at;
             self.progressed |= further && !self.in_snapshot();
+            // One that begins anew is another stream.
+            if self.held_below.is_some() {
+                self.point.passes(&self.last, &pos);
+            }
             self.last = pos;
         }
     }
@@ -846,9 +856,12 @@ impl Capture {
             (_, News::Known) => self.written.last(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
             (_, News::New) => {
-                let now = self.clock.stamp((task.clock)());
+                let (time, is_guess) = self.date(task, &change);
+                let now = self.clock.stamp(time);
                 let here = || task.ours().place(&change.key, change.seq, change.seen);
-                if change.uncertain { unsure(here().unwrap_or(now)) } else { now }
+                let found = change.uncertain;
+                change.uncertain |= is_guess;
+                if found { unsure(here().unwrap_or(now)) } else { now }
             }
         };
         if task.peer.is_some() {
@@ -862,6 +875,16 @@ impl Capture {
         self.bytes_since_position += change.cost();
         batch.changes.push(change);
         Ok(())
+    }
+
+    /// When `change` was made, and whether that is a guess: what is read of a backlog after an outage counts as made at the
+    /// last time that is known before it, unless the store itself says when it was.
+    fn date(&self, task: &CaptureTask, change: &Change) -> (u64, bool) {
+        match self.backlog_until {
+            None => ((task.clock)(), false),
+            Some(opened) if change.time < opened => (change.time, false),
+            Some(_) => (self.point.current, matches!(change.op, Op::Command | Op::Put | Op::Delete)),
+        }
     }
 
     fn push_position(&mut self, task: &CaptureTask, source: &mut dyn Source, batch: &mut Batch) {
@@ -983,14 +1006,18 @@ async fn written_in_snapshot(
     let theirs = (log.locate(peer, theirs.start).await?, log.locate(peer, theirs.end).await?);
     let mut written = Vec::new();
     for (partition, range) in [(&task.partition, ours), (peer, theirs)] {
-        let is_write = |change: &Change, _, _: &Key| change.op != Op::Read && !change.uncertain;
+        let is_write = |change: &Change, _, _: &Key| change.op != Op::Read && !change.was_asked_for();
         written.extend(touched_keys(log, partition, range, connector, is_write).await?.into_keys());
     }
     Ok(written)
 }
 
 /// What our log, from `first` on, says of keys behind `from`, from where the stream comes again: see [`Source::open`].
-async fn told(task: &CaptureTask, first: Seq, from: &Position) -> Result<Told, EngineError> {
+async fn told(
+    task: &CaptureTask,
+    (first, from): (Seq, &Position),
+    (point, last): (&RestartPoint, &Position),
+) -> Result<Told, EngineError> {
     let mut told = Told::new();
     let start = task.log.locate(&task.partition, first).await?;
     let end = task.log.bounds(&task.partition).end;
@@ -1000,9 +1027,9 @@ async fn told(task: &CaptureTask, first: Seq, from: &Position) -> Result<Told, E
         let is_told = terms.admits(&change)
             && change.op.is_data()
             && change.op != Op::Read
-            && !change.uncertain
+            && !change.was_asked_for()
             && change.part.is_none_or(|part| part.last);
-        let comes_again = change.pos.history == from.history && change.pos.at > from.at;
+        let comes_again = point.is_in_line(&change.pos.history, last) && change.pos.at > from.at;
         if is_told && comes_again && (told.len() < TOLD_MAX || told.contains_key(&change.key)) {
             told.insert(change.key.detached(), change.pos.at);
         }
@@ -1016,14 +1043,15 @@ async fn remember(
     task: &CaptureTask,
     from: Seq,
     end: Offset,
-    history: &bytes::Bytes,
+    found: &Recovered,
 ) -> Result<bool, EngineError> {
+    let last = found.last.clone().or_else(|| found.resume_at.clone()).unwrap_or_default();
     let start = task.log.locate(&task.partition, from).await?;
     let mut terms = Terms::default();
     walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
             let mut touched = touches(&change, task.ours());
-            if change.pos.history != *history {
+            if !found.point.is_in_line(&change.pos.history, &last) {
                 touched.iter_mut().for_each(|(_, own)| own.at = 0);
             }
             lock(&task.shared.recent).note(&touched);

@@ -305,8 +305,10 @@ impl Capture {
         // What is read again may still open something.
         let places =
             redos.places().chain(self.ships.open.values().map(|ship| &ship.place)).chain([&self.passed]);
-        let places = places.filter(|place| place.history == self.last.history && place.at < self.last.at);
-        places.min_by_key(|place| place.at).unwrap_or(&self.last).clone()
+        let places = places.filter(|place| !place.history.is_empty() && place.at < self.last.at);
+        let oldest = places.min_by_key(|place| place.at).unwrap_or(&self.last);
+        // One may be of the primary that was: the replica that took over counts on, and has that stretch as its own.
+        Position { history: self.last.history.clone(), ..oldest.clone() }
     }
 }
 

@@ -128,7 +128,7 @@ impl Written {
     pub(crate) fn note(&mut self, touched: &[(u128, Touch)]) {
         // A delete is no write: the key may only have expired here.
         let written = touched.iter().filter(|(_, own)| own.class != Class::Observed);
-        let last = |own: &Touch| Hlc(own.version.place & !(UNSURE | UNKNOWN));
+        let last = |own: &Touch| Hlc(own.version.place & !UNKNOWN);
         self.new.extend(written.map(|(digest, own)| Wrote { digest: half(*digest), last: last(own) }));
         if self.new.len() >= Self::NEW_MAX {
             self.put_new();

@@ -33,9 +33,31 @@ pub(crate) struct RestartPoint {
     /// Milliseconds since 1970: what the store did before then stands above this record; 0: not known.
     #[serde(default)]
     pub(crate) current: u64,
+    /// The histories of primaries that replicas took over from without losing anything: the stream goes on at their places.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) line: Vec<String>,
     /// An operator paused what is applied at this site, where several daemons may serve it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) paused: bool,
+}
+
+/// Of so many failovers the places are known; before those, what was written counts as behind everything that comes.
+const LINE_MAX: usize = 16;
+
+impl RestartPoint {
+    /// The stream has come from `last` to `next`, which may be of a replica that took over.
+    pub(crate) fn passes(&mut self, last: &Position, next: &Position) {
+        if last.history == next.history || last.history.is_empty() {
+            return;
+        }
+        self.line.push(String::from_utf8_lossy(&last.history).into_owned());
+        self.line.drain(..self.line.len().saturating_sub(LINE_MAX));
+    }
+
+    /// Whether places of `history` are in one order with those of `last`, to which the stream has come.
+    pub(crate) fn is_in_line(&self, history: &[u8], last: &Position) -> bool {
+        history == last.history || self.line.iter().any(|before| before.as_bytes() == history)
+    }
 }
 
 /// A snapshot as capture knows it.
@@ -163,7 +185,8 @@ async fn from_position(
             recovered.last_data = Some(change.seq);
         }
         if change.group.is_none_or(|group| group.last) {
-            recovered.last = Some(change.pos);
+            let last = recovered.last.replace(change.pos.clone()).unwrap_or_default();
+            recovered.point.passes(&last, &change.pos);
         }
     })
     .await?;

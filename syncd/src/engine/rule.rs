@@ -485,7 +485,7 @@ fn replayed(state: &Record, left: &[(usize, &Record)]) -> BTreeSet<usize> {
         };
         let more: BTreeSet<usize> = held
             .iter()
-            .filter(|(_, held)| !held.is_reread() && !held.is_of_any() && is_again(held))
+            .filter(|(_, held)| !held.is_by_place() && !held.is_of_any() && is_again(held))
             .map(|(index, _)| *index)
             .collect();
         if more.is_subset(&chosen) {

@@ -220,6 +220,10 @@ impl Driver {
                 self.memory.cut(site);
                 self.world.cut(site);
             }
+            Do::Promote(site) => {
+                self.memory.promote(site);
+                self.world.cut(site);
+            }
             Do::CutAfter(site, batches) => self.memory.inject(site, Fault::CutAfter(batches + 1)),
             Do::Die(site, down) | Do::Stop(site, down) => {
                 if !std::mem::replace(&mut self.down[site.index()], true) {

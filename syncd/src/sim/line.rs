@@ -48,6 +48,7 @@ impl Connector for Line {
             open_from: 0,
             opened: VecDeque::new(),
             on_the_way: VecDeque::new(),
+            current: [0; 2],
             failed: None,
         })
     }
@@ -93,6 +94,8 @@ struct SlowSource {
     /// From where the store would have been read again before it brought `fresh`.
     open_from: u64,
     on_the_way: VecDeque<(Instant, Event)>,
+    /// Up to when the store told all that is on the way, and up to when that has come.
+    current: [u64; 2],
     /// Of what is read again and on the way: from where it would have to be read.
     opened: VecDeque<u64>,
     /// What comes behind that.
@@ -148,7 +151,7 @@ fn ends_reread(event: &Event) -> bool {
 #[async_trait]
 impl Source for SlowSource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool, told: Told) -> Result<Opened> {
-        (self.failed, self.fresh) = (None, Vec::new());
+        (self.failed, self.fresh, self.current) = (None, Vec::new(), [0; 2]);
         self.on_the_way.clear();
         self.opened.clear();
         self.world.take_time(Step::Connect, self.site).await;
@@ -162,6 +165,9 @@ impl Source for SlowSource {
     }
 
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {
+        if self.on_the_way.is_empty() {
+            self.current[1] = self.current[0];
+        }
         loop {
             let now = Instant::now();
             let due = self.on_the_way.iter().take_while(|(due, _)| *due <= now).count() as u64;
@@ -191,7 +197,10 @@ impl Source for SlowSource {
                 biased;
                 () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => {}
                 got = self.inner.next(&mut self.fresh, usize::MAX), if room => match got {
-                    Ok(()) => self.leave(),
+                    Ok(()) => {
+                        self.current[0] = self.inner.current().unwrap_or_default();
+                        self.leave();
+                    }
                     Err(error) => {
                         if self.world.random(|random| random.chance(500)) {
                             self.on_the_way.clear();
@@ -201,6 +210,10 @@ impl Source for SlowSource {
                 },
             }
         }
+    }
+
+    fn current(&self) -> Option<u64> {
+        Some(self.current[1])
     }
 
     fn keeps_what_it_streamed(&self) -> bool {

@@ -62,6 +62,8 @@ pub(super) enum Do {
     Kill(u64),
     /// The daemon stops in an orderly way and starts again.
     Restart,
+    /// A replica that had everything takes over from the store.
+    Promote(Site),
     /// An operator asks for a snapshot.
     Snapshot,
     /// From now on everything takes another time.
@@ -192,6 +194,15 @@ impl Plan {
                     let at = random.below(span);
                     steps.push((at, writer.expire(&mut random, BEGIN + at)));
                 }
+            }
+            steps.sort_by_key(|(at, _)| *at);
+        }
+        // The same.
+        let mut random = Random::new(seed ^ 0x9a0e);
+        if random.chance(200) {
+            for _ in 0..random.scaled(1, 8) {
+                let at = random.below(span);
+                steps.push((at, Do::Promote(Site::BOTH[random.below(2) as usize])));
             }
             steps.sort_by_key(|(at, _)| *at);
         }
