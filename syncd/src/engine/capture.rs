@@ -853,7 +853,7 @@ impl Capture {
             _ if change.uncertain && !self.in_snapshot() && task.peer.is_some() => {
                 self.whole_version(task, &change.key)?
             }
-            (_, News::Known) => self.written.last(&change.key),
+            (_, News::Known) => self.written.last_whole(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
             (_, News::New) => {
                 let (time, is_guess) = self.date(task, &change);

@@ -114,10 +114,12 @@ struct Wrote {
     /// Half of the key's digest; 0 where there is none.
     digest: u64,
     last: Hlc,
+    /// Of the whole key.
+    whole: Hlc,
 }
 
 impl Written {
-    /// Keys held at the most, 16 bytes each.
+    /// Keys held at the most, 24 bytes each.
     pub(crate) const KEYS_MAX: usize = 1 << 20;
     const OF_SET: usize = 8;
     const SETS_MIN: usize = 1 << 8;
@@ -128,8 +130,11 @@ impl Written {
     pub(crate) fn note(&mut self, touched: &[(u128, Touch)]) {
         // A delete is no write: the key may only have expired here.
         let written = touched.iter().filter(|(_, own)| own.class != Class::Observed);
-        let last = |own: &Touch| Hlc(own.version.place & !UNKNOWN);
-        self.new.extend(written.map(|(digest, own)| Wrote { digest: half(*digest), last: last(own) }));
+        self.new.extend(written.map(|(digest, own)| {
+            let last = Hlc(own.version.place & !UNKNOWN);
+            let is_whole = own.class == Class::Absolute && own.element.is_none();
+            Wrote { digest: half(*digest), last, whole: if is_whole { last } else { Hlc(0) } }
+        }));
         if self.new.len() >= Self::NEW_MAX {
             self.put_new();
         }
@@ -152,10 +157,19 @@ impl Written {
 
     /// The version of our last write to `key`; 0 if none is known.
     pub(crate) fn last(&mut self, key: &Key) -> Hlc {
+        self.find(key).last
+    }
+
+    /// And of the whole of it: that of a state which holds no more than is known.
+    pub(crate) fn last_whole(&mut self, key: &Key) -> Hlc {
+        self.find(key).whole
+    }
+
+    fn find(&mut self, key: &Key) -> Wrote {
         self.put_new();
         let digest = half(key_digest(key));
-        let set = self.sets.get(set(digest, self.sets.len())).into_iter().flatten();
-        set.filter(|wrote| wrote.digest == digest).map(|wrote| wrote.last).max().unwrap_or_default()
+        let mut set = self.sets.get(set(digest, self.sets.len())).into_iter().flatten();
+        set.find(|wrote| wrote.digest == digest).copied().unwrap_or_default()
     }
 
     /// In a full set it takes the place of the oldest.
@@ -164,6 +178,7 @@ impl Written {
         let Some(set) = self.sets.get_mut(at) else { return };
         if let Some(same) = set.iter_mut().find(|other| other.digest == wrote.digest) {
             same.last = same.last.max(wrote.last);
+            same.whole = same.whole.max(wrote.whole);
         } else if let Some(oldest) = set.iter_mut().min_by_key(|other| other.last) {
             self.keys += usize::from(oldest.digest == 0);
             *oldest = wrote;

@@ -71,11 +71,16 @@ pub(crate) fn is_overwritten(theirs: &Touch, own: &Touch) -> bool {
     is_absolute(theirs) && covers(theirs.element, own.element) && !is_delete(own)
 }
 
+/// A state that does not say of each write whether it holds it by its version, but by its place.
+fn is_by_place(touch: &Touch) -> bool {
+    touch.reread || touch.is_guess
+}
+
 /// What was read again says all that an earlier reading said.
 fn without_older_states(ours: &[Touch]) -> Cow<'_, [Touch]> {
-    match ours.iter().rfind(|own| own.reread) {
-        Some(last) if ours.iter().any(|own| own.reread && own.seq != last.seq) => {
-            ours.iter().filter(|own| !own.reread || own.seq == last.seq).copied().collect()
+    match ours.iter().rfind(|own| is_by_place(own)) {
+        Some(last) if ours.iter().any(|own| is_by_place(own) && own.seq != last.seq) => {
+            ours.iter().filter(|own| !is_by_place(own) || own.seq == last.seq).copied().collect()
         }
         _ => Cow::Borrowed(ours),
     }
@@ -290,9 +295,8 @@ impl Record {
         self.first().is_some_and(ends_the_key)
     }
 
-    /// A state that does not say of each write whether it holds it by its version, but by its place.
     fn is_by_place(&self) -> bool {
-        self.first().is_some_and(|touch| touch.reread || touch.is_guess)
+        self.first().is_some_and(is_by_place)
     }
 
     fn is_whole(&self) -> bool {
@@ -344,8 +348,8 @@ pub(crate) fn evaluate(
     let deletes: Vec<&Record> = records.iter().filter(|record| record.is(Class::Observed)).collect();
     let is_read_since = |record: &Record| {
         let later = |other: &Record| other.own == record.own && other.seq() > record.seq();
-        record.is_reread()
-            && records.iter().any(|other| other.is_reread() && !other.is_read() && later(other))
+        record.is_by_place()
+            && records.iter().any(|other| other.is_by_place() && !other.is_read() && later(other))
     };
     let stays = |record: &&Record| {
         let deleted = deletes.iter().any(|delete| {
