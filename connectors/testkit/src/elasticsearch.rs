@@ -241,19 +241,36 @@ fn request(port: u16, method: &str, path: &str, body: &str) -> Result<(u16, Stri
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;
-    // With HTTP/1.0 the body is what comes until the end: no chunks to put together.
     let head = format!(
-        "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes())?;
     stream.write_all(body.as_bytes())?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    let end = answer.windows(4).position(|at| at == b"\r\n\r\n").context("no HTTP answer")?;
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
-    Ok((status, body.to_owned()))
+    let body = &answer[end + 4..];
+    let body = if head.contains("transfer-encoding: chunked") { joined(body)? } else { body.to_vec() };
+    Ok((status, String::from_utf8(body)?))
+}
+
+/// The chunks of a body: a length in hexadecimal, a line's end, so many bytes, a line's end; the last one is empty.
+fn joined(mut chunks: &[u8]) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|at| at == b"\r\n").context("a chunk without a length")?;
+        let length = usize::from_str_radix(std::str::from_utf8(&chunks[..end])?.trim(), 16)?;
+        let chunk = chunks.get(end + 2..end + 2 + length).context("a chunk is cut short")?;
+        if length == 0 {
+            return Ok(body);
+        }
+        body.extend_from_slice(chunk);
+        chunks = chunks.get(end + 4 + length..).context("a chunk is cut short")?;
+    }
 }
 
 /// Two nodes for all tests of this process, `dc`'s and `cloud`'s, started with the first call, at the same time, and ended
