@@ -99,7 +99,7 @@ impl Worker {
             if let (Some(index), Some(wanted)) = (names::index(&change.key), Definition::of(change)) {
                 definition::bring(&self.client, index, &wanted).await?;
             }
-            self.leave(&batch.marker).await?;
+            self.leave(&batch.marker, Vec::new()).await?;
             return Ok(Outcome::Committed { refused: Vec::new(), existing: Vec::new() });
         }
         let docs: Vec<Option<Doc>> = batch.changes.iter().map(|change| names::doc(&change.key)).collect();
@@ -133,13 +133,21 @@ impl Worker {
             }
         }
         let (planned, mut refused, existing) = self.plan(&batch, docs, held);
+        let deleted: Vec<(String, String)> = planned
+            .iter()
+            .filter(|planned| planned.item.source.is_none())
+            .map(|planned| {
+                let Doc { index, id, routing } = &planned.item.doc;
+                (index.clone(), String::from_utf8_lossy(&names::name(id, routing.as_deref())).into_owned())
+            })
+            .collect();
         match self.write(planned).await? {
             Wrote::All(more) => refused.extend(more),
             Wrote::Touched => return Ok(Outcome::Touched),
             Wrote::Busy(reason) => return Ok(Outcome::Rejected { transient: true, reason }),
         }
         refused.sort_unstable_by_key(|refused| refused.index);
-        self.leave(&batch.marker).await?;
+        self.leave(&batch.marker, deleted).await?;
         Ok(Outcome::Committed { refused, existing })
     }
 
@@ -292,8 +300,8 @@ impl Worker {
     }
 
     /// Leaves the marker: for the stream of this site, and as what the next applier begins with.
-    async fn leave(&mut self, marker: &Marker) -> Result<()> {
-        let own = Own { marker: Some(marker.to_string()), time: now_ms(), term: marker.term.0 };
+    async fn leave(&mut self, marker: &Marker, deleted: Vec<(String, String)>) -> Result<()> {
+        let own = Own { marker: Some(marker.to_string()), time: now_ms(), term: marker.term.0, deleted };
         let text = serde_json::to_vec(&own).unwrap_or_default();
         let MarkerAt { seq_no, primary_term } = self.marker_at;
         let batch = serde_json::json!({"create": {"_id": format!("{BATCH}{}", Token::unique().text())}});

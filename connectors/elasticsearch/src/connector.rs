@@ -110,6 +110,8 @@ impl Connector for Elasticsearch {
 
     async fn cleanup(&self, site: Site) -> Result<u64> {
         let client = Client::new(self.config.server(site))?;
-        target::cleanup(&client, &names::own_index(&self.config.link, &self.config.channel)).await
+        let (link, channel) = (&self.config.link, &self.config.channel);
+        let ids = target::cleanup(&client, &names::ids_index(link, channel)).await?;
+        Ok(ids + target::cleanup(&client, &names::own_index(link, channel)).await?)
     }
 }

@@ -28,6 +28,11 @@ pub(crate) fn own_index(link: &str, channel: &str) -> String {
     format!(".causeway-{slug}-{own:016x}")
 }
 
+/// The index beside it in which the ids are kept that were there: see [`known`](crate::known).
+pub(crate) fn ids_index(link: &str, channel: &str) -> String {
+    format!("{}-ids", own_index(link, channel))
+}
+
 /// A document's place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Doc {

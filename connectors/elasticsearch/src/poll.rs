@@ -26,7 +26,7 @@ use tracing::warn;
 use crate::config::Config;
 use crate::definition::{self, Versions};
 use crate::documents::{self, Hit, Range, Shard};
-use crate::http::Client;
+use crate::http::{Client, unavailable};
 use crate::known::Known;
 use crate::names::{self, BATCH, MARKER, TOKEN, in_url};
 use crate::place::{Place, Places, ShardId};
@@ -60,7 +60,28 @@ pub(crate) struct Own {
     /// The applier's reign.
     #[serde(default)]
     pub(crate) term: u64,
+    /// Index and name of each document that the batch deleted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) deleted: Vec<(String, String)>,
 }
+
+/// What a document of the index with ids holds: a bucket, or how far our own index had been read when all were kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Ids {
+    #[serde(default)]
+    index: String,
+    #[serde(default)]
+    bucket: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    own: Option<i64>,
+}
+
+/// The id of the document that says how far our own index had been read.
+const IDS_PLACE: &str = "place";
+/// Buckets that are written at once.
+const BUCKETS_MAX: usize = 64;
 
 /// What the source is handed.
 pub(crate) struct Chunk {
@@ -86,6 +107,8 @@ pub(crate) struct Begin {
     pub(crate) held: Option<(i64, u64)>,
     /// What comes first.
     pub(crate) first: Vec<Event>,
+    /// It begins anew.
+    pub(crate) anew: bool,
     /// All definitions are told.
     pub(crate) tell_definitions: bool,
 }
@@ -102,12 +125,15 @@ pub(crate) struct Poller {
     at: u64,
     places: Places,
     held: Option<(i64, u64)>,
+    anew: bool,
     tell_definitions: bool,
     versions: Option<Versions>,
     /// The highest of what markers that passed count.
     marked: Hlc,
     held_since: Option<Instant>,
     known: Known,
+    /// Where the last delete stands that was told.
+    deleted_at: u64,
     listing: Option<Listing>,
     list_due: Instant,
     /// Tokens of looks that did not come to their end.
@@ -154,11 +180,13 @@ impl Poller {
             at: begin.at,
             places: begin.places,
             held: begin.held,
+            anew: begin.anew,
             tell_definitions: begin.tell_definitions,
             versions: None,
             marked,
             held_since: None,
             known,
+            deleted_at: 0,
             listing: None,
             list_due: Instant::now(),
             tokens: Vec::new(),
@@ -174,14 +202,120 @@ impl Poller {
 
     /// Reads until the source is gone or something fails, which the source is handed.
     pub(crate) async fn run(mut self, first: Vec<Event>) {
-        let begun = self.send(first, None).await;
-        let ended = match begun {
-            Ok(()) => self.work().await,
-            Err(error) => Err(error),
+        let begun = async {
+            self.recall_ids().await?;
+            self.send(first, None).await?;
+            self.work().await
         };
-        if let Err(error) = ended {
+        if let Err(error) = begun.await {
             // Nobody is there any more: nobody wants to know.
             let _gone = self.out.send(Err(error)).await;
+        }
+    }
+
+    /// Reads which ids an earlier process met. Where the stream begins anew they are known of no more: a snapshot names all.
+    async fn recall_ids(&mut self) -> Result<()> {
+        if self.config.deletes.is_none() || self.known.gave_up() {
+            return Ok(());
+        }
+        let goes_on = !self.anew;
+        let mut own_from = None;
+        let ids = names::ids_index(&self.config.link, &self.config.channel);
+        for hit in self.all_of(&ids, -1).await? {
+            let kept: Ids =
+                hit.source.as_deref().and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default();
+            if hit.id == IDS_PLACE {
+                own_from = kept.own;
+                continue;
+            }
+            let names: Vec<Bytes> = kept.names.into_iter().map(Bytes::from).collect();
+            self.known.kept((kept.index, kept.bucket), &names, goes_on);
+        }
+        // What our applier deleted since.
+        if let Some(from) = own_from.filter(|_| goes_on) {
+            for hit in self.all_of(&self.own, from).await? {
+                let own: Own = hit
+                    .source
+                    .as_deref()
+                    .and_then(|text| serde_json::from_slice(text).ok())
+                    .unwrap_or_default();
+                let key = |(index, name): (String, String)| Key {
+                    space: causeway_core::Space::Index(index.into()),
+                    name: name.into(),
+                };
+                self.state.deletes(own.deleted.into_iter().map(key));
+            }
+        }
+        Ok(())
+    }
+
+    /// All documents of an index of ours with one shard, behind a number.
+    async fn all_of(&self, index: &str, mut after: i64) -> Result<Vec<Hit>> {
+        let shard =
+            documents::shards(&self.client, index, |name| name == index, |_| true).await?.into_iter().next();
+        let Some(shard) = shard else { return Ok(Vec::new()) };
+        documents::refresh(&self.client, &[index]).await?;
+        let (mut all, mut count) = (Vec::new(), PAGE_MAX);
+        loop {
+            let range = Range { after, to: i64::MAX };
+            let page = documents::page(&self.client, &shard, range, &mut count, true).await?;
+            after = page.hits.last().map_or(after, |hit| hit.seq_no);
+            all.extend(page.hits);
+            if !page.more {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Keeps the ids that are known, once the log holds the deletes that were told.
+    async fn keep_ids(&mut self) -> Result<()> {
+        const ACTION: &str = "keep ids";
+        if self.known.gave_up() || self.deleted_at > 0 && !self.state.is_durable(self.deleted_at) {
+            return Ok(());
+        }
+        let own = self.places.own;
+        let ids = names::ids_index(&self.config.link, &self.config.channel);
+        let path = format!("/{}/_bulk", in_url(&ids));
+        let mut wrote = false;
+        loop {
+            let changed = self.known.changed(BUCKETS_MAX);
+            let last = changed.is_empty();
+            if last && !wrote {
+                return Ok(());
+            }
+            if !wrote {
+                crate::target::make_own(&self.client, &ids).await?;
+                wrote = true;
+            }
+            let mut items: Vec<(String, Option<Ids>)> = Vec::new();
+            for ((index, bucket), names) in changed {
+                let id = format!("{index}:{bucket}");
+                let names: Vec<String> =
+                    names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+                items.push((id, (!names.is_empty()).then_some(Ids { index, bucket, names, own: None })));
+            }
+            if last {
+                items.push((IDS_PLACE.to_owned(), Some(Ids { own: Some(own), ..Ids::default() })));
+            }
+            let mut body = String::new();
+            for (id, kept) in &items {
+                let op = if kept.is_some() { "index" } else { "delete" };
+                body.push_str(&serde_json::json!({ op: { "_id": id } }).to_string());
+                body.push('\n');
+                if let Some(kept) = kept {
+                    body.push_str(&serde_json::to_string(kept).unwrap_or_default());
+                    body.push('\n');
+                }
+            }
+            let said = crate::bulk::send(&self.client, ACTION, &path, body.into(), items.len()).await?;
+            let failed =
+                said.is_none_or(|said| said.iter().any(|said| said.done() != crate::bulk::Done::Written));
+            if failed {
+                return Err(unavailable(ACTION, &self.client.label(), "not all of them were taken"));
+            }
+            if last {
+                return Ok(());
+            }
         }
     }
 
@@ -580,6 +714,10 @@ impl Poller {
             }
             self.send(events, None).await?;
         }
+        if let Some(every) = self.config.deletes.filter(|_| self.list_due <= Instant::now()) {
+            self.list_due = Instant::now() + every;
+            self.keep_ids().await?;
+        }
         Ok(())
     }
 
@@ -627,7 +765,8 @@ impl Poller {
         }
         self.listing = None;
         self.list_due = Instant::now() + every;
-        self.tell_deletes().await
+        self.tell_deletes().await?;
+        self.keep_ids().await
     }
 
     /// Of what a listing did not meet, what is not there and our applier did not delete.
@@ -649,6 +788,7 @@ impl Poller {
                 }
                 self.pass_held();
                 let pos = self.position();
+                self.deleted_at = pos.at;
                 events.push(Event::Change(Change::captured(Op::Delete, key.clone(), None, pos, now_ms())));
             }
             self.send(events, None).await?;

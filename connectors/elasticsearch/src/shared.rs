@@ -34,6 +34,8 @@ struct Inner {
     begun: u64,
     /// There was a source in this process.
     had_source: bool,
+    /// The log holds the stream up to this place.
+    durable: u64,
 }
 
 impl Default for SiteState {
@@ -60,6 +62,16 @@ impl SiteState {
     pub(crate) fn take(&self, look: u64, places: HashMap<String, i64>) {
         self.with(|inner| inner.places = places);
         self.taken.send_replace(look);
+    }
+
+    /// The log holds the stream up to `at`.
+    pub(crate) fn is_durable_to(&self, at: u64) {
+        self.with(|inner| inner.durable = inner.durable.max(at));
+    }
+
+    /// Whether it does.
+    pub(crate) fn is_durable(&self, at: u64) -> bool {
+        self.with(|inner| inner.durable >= at)
     }
 
     /// The source is not open any more.

@@ -109,7 +109,15 @@ impl EsSource {
             }
         }
         let history = history.clone();
-        Ok(Ok(Begin { history, at: from.at, places, held, first: Vec::new(), tell_definitions: true }))
+        Ok(Ok(Begin {
+            history,
+            at: from.at,
+            places,
+            held,
+            first: Vec::new(),
+            anew: false,
+            tell_definitions: true,
+        }))
     }
 
     /// A stream that begins now.
@@ -138,7 +146,15 @@ impl EsSource {
             true => Event::SnapshotStarted { total: self.total(client).await?, pos },
             false => Event::Idle { pos },
         };
-        Ok(Begin { history, at, places, held: None, first: vec![first], tell_definitions: snapshot })
+        Ok(Begin {
+            history,
+            at,
+            places,
+            held: None,
+            first: vec![first],
+            anew: true,
+            tell_definitions: snapshot,
+        })
     }
 
     async fn total(&self, client: &Client) -> Result<Option<u64>> {
@@ -219,7 +235,7 @@ impl Source for EsSource {
     fn warning(&self) -> Option<String> {
         Some(match self.config.deletes {
             Some(every) => format!(
-                "deletes are found by listing ids: up to {} s and one listing late, and none of those made while no syncd ran",
+                "deletes are found by listing ids: up to {} s and two listings late",
                 every.as_secs_f64()
             ),
             None => "deletes are not looked for (`deletes = \"never\"`): what is deleted here stays at the other site"
@@ -256,7 +272,8 @@ impl Source for EsSource {
         Ok(())
     }
 
-    fn acknowledge(&mut self, _durable: &Position) {
+    fn acknowledge(&mut self, durable: &Position) {
+        self.state.is_durable_to(durable.at);
         self.acknowledged = self.acknowledged.wrapping_add(1);
         if self.acknowledged.is_multiple_of(PRUNE_EVERY)
             && let Some(live) = &self.live

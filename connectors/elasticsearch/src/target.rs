@@ -120,7 +120,7 @@ async fn take_over(client: &Client, own: &str, term: Term) -> Result<(MarkerAt, 
             })?),
             None => None,
         };
-        let mine = Own { marker, time: now_ms(), term: term.0 };
+        let mine = Own { marker, time: now_ms(), term: term.0, ..Own::default() };
         let body = Some(Bytes::from(serde_json::to_vec(&mine).unwrap_or_default()));
         let path = format!("/{}/_doc/{MARKER}?{guard}", in_url(own));
         let answer = client.send(ACTION, Method::PUT, &path, body).await?;

@@ -489,3 +489,61 @@ async fn a_watched_delete_leaves_what_was_written_meanwhile() -> Result<()> {
     ensure!(pair.source(CLOUD, "k").await?.is_none(), "it is there");
     Ok(())
 }
+
+/// What comes within so many milliseconds.
+async fn told_within(source: &mut dyn Source, ms: u64) -> Result<Vec<Change>> {
+    let until = tokio::time::Instant::now() + std::time::Duration::from_millis(ms);
+    let mut events = Vec::new();
+    while let Ok(read) = tokio::time::timeout_at(until, source.next(&mut events, 1 << 20)).await {
+        read?;
+    }
+    Ok(changes(&events))
+}
+
+/// FF36. What is deleted while nobody runs is found by the ids that were kept, and what our own applier deleted is not told.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_while_nobody_runs_is_found_afterwards() -> Result<()> {
+    let pair = pair!("deletes = \"200ms\"", Some(INDEX));
+    for n in 0..60 {
+        pair.put(CLOUD, &n.to_string(), "{\"text\":\"v\"}").await?;
+    }
+    let mut source = anew(&pair, CLOUD, true).await?;
+    let events = until(source.as_mut(), "the snapshot's end", is_end).await?;
+    let mut last = position(&events).context("a position")?;
+    // Kept by the listing behind the one that tells of a delete.
+    for id in ["0", "1"] {
+        pair.must(CLOUD, "DELETE", &format!("/_doc/{id}"), "").await?;
+        let is_delete =
+            |event: &Event| matches!(event, Event::Change(c) if c.op == Op::Delete && c.key.name == id);
+        let events = until(source.as_mut(), "a delete", is_delete).await?;
+        last = position(&events).context("a position")?;
+        source.acknowledge(&last);
+    }
+    told_within(source.as_mut(), 2_000).await?;
+    drop(source);
+    // As another process would, which knows nothing of this one.
+    let urls = pair.lines.each_ref().map(|line| format!("http://127.0.0.1:{}", line.port));
+    let open = || {
+        anyhow::Ok(causeway_elasticsearch::open(&spec(
+            &pair.index,
+            "deletes = \"200ms\"",
+            [&urls[0], &urls[1]],
+        )?)?)
+    };
+    let mut applier = Applier::of(open()?.as_ref(), CLOUD).await?;
+    applier.must(vec![delete(&pair, "7", hlc(DC, 0))]).await?;
+    for id in ["8", "9"] {
+        pair.must(CLOUD, "DELETE", &format!("/_doc/{id}"), "").await?;
+    }
+    pair.put(CLOUD, "9", "{\"text\":\"again\"}").await?;
+    let mut source = open()?.source(CLOUD);
+    ensure!(source.open(Some(&last), true, Told::new()).await? == Opened::Resumed, "not resumed");
+    pair.put(CLOUD, "end", "{\"text\":\"v\"}").await?;
+    let is_delete = |event: &Event| matches!(event, Event::Change(c) if c.op == Op::Delete);
+    let mut told = changes(&until(source.as_mut(), "the delete", is_delete).await?);
+    // Nothing more comes with the listings behind it.
+    told.extend(told_within(source.as_mut(), 2_000).await?);
+    let deleted: Vec<_> = told.iter().filter(|c| c.op == Op::Delete).map(|c| c.key.name.clone()).collect();
+    ensure!(deleted == ["8"], "{deleted:?}");
+    Ok(())
+}

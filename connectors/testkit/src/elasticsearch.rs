@@ -237,7 +237,12 @@ impl Drop for ElasticsearchServer {
     }
 }
 
-fn request(port: u16, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+/// Sends a request to `port` of this machine, as [`ElasticsearchServer::request`].
+///
+/// # Errors
+///
+/// No answer.
+pub fn request(port: u16, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     stream.set_read_timeout(Some(ANSWER_MAX))?;

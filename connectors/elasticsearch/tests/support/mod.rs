@@ -203,7 +203,11 @@ pub(crate) struct Applier {
 
 impl Applier {
     pub(crate) async fn new(pair: &Pair, site: Site) -> Result<Applier> {
-        let mut target = pair.connector.target(site);
+        Applier::of(pair.connector.as_ref(), site).await
+    }
+
+    pub(crate) async fn of(connector: &dyn Connector, site: Site) -> Result<Applier> {
+        let mut target = connector.target(site);
         let marker = target.take_over(Term(1)).await?;
         Ok(Applier { target, next: marker.map_or(0, |marker| marker.applied.0) })
     }
