@@ -217,7 +217,8 @@ impl Worker {
     async fn write(&self, mut todo: Vec<Planned>) -> Result<Wrote> {
         let deleted = todo.iter().filter(|planned| planned.item.source.is_none());
         let key = |doc: &Doc| names::key(&doc.index, &doc.id, doc.routing.as_deref());
-        self.state.deletes(deleted.map(|planned| key(&planned.item.doc)));
+        let deleted: Vec<Key> = deleted.map(|planned| key(&planned.item.doc)).collect();
+        self.state.deletes(&deleted);
         let mut refused = Vec::new();
         let (mut tries, mut lifts, mut wait) = (0, 0, BUSY_WAIT_MIN);
         while !todo.is_empty() {
@@ -260,6 +261,7 @@ impl Worker {
                 wait = (wait * 2).min(BUSY_WAIT_MAX);
             }
         }
+        self.state.has_deleted(&deleted);
         Ok(Wrote::All(refused))
     }
 

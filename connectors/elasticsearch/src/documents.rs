@@ -82,7 +82,7 @@ pub(crate) async fn shards(
 ) -> Result<Vec<Shard>> {
     const ACTION: &str = "ask how far the shards have come";
     let path = format!(
-        "/{}/_stats/docs?level=shards&ignore_unavailable=true&allow_no_indices=true&forbid_closed_indices=false&\
+        "/{}/_stats/docs?level=shards&ignore_unavailable=true&allow_no_indices=true&\
          filter_path=indices.*.uuid,indices.*.shards.*.routing,indices.*.shards.*.seq_no,\
          indices.*.shards.*.commit.user_data.history_uuid",
         in_path(expression)

@@ -132,6 +132,8 @@ pub(crate) struct Poller {
     marked: Hlc,
     held_since: Option<Instant>,
     known: Known,
+    /// When the read began of which the documents are being told.
+    moment: u64,
     /// Where the last delete stands that was told.
     deleted_at: u64,
     listing: Option<Listing>,
@@ -186,6 +188,7 @@ impl Poller {
             marked,
             held_since: None,
             known,
+            moment: 0,
             deleted_at: 0,
             listing: None,
             list_due: Instant::now(),
@@ -243,7 +246,9 @@ impl Poller {
                     space: causeway_core::Space::Index(index.into()),
                     name: name.into(),
                 };
-                self.state.deletes(own.deleted.into_iter().map(key));
+                let keys: Vec<Key> = own.deleted.into_iter().map(key).collect();
+                self.state.deletes(&keys);
+                self.state.has_deleted(&keys);
             }
         }
         Ok(())
@@ -424,6 +429,7 @@ impl Poller {
         let pages = self.config.shards_at_once;
         while !todo.is_empty() {
             let now: Vec<Shard> = todo.iter().take(pages).cloned().collect();
+            self.moment = self.state.moment();
             let (client, places, count) = (&self.client, &self.places, self.documents);
             let read = now.iter().map(|shard| async move {
                 let after = places.shards.get(&shard.id).map_or(-1, |place| place.stream);
@@ -614,7 +620,7 @@ impl Poller {
     }
 
     fn met(&mut self, index: &str, key: &Key) {
-        self.state.met(key);
+        self.state.met(key, self.moment);
         if self.known.met(index, &key.name) {
             warn!(
                 channel = self.config.channel,
@@ -676,6 +682,7 @@ impl Poller {
             return self.send(vec![Event::SnapshotEnded { pos, left_out }], None).await;
         }
         self.tell_definitions().await?;
+        self.moment = self.state.moment();
         let (client, count) = (&self.client, self.documents);
         let read = todo.iter().map(|(shard, at, end)| async move {
             let mut count = count;
@@ -746,6 +753,7 @@ impl Poller {
             self.listing = Some(Listing { todo, count: IDS_MAX });
         }
         let Some(listing) = &mut self.listing else { return Ok(()) };
+        self.moment = self.state.moment();
         if let Some((shard, after)) = listing.todo.front_mut() {
             // Without an end: what is written meanwhile is met where it goes.
             let range = Range { after: *after, to: i64::MAX };
@@ -783,7 +791,7 @@ impl Poller {
                 }
                 self.known.forget(key);
                 if self.state.was_deleted(key) {
-                    self.state.met(key);
+                    self.state.noted(key);
                     continue;
                 }
                 self.pass_held();

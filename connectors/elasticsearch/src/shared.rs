@@ -1,6 +1,6 @@
 //! What the source and the target of one site know of each other, in one process.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -27,7 +27,10 @@ pub(crate) struct SiteState {
 struct Inner {
     /// Of each index, a number up to which every one of its shards was taken.
     places: HashMap<String, i64>,
-    deleted: HashSet<Key>,
+    /// With the moment at which that was done; `None`: it may be done any moment.
+    deleted: HashMap<Key, Option<u64>>,
+    /// Counts moments.
+    moment: u64,
     /// Deletes were forgotten: there were too many.
     forgot: bool,
     /// The number of the newest look that was begun.
@@ -100,11 +103,11 @@ impl SiteState {
     }
 
     /// The target is about to delete these: that they are gone is no news to the peer.
-    pub(crate) fn deletes(&self, keys: impl Iterator<Item = Key>) {
+    pub(crate) fn deletes(&self, keys: &[Key]) {
         self.with(|inner| {
             for key in keys {
-                if inner.deleted.len() < DELETED_MAX {
-                    inner.deleted.insert(key);
+                if inner.deleted.len() < DELETED_MAX || inner.deleted.contains_key(key) {
+                    inner.deleted.insert(key.clone(), None);
                 } else {
                     inner.forgot = true;
                 }
@@ -112,17 +115,74 @@ impl SiteState {
         });
     }
 
-    /// Whether the target deleted the key, or may have.
-    pub(crate) fn was_deleted(&self, key: &Key) -> bool {
-        self.with(|inner| inner.forgot || inner.deleted.contains(key))
+    /// It did, or did not: nothing of it is under way.
+    pub(crate) fn has_deleted(&self, keys: &[Key]) {
+        let now = self.moment();
+        self.with(|inner| {
+            for key in keys {
+                inner.deleted.entry(key.clone()).and_modify(|done| *done = Some(now));
+            }
+        });
     }
 
-    /// The document is there, or it was noted that it is not.
-    pub(crate) fn met(&self, key: &Key) {
+    /// Nothing of an applier before this one is under way.
+    pub(crate) fn has_deleted_all(&self) {
+        let now = self.moment();
+        self.with(|inner| inner.deleted.values_mut().for_each(|done| _ = done.get_or_insert(now)));
+    }
+
+    /// Whether the target deleted the key, or may have.
+    pub(crate) fn was_deleted(&self, key: &Key) -> bool {
+        self.with(|inner| inner.forgot || inner.deleted.contains_key(key))
+    }
+
+    /// A moment that is later than all before.
+    pub(crate) fn moment(&self) -> u64 {
         self.with(|inner| {
-            if !inner.deleted.is_empty() {
+            inner.moment += 1;
+            inner.moment
+        })
+    }
+
+    /// The document was there in a read that began at `moment`: a delete that was done before did not last.
+    pub(crate) fn met(&self, key: &Key, moment: u64) {
+        self.with(|inner| {
+            let before = inner.deleted.get(key).is_some_and(|done| done.is_some_and(|done| done < moment));
+            if before {
                 inner.deleted.remove(key);
             }
         });
+    }
+
+    /// It was noted that the document is gone.
+    pub(crate) fn noted(&self, key: &Key) {
+        self.with(|inner| _ = inner.deleted.remove(key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::key;
+
+    /// FF14.
+    #[test]
+    fn a_read_that_began_before_our_delete_does_not_make_it_an_application_s() {
+        let (state, k) = (SiteState::default(), key("i", "k", None));
+        let before = state.moment();
+        state.deletes(std::slice::from_ref(&k));
+        let meanwhile = state.moment();
+        state.met(&k, meanwhile);
+        state.has_deleted(std::slice::from_ref(&k));
+        for moment in [before, meanwhile] {
+            state.met(&k, moment);
+            assert!(state.was_deleted(&k));
+        }
+        state.met(&k, state.moment());
+        assert!(!state.was_deleted(&k));
+        state.deletes(std::slice::from_ref(&k));
+        state.has_deleted_all();
+        state.noted(&k);
+        assert!(!state.was_deleted(&k));
     }
 }

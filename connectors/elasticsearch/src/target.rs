@@ -144,6 +144,7 @@ impl Target for EsTarget {
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let own = names::own_index(&self.config.link, &self.config.channel);
         let (marker_at, marker) = take_over(&client, &own, term).await?;
+        self.state.has_deleted_all();
         let worker = Worker {
             config: Arc::clone(&self.config),
             site: self.site,
