@@ -98,7 +98,7 @@ struct Writer {
 }
 
 /// What a document of one writer alone may hold.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 struct Acknowledged {
     last: Option<String>,
     /// Sent since, and nobody answered.
@@ -131,7 +131,8 @@ impl Writer {
                 if id.starts_with("hot") {
                     continue;
                 }
-                let entry = kept.entry(id).or_default();
+                let before = id.strip_prefix("old-").map(|n| format!("{{\"v\":\"old {n}\"}}"));
+                let entry = kept.entry(id).or_insert(Acknowledged { last: before, open: Vec::new() });
                 match answer {
                     // Deleted before.
                     Ok((404, answer)) if text.is_none() && answer.contains("not_found\"") => {}

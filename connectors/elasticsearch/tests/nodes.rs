@@ -10,6 +10,7 @@ use causeway_core::{
     Batch, Change, ErrorKind, Event, Hlc, Marker, Op, Opened, Outcome, Position, Seq, Site, Source, Term,
     Told,
 };
+use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home};
 use serde_json::Value;
 use support::{Applier, INDEX, Line, Pair, anew, changes, is_end, position, spec, until};
 
@@ -545,5 +546,26 @@ async fn what_is_deleted_while_nobody_runs_is_found_afterwards() -> Result<()> {
     told.extend(told_within(source.as_mut(), 2_000).await?);
     let deleted: Vec<_> = told.iter().filter(|c| c.op == Op::Delete).map(|c| c.key.name.clone()).collect();
     ensure!(deleted == ["8"], "{deleted:?}");
+    Ok(())
+}
+
+/// A wrong password is somebody's to mend, and is not shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_said_and_not_shown() -> Result<()> {
+    if elasticsearch_home().is_none() {
+        return Ok(());
+    }
+    let start = || ElasticsearchServer::start(&[("xpack.security.enabled", "true")]);
+    let node = tokio::task::spawn_blocking(start).await??;
+    let url = format!("http://elastic:s3cret@127.0.0.1:{}", node.port());
+    let connector = causeway_elasticsearch::open(&spec("none", "", [&url, &url])?)?;
+    let checked = connector.check(&[DC]).await.err().context("it got in")?;
+    let opened = connector.source(DC).open(None, true, Told::new()).await.err().context("it got in")?;
+    let taken = connector.target(DC).take_over(Term(1)).await.err().context("it got in")?;
+    for error in [checked, opened, taken] {
+        let told = format!("{error} {error:?}");
+        ensure!(error.kind() == ErrorKind::Setup && told.contains("401"), "{told}");
+        ensure!(told.contains("password_file") && !told.contains("s3cret"), "{told}");
+    }
     Ok(())
 }

@@ -219,7 +219,8 @@ impl ElasticsearchServer {
                 self.kill();
                 bail!("Elasticsearch on port {} ended with {status}: {}", self.port, self.log_end());
             }
-            if self.request("GET", path, "").is_ok_and(|(status, _)| status == 200) {
+            // With security on it knows nobody yet, and says so.
+            if self.request("GET", path, "").is_ok_and(|(status, _)| matches!(status, 200 | 401)) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(100));
