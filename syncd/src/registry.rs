@@ -11,7 +11,10 @@ pub struct Registry {
 impl Registry {
     /// Those of this release.
     pub fn built_in() -> Registry {
-        Registry::default().with("redis", causeway_redis::open).with("mysql", causeway_mysql::open)
+        Registry::default()
+            .with("redis", causeway_redis::open)
+            .with("mysql", causeway_mysql::open)
+            .with("elasticsearch", causeway_elasticsearch::open)
     }
 
     /// With one more; tests bring the store in memory.

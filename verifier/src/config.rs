@@ -8,6 +8,7 @@ use causeway_core::Pattern;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::elasticsearch::Indices;
 use crate::error::{Error, Result};
 use crate::filter::{Scope, escape};
 use crate::mysql::Tables;
@@ -47,6 +48,26 @@ pub(crate) enum Store {
     Redis(Scope),
     /// Tables.
     Mysql(Tables),
+    /// Indices.
+    Elasticsearch(Indices),
+}
+
+impl Channel {
+    /// Refuses what is not built for the channel's store, which `what` names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] of a channel of Elasticsearch.
+    pub(crate) fn takes(&self, what: &str) -> Result<()> {
+        match self.store {
+            Store::Redis(_) | Store::Mysql(_) => Ok(()),
+            Store::Elasticsearch(_) => Err(Error::Usage(format!(
+                "channel `{}`: {what} is not built for Elasticsearch, `verifier check` of everything is; name another channel \
+                 by --channel",
+                self.name
+            ))),
+        }
+    }
 }
 
 /// How to reach a channel's instance at one site. Not `Debug` for its secrets' sake.
@@ -56,6 +77,8 @@ pub(crate) struct Endpoints {
     pub(crate) urls: Vec<String>,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
+    /// Of Elasticsearch, as the server encodes it.
+    pub(crate) api_key: Option<String>,
     /// PEM: the authority that signed the server's certificate.
     pub(crate) ca: Option<Vec<u8>>,
     /// PEM: our own certificate and its key.
@@ -262,10 +285,11 @@ fn channel(
     let (store, form) = match store.as_str() {
         "redis" => (Store::Redis(keys(file, node, table, &name, wanted)?), "redis://…"),
         "mysql" => (Store::Mysql(tables(file, node, table, &name, wanted)?), "mysql://…"),
+        "elasticsearch" => (Store::Elasticsearch(indices(file, node, table, &name, wanted)?), "http://…"),
         other => {
             let span = table.get("store").map(Spanned::span).unwrap_or_default();
             let message = format!(
-                "channel `{name}`: this release compares `redis` and `mysql`, not `{other}`; name a channel by --channel"
+                "channel `{name}`: this release compares `redis`, `mysql` and `elasticsearch`, not `{other}`; name a channel by --channel"
             );
             return Err(file.bad(span, message));
         }
@@ -319,6 +343,29 @@ fn tables(
         return Err(file.bad(node.span(), format!("channel `{name}` has no `tables`: tables = [\"shop.*\"]")));
     }
     Ok(Tables { include, exclude: patterns("exclude")? })
+}
+
+/// Which indices a channel of Elasticsearch carries.
+fn indices(
+    file: &File<'_>,
+    node: &Node<'_>,
+    table: &DeTable<'_>,
+    name: &str,
+    wanted: &Wanted,
+) -> Result<Indices> {
+    if wanted.tenant.is_some() {
+        let message =
+            format!("channel `{name}`: this release does not tell documents of a tenant; leave --tenant out");
+        return Err(file.bad(node.span(), message));
+    }
+    let globs = file.texts(table, "indices")?;
+    if globs.is_empty() {
+        return Err(
+            file.bad(node.span(), format!("channel `{name}` has no `indices`: indices = [\"push-*\"]"))
+        );
+    }
+    let exclude = file.texts(table, "exclude")?.iter().map(|glob| Pattern::new(glob)).collect();
+    Ok(Indices { globs, exclude })
 }
 
 fn tenant(
@@ -375,6 +422,15 @@ fn endpoints(file: &File<'_>, node: &Node<'_>, table: &DeTable<'_>, site: &str) 
         }
         None => file.filled(table, "password")?,
     };
+    let api_key = match file.bytes_of(table, "api_key_file")? {
+        Some(bytes) => {
+            let text = String::from_utf8(bytes).map_err(|_| {
+                file.bad(node.span(), format!("`{site}`: what `api_key_file` holds is not UTF-8"))
+            })?;
+            Some(text.trim().to_owned())
+        }
+        None => None,
+    };
     let identity = match (file.bytes_of(table, "cert_file")?, file.bytes_of(table, "key_file")?) {
         (Some(cert), Some(key)) => Some((cert, key)),
         (None, None) => None,
@@ -388,6 +444,7 @@ fn endpoints(file: &File<'_>, node: &Node<'_>, table: &DeTable<'_>, site: &str) 
         urls,
         user: file.filled(table, "user")?,
         password,
+        api_key,
         ca: file.bytes_of(table, "ca_file")?,
         identity,
     })
@@ -483,7 +540,7 @@ store = "mysql"
             assert!(message.contains(expected), "{message}");
         }
         let other = GOOD.replace("\"mysql\"", "\"memory\"");
-        assert!(message(&other, None).contains("`redis` and `mysql`, not `memory`"));
+        assert!(message(&other, None).contains("`redis`, `mysql` and `elasticsearch`, not `memory`"));
         assert!(message(GOOD, Some("orders")).contains("channel `orders` has no `tables`"));
         assert!(message(GOOD, Some("tag")).contains("there are: tags, orders"));
     }

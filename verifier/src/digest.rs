@@ -23,6 +23,7 @@ pub(crate) enum Tag {
     Function = 9,
     Row = 10,
     Table = 11,
+    Document = 12,
 }
 
 /// Two independent hash functions, so that one accidental weakness of a seed does not show in both sums.

@@ -11,6 +11,7 @@ mod compare;
 mod config;
 mod daemon;
 mod digest;
+mod elasticsearch;
 mod error;
 mod filter;
 mod html;

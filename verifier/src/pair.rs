@@ -11,7 +11,7 @@ use crate::pace::Rates;
 use crate::progress::Bar;
 use crate::report::{ChannelReport, Report};
 use crate::undo::Undoable;
-use crate::{mysql, redis};
+use crate::{elasticsearch, mysql, redis};
 
 /// How often a key that differs is read again before it is undecided.
 const ROUNDS_MAX: usize = 6;
@@ -89,6 +89,11 @@ impl<'a> Session<'a> {
             }
             Store::Mysql(tables) => {
                 let [first, second] = mysql::open_pair(channel, tables, &config.sites, rates).await?;
+                narrowed(task, of, [&first, &second], &traffic, &bar, *settings).await
+            }
+            Store::Elasticsearch(indices) => {
+                let [first, second] =
+                    elasticsearch::open_pair(channel, indices, &config.sites, rates).await?;
                 narrowed(task, of, [&first, &second], &traffic, &bar, *settings).await
             }
         }

@@ -232,6 +232,7 @@ impl Task for Repairing<'_> {
         progress: &impl Progress,
         settings: Settings,
     ) -> Result<Outcome> {
+        channel.takes("`repair`")?;
         let from = From::read(&self.arguments.from, config)?;
         if self.arguments.yes && config.apis.is_empty() {
             return Err(Error::Local(

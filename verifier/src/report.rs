@@ -156,8 +156,9 @@ enum KeyText {
 pub(crate) fn place_of(space: &Space) -> (Option<u32>, Option<String>) {
     match space {
         Space::Db(db) => (Some(*db), None),
-        Space::Table(table) => (None, Some(String::from_utf8_lossy(table).into_owned())),
-        Space::Whole | Space::Index(_) | Space::Bucket(_) => (None, None),
+        // An index is told in the same place.
+        Space::Table(name) | Space::Index(name) => (None, Some(String::from_utf8_lossy(name).into_owned())),
+        Space::Whole | Space::Bucket(_) => (None, None),
     }
 }
 

@@ -32,9 +32,24 @@ struct StoreKeys {
     /// MySQL: patterns of `schema.table` that are carried.
     #[schemars(length(min = 1))]
     tables: Option<Vec<String>>,
-    /// MySQL: of those, patterns of tables that are not carried.
+    /// MySQL: of those, patterns of tables that are not carried. Elasticsearch: the same of indices.
     #[schemars(length(min = 1))]
     exclude: Option<Vec<String>>,
+    /// Elasticsearch: patterns of names of indices that are carried.
+    #[schemars(length(min = 1))]
+    indices: Option<Vec<String>>,
+    /// Elasticsearch: whether settings, mappings and aliases go ahead of the documents; `apply` unless set.
+    definitions: Option<Definitions>,
+    /// Elasticsearch: how often a site is asked for what is new, such as `500ms`; `1s` unless set.
+    poll: Option<String>,
+    /// Elasticsearch: how often ids are listed, which is how deletes are found, or `never`; `60s` unless set.
+    deletes: Option<String>,
+    /// Elasticsearch: ids that are held for that; 1000000 unless set. With more documents deletes are not found.
+    ids_max: Option<u64>,
+    /// Elasticsearch: what the sites' clocks may differ; `5s` unless set.
+    clock_offset: Option<String>,
+    /// Elasticsearch: how documents are written.
+    bulk: Option<Bulk>,
     /// MySQL: what is done with changes of a table's definition; left out: what only adds is applied, all else held.
     ddl: Option<Ddl>,
     /// How fast a snapshot is read and changes are applied.
@@ -48,6 +63,26 @@ enum Ddl {
     Apply,
     Hold,
     Ignore,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code, reason = "describes keys that connectors read")]
+enum Definitions {
+    Apply,
+    Ignore,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "describes keys that connectors read")]
+struct Bulk {
+    /// Bytes of a request; 5242880 unless set. A larger document goes alone.
+    #[schemars(range(min = 1024))]
+    bytes_max: Option<u64>,
+    /// How often what the server has no room for is sent again; 8 unless set.
+    #[schemars(range(min = 1, max = 1000))]
+    tries_max: Option<u32>,
 }
 
 #[derive(JsonSchema)]
@@ -71,6 +106,9 @@ struct StoreLimits {
     /// Redis: a larger value is carried in parts of about half this size; 1048576 unless set.
     #[schemars(range(min = 1024))]
     value_bytes_max: Option<u64>,
+    /// Elasticsearch: shards that are read at once; 4 unless set.
+    #[schemars(range(min = 1, max = 64))]
+    shards_at_once: Option<u32>,
 }
 
 /// One site's servers: `url` or `urls`.
@@ -79,15 +117,18 @@ struct StoreLimits {
 #[allow(dead_code, reason = "describes keys that connectors read")]
 struct StoreSite {
     /// `redis://[[user]:password@]host[:port]`, `rediss://…` for TLS, or `unix:///path`;
-    /// `mysql://[user[:password]@]host[:port]`.
+    /// `mysql://[user[:password]@]host[:port]`; `http[s]://[user:password@]host[:port]`.
     url: Option<String>,
-    /// Several: the first that answers as a master is taken; of MySQL the one that takes writes.
+    /// Several: the first that answers as a master is taken; of MySQL the one that takes writes; of Elasticsearch any that
+    /// answers.
     #[schemars(length(min = 1))]
     urls: Option<Vec<String>>,
     /// An ACL user, which needs a password; an account.
     user: Option<String>,
     /// A file whose first line is the password, relative to this file.
     password_file: Option<String>,
+    /// Elasticsearch: a file with an API key, as the server encodes it, instead of user and password.
+    api_key_file: Option<String>,
     /// Certificates of the authority that the server's is checked with, PEM. Left out: the system's; MySQL: no TLS.
     ca_file: Option<String>,
     /// Our certificate, PEM; with `key_file`.

@@ -234,6 +234,7 @@ impl Task for Undoing<'_> {
         _: &impl Progress,
         settings: Settings,
     ) -> Result<Outcome> {
+        channel.takes("`undo`")?;
         self.sites = config.sites.to_vec();
         let mut pass = Pass {
             arguments: self.arguments,

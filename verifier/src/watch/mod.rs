@@ -35,6 +35,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// is told and tried again.
 pub(crate) async fn run(arguments: &Watch) -> Result<bool> {
     let session = Session::begin(&arguments.common, arguments.list_max)?;
+    session.config.channels.iter().try_for_each(|channel| channel.takes("`watch`"))?;
     arguments.result.as_deref().map(Results::create).transpose()?;
     let state = |channel: &Channel| Arc::new(State::new(&channel.name, &session.config.sites, arguments));
     let channels: Vec<Arc<State>> = session.config.channels.iter().map(state).collect();

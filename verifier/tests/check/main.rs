@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod daemon;
+mod elasticsearch;
 mod live;
 mod mutations;
 mod mysql;

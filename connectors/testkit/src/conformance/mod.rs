@@ -67,6 +67,12 @@ pub trait Subject: Send + Sync {
     /// The store's.
     async fn read(&self, site: Site, key: &str) -> Result<Option<TestValue>>;
 
+    /// Whether the store's stream tells of each write. Else it tells what a key holds whenever it looks, and of several
+    /// writes in between only the last one's outcome.
+    fn tells_every_write(&self) -> bool {
+        true
+    }
+
     /// Makes `site`'s store hold `list x` under `key`, and refuse a string there.
     ///
     /// # Errors

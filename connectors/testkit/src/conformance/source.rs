@@ -124,7 +124,8 @@ pub(super) async fn a_stream_resumes_with_exactly_what_was_missed(subject: &dyn 
         }
         let events = again.until("what was missed", is_third).await?;
         let found = names(&changes(&events));
-        let mut expected = vec!["k".to_owned(); 10];
+        let times = if subject.tells_every_write() { 10 } else { 1 };
+        let mut expected = vec!["k".to_owned(); times];
         expected.push("end:2".into());
         ensure!(found == expected, "after the resume came {found:?}");
         ensure!(!events.iter().any(is_snapshot_end), "a snapshot came though it resumed");
