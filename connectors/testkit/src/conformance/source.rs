@@ -63,8 +63,10 @@ pub(super) async fn a_stream_goes_on_after_its_snapshot_without_a_hole(subject: 
     for n in 0..400 {
         subject.write(FIRST, &[set(&format!("filler:{n}"), "v")]).await?;
     }
+    // Where writes are requests of their own, fewer take as long.
+    let rounds = if subject.tells_every_write() { 600 } else { 150 };
     let writing = async {
-        for n in 0..600 {
+        for n in 0..rounds {
             subject.write(FIRST, &[incr(counters[n % 5])]).await?;
             subject.write(FIRST, &[push("list", &n.to_string())]).await?;
             tokio::task::yield_now().await;
@@ -86,7 +88,7 @@ pub(super) async fn a_stream_goes_on_after_its_snapshot_without_a_hole(subject: 
     let (mut applier, _) = Applier::new(subject, Site::Second, 1).await?;
     applier.apply(changes(&events?)).await?;
     for counter in counters {
-        holds(subject, Site::Second, counter, "string 120").await?;
+        holds(subject, Site::Second, counter, &format!("string {}", rounds / 5)).await?;
     }
     equal(subject, &["list", "c0", "end", "filler:399"]).await?;
     Ok(())
