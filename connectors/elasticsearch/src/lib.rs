@@ -1,16 +1,16 @@
 //! Elasticsearch for Causeway: its documents are polled by sequence number, and applied by bulk requests with external
 //! versions.
 //!
-//! - [`http`](http): requests to one of a site's nodes, and whose fault it is when one fails.
-//! - [`names`](names): what identifies a document, and our own index; [`version`](version): whose write a document's
+//! - `http`: requests to one of a site's nodes, and whose fault it is when one fails.
+//! - `names`: what identifies a document, and our own index; `version`: whose write a document's
 //!   version tells of.
-//! - [`place`](place): how far each shard was read, and so what a position is.
-//! - [`source`](source) is the contract's side of [`poll`](poll), the task that reads; [`known`](known) finds what was
+//! - `place`: how far each shard was read, and so what a position is.
+//! - `source` is the contract's side of `poll`, the task that reads; `known` finds what was
 //!   deleted.
-//! - [`target`](target) is the contract's side of [`apply`](apply), the task that writes; [`bulk`](bulk) builds requests
+//! - `target` is the contract's side of `apply`, the task that writes; `bulk` builds requests
 //!   and reads each item's answer.
-//! - [`definition`](definition): settings, mappings and aliases of an index, carried ahead of its documents.
-//! - [`check`](check) says what stands in the way.
+//! - `definition`: settings, mappings and aliases of an index, carried ahead of its documents.
+//! - `check` says what stands in the way.
 //!
 //! Scripts, ingest, `_reindex` and `GET /` are not used.
 
