@@ -856,12 +856,9 @@ impl Capture {
             (_, News::Known) => self.written.last_whole(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
             (_, News::New) => {
-                let (time, is_guess) = self.date(task, &change);
-                let now = self.clock.stamp(time);
+                let now = self.clock.stamp(self.date(task, &change));
                 let here = || task.ours().place(&change.key, change.seq, change.seen);
-                let found = change.uncertain;
-                change.uncertain |= is_guess;
-                if found { unsure(here().unwrap_or(now)) } else { now }
+                if change.uncertain { unsure(here().unwrap_or(now)) } else { now }
             }
         };
         if task.peer.is_some() {
@@ -877,13 +874,11 @@ impl Capture {
         Ok(())
     }
 
-    /// When `change` was made, and whether that is a guess: what is read of a backlog after an outage counts as made at the
-    /// last time that is known before it, unless the store itself says when it was.
-    fn date(&self, task: &CaptureTask, change: &Change) -> (u64, bool) {
+    /// When `change` was made: what is read of a backlog after an outage when the store says so, where it does.
+    fn date(&self, task: &CaptureTask, change: &Change) -> u64 {
         match self.backlog_until {
-            None => ((task.clock)(), false),
-            Some(opened) if change.time < opened => (change.time, false),
-            Some(_) => (self.point.current, matches!(change.op, Op::Command | Op::Put | Op::Delete)),
+            Some(opened) if change.time < opened => change.time,
+            _ => (task.clock)(),
         }
     }
 
