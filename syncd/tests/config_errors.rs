@@ -156,7 +156,8 @@ fn values_outside_their_bounds_say_what_is_allowed() {
         (
             "\"redis\"",
             "\"pika\"",
-            "6:9: channel `tags`: store is `pika`, allowed in this release is `redis` or `mysql`",
+            "6:9: channel `tags`: store is `pika`, allowed in this release is `redis`, `mysql` or \
+             `elasticsearch`",
         ),
         (
             "\"both\"",
