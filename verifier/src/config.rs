@@ -330,19 +330,12 @@ fn tables(
     name: &str,
     wanted: &Wanted,
 ) -> Result<Tables> {
-    if wanted.tenant.is_some() {
-        let message =
-            format!("channel `{name}`: this release does not tell rows of a tenant; leave --tenant out");
-        return Err(file.bad(node.span(), message));
-    }
-    let patterns = |key: &str| -> Result<Vec<Pattern>> {
-        Ok(file.texts(table, key)?.iter().map(|glob| Pattern::new(glob)).collect())
-    };
-    let include = patterns("tables")?;
+    no_tenant(file, node, name, wanted, "rows")?;
+    let include = patterns(&file.texts(table, "tables")?);
     if include.is_empty() {
         return Err(file.bad(node.span(), format!("channel `{name}` has no `tables`: tables = [\"shop.*\"]")));
     }
-    Ok(Tables { include, exclude: patterns("exclude")? })
+    Ok(Tables { include, exclude: patterns(&file.texts(table, "exclude")?) })
 }
 
 /// Which indices a channel of Elasticsearch carries.
@@ -353,19 +346,29 @@ fn indices(
     name: &str,
     wanted: &Wanted,
 ) -> Result<Indices> {
-    if wanted.tenant.is_some() {
-        let message =
-            format!("channel `{name}`: this release does not tell documents of a tenant; leave --tenant out");
-        return Err(file.bad(node.span(), message));
-    }
+    no_tenant(file, node, name, wanted, "documents")?;
     let globs = file.texts(table, "indices")?;
     if globs.is_empty() {
         return Err(
             file.bad(node.span(), format!("channel `{name}` has no `indices`: indices = [\"push-*\"]"))
         );
     }
-    let exclude = file.texts(table, "exclude")?.iter().map(|glob| Pattern::new(glob)).collect();
-    Ok(Indices { globs, exclude })
+    let exclude = patterns(&file.texts(table, "exclude")?);
+    Ok(Indices { include: patterns(&globs), globs, exclude })
+}
+
+fn patterns(globs: &[String]) -> Vec<Pattern> {
+    globs.iter().map(|glob| Pattern::new(glob)).collect()
+}
+
+/// Of some stores it is not known which of `what` are a tenant's.
+fn no_tenant(file: &File<'_>, node: &Node<'_>, name: &str, wanted: &Wanted, what: &str) -> Result<()> {
+    if wanted.tenant.is_none() {
+        return Ok(());
+    }
+    let message =
+        format!("channel `{name}`: this release does not tell {what} of a tenant; leave --tenant out");
+    Err(file.bad(node.span(), message))
 }
 
 fn tenant(
@@ -413,24 +416,15 @@ fn endpoints(file: &File<'_>, node: &Node<'_>, table: &DeTable<'_>, site: &str) 
     if urls.is_empty() {
         return Err(file.bad(node.span(), format!("`{site}` has no `url` and no `urls`")));
     }
-    let password = match file.bytes_of(table, "password_file")? {
-        Some(bytes) => {
-            let text = String::from_utf8(bytes).map_err(|_| {
-                file.bad(node.span(), format!("`{site}`: what `password_file` holds is not UTF-8"))
-            })?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
+    let secret = |key: &str| -> Result<Option<String>> {
+        let text = file.bytes_of(table, key)?.map(String::from_utf8).transpose();
+        text.map_err(|_| file.bad(node.span(), format!("`{site}`: what `{key}` holds is not UTF-8")))
+    };
+    let password = match secret("password_file")? {
+        Some(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
         None => file.filled(table, "password")?,
     };
-    let api_key = match file.bytes_of(table, "api_key_file")? {
-        Some(bytes) => {
-            let text = String::from_utf8(bytes).map_err(|_| {
-                file.bad(node.span(), format!("`{site}`: what `api_key_file` holds is not UTF-8"))
-            })?;
-            Some(text.trim().to_owned())
-        }
-        None => None,
-    };
+    let api_key = secret("api_key_file")?.map(|text| text.trim().to_owned());
     let identity = match (file.bytes_of(table, "cert_file")?, file.bytes_of(table, "key_file")?) {
         (Some(cert), Some(key)) => Some((cert, key)),
         (None, None) => None,

@@ -133,6 +133,20 @@ impl<'t> At<'t> {
         }
     }
 
+    /// A site's own certificate and its key: `cert_file` and `key_file`, seen from `directory`.
+    ///
+    /// # Errors
+    ///
+    /// As [`file`](At::file), and one is given without the other.
+    pub fn identity(&self, directory: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
+        match (self.file("cert_file", directory)?, self.file("key_file", directory)?) {
+            (None, None) => Ok(None),
+            (Some(cert), Some(key)) => Ok(Some((cert, key))),
+            (Some(_), None) => Err(self.error("key_file", "is missing: cert_file needs its key")),
+            (None, Some(_)) => Err(self.error("cert_file", "is missing: key_file needs its certificate")),
+        }
+    }
+
     /// The number `key`, from `min` to `max`.
     ///
     /// # Errors

@@ -154,8 +154,8 @@ pub trait Source: Send {
     }
 
     /// Milliseconds since 1970: what the store did before then came out of the calls of [`next`](Source::next) before the
-    /// last one; 0: that is not known yet. What comes after an [`open`](Source::open) that went on, until this is past it, is as old
-    /// as its [`time`](Change::time) says. `None`: this source never tells.
+    /// last one, as far as that is known. `None`: it is not, or not in this source. What comes after an
+    /// [`open`](Source::open) that went on, until this is past it, is as old as its [`time`](Change::time) says.
     fn current(&self) -> Option<u64> {
         None
     }

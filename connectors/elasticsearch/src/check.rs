@@ -64,7 +64,7 @@ async fn one(config: &Config, site: Site, findings: &mut Vec<Finding>) -> Result
     for (index, definition) in &definitions {
         settings(config, site, index, definition, findings);
     }
-    let shards = documents::shards(&client, &expression, |index| indices.carries(index), |_| true).await?;
+    let shards = documents::carried(&client, indices).await?;
     if config.is_source(site) && shards.len() > SHARDS_MANY {
         let what =
             format!("{} shards are carried: each change tells how far all of them were read", shards.len());

@@ -256,12 +256,7 @@ fn server(spec: &ChannelSpec, index: usize) -> Result<Server> {
         (None, None, Some(_)) => return Err(at.error("user", "is missing: a password needs its user")),
         (None, None, None) => Auth::None,
     };
-    let client = match (file("cert_file")?, file("key_file")?) {
-        (None, None) => None,
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (Some(_), None) => return Err(at.error("key_file", "is missing: cert_file needs its key")),
-        (None, Some(_)) => return Err(at.error("cert_file", "is missing: key_file needs its certificate")),
-    };
+    let client = at.identity(&spec.directory)?;
     let ca = file("ca_file")?;
     if (ca.is_some() || client.is_some()) && urls.iter().any(|url| url.scheme() != "https") {
         return Err(

@@ -1,6 +1,6 @@
 //! Reading documents and what is known of shards.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use causeway_core::{Error, Result};
@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::config::Indices;
 use crate::http::{ANSWER_BYTES_MAX, Client, Read, unavailable};
 use crate::names::{Doc, in_url};
 use crate::place::ShardId;
@@ -121,14 +122,28 @@ pub(crate) fn in_path(expression: &str) -> String {
         .join(",")
 }
 
-/// Makes what was written before visible to searches.
-pub(crate) async fn refresh(client: &Client, indices: &[&str]) -> Result<()> {
+/// The shards of all indices that `indices` carries, as [`shards`] tells of those that are known.
+///
+/// # Errors
+///
+/// As [`shards`].
+pub(crate) async fn carried(client: &Client, indices: &Indices) -> Result<Vec<Shard>> {
+    shards(client, &indices.expression(), |index| indices.carries(index), |_| true).await
+}
+
+/// Makes what was written before into the indices of `shards` visible to searches.
+///
+/// # Errors
+///
+/// As [`Client::send`]. `Retry`, too, where a shard does not answer.
+pub(crate) async fn refresh<'a>(client: &Client, shards: impl IntoIterator<Item = &'a Shard>) -> Result<()> {
     #[derive(Deserialize)]
     struct Refreshed {
         _shards: Shards,
     }
     const ACTION: &str = "refresh what changed";
-    for names in indices.chunks(50) {
+    let indices: BTreeSet<&str> = shards.into_iter().map(|shard| shard.index.as_str()).collect();
+    for names in Vec::from_iter(indices).chunks(50) {
         let names = names.iter().map(|name| in_url(name)).collect::<Vec<_>>().join(",");
         let path = format!("/{names}/_refresh?ignore_unavailable=true");
         let done: Refreshed = client.json(ACTION, Method::POST, &path, None).await?;

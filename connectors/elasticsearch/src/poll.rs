@@ -65,6 +65,21 @@ pub(crate) struct Own {
     pub(crate) deleted: Vec<(String, String)>,
 }
 
+impl Own {
+    /// The marker that it holds.
+    ///
+    /// # Errors
+    ///
+    /// It is none of this version's; `own` is the index's name.
+    pub(crate) fn parsed(&self, client: &Client, own: &str) -> Result<Option<Marker>> {
+        let parse = |text: &String| {
+            text.parse()
+                .map_err(|_| client.garbled("marker", format!("{own} holds one of another version of syncd")))
+        };
+        self.marker.as_ref().map(parse).transpose()
+    }
+}
+
 /// What a document of the index with ids holds: a bucket, or how far our own index had been read when all were kept.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Ids {
@@ -259,7 +274,7 @@ impl Poller {
         let shard =
             documents::shards(&self.client, index, |name| name == index, |_| true).await?.into_iter().next();
         let Some(shard) = shard else { return Ok(Vec::new()) };
-        documents::refresh(&self.client, &[index]).await?;
+        documents::refresh(&self.client, [&shard]).await?;
         let (mut all, mut count) = (Vec::new(), PAGE_MAX);
         loop {
             let range = Range { after, to: i64::MAX };
@@ -417,11 +432,7 @@ impl Poller {
         let mut todo: Vec<Shard> =
             data.iter().filter(|shard| shard.checkpoint > stream(&shard.id)).cloned().collect();
         let own = own.filter(|own| own.checkpoint > self.places.own);
-        let changed: Vec<&str> = todo.iter().chain(&own).map(|shard| shard.index.as_str()).collect();
-        let changed = distinct(changed);
-        if !changed.is_empty() {
-            documents::refresh(&self.client, &changed).await?;
-        }
+        documents::refresh(&self.client, todo.iter().chain(&own)).await?;
         if let Some(own) = own {
             self.read_own(&own).await?;
         }
@@ -746,8 +757,7 @@ impl Poller {
                 return Ok(());
             }
             let shards = self.data_shards().await?;
-            documents::refresh(&self.client, &distinct(shards.iter().map(|s| s.index.as_str()).collect()))
-                .await?;
+            documents::refresh(&self.client, &shards).await?;
             self.known.begin();
             let todo = shards.into_iter().map(|shard| (shard, -1)).collect();
             self.listing = Some(Listing { todo, count: IDS_MAX });
@@ -864,10 +874,4 @@ fn next_count(count: usize, fitted: Option<usize>) -> usize {
         Some(fitted) if fitted < count => fitted,
         _ => (count * 2).min(PAGE_MAX),
     }
-}
-
-fn distinct(mut names: Vec<&str>) -> Vec<&str> {
-    names.sort_unstable();
-    names.dedup();
-    names
 }

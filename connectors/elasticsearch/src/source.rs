@@ -6,16 +6,17 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use causeway_core::time::now_ms;
-use causeway_core::{Error, Event, Hlc, Key, Marker, Opened, Position, Result, Site, Source, Token, Told};
+use causeway_core::{Error, Event, Hlc, Key, Opened, Position, Result, Site, Source, Token, Told};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::apply::marker_at;
 use crate::config::Config;
 use crate::documents;
 use crate::http::{Client, unavailable};
-use crate::names::{self, MARKER, in_url};
+use crate::names;
 use crate::place::{Place, Places};
-use crate::poll::{Ask, Begin, Chunk, Own, Poller};
+use crate::poll::{Ask, Begin, Chunk, Poller};
 use crate::shared::SiteState;
 
 /// Chunks that wait to be taken; each is a page.
@@ -89,10 +90,7 @@ impl EsSource {
             Some((at, reached)) => (Places { own: places.own, ..reached.clone() }, Some((reached.own, at))),
             None => (places, None),
         };
-        let indices = &self.config.indices;
-        for shard in
-            documents::shards(client, &indices.expression(), |index| indices.carries(index), |_| true).await?
-        {
+        for shard in documents::carried(client, &self.config.indices).await? {
             let known = places
                 .shards
                 .iter()
@@ -122,15 +120,10 @@ impl EsSource {
 
     /// A stream that begins now.
     async fn anew(&self, client: &Client, history: Bytes, snapshot: bool) -> Result<Begin> {
-        let indices = &self.config.indices;
         let own = names::own_index(&self.config.link, &self.config.channel);
         let own = documents::shards(client, &own, |index| index == own, |_| false).await?;
-        let shards =
-            documents::shards(client, &indices.expression(), |index| indices.carries(index), |_| true)
-                .await?;
-        let touched: std::collections::BTreeSet<&str> =
-            shards.iter().map(|shard| shard.index.as_str()).collect();
-        documents::refresh(client, &touched.into_iter().collect::<Vec<_>>()).await?;
+        let shards = documents::carried(client, &self.config.indices).await?;
+        documents::refresh(client, &shards).await?;
         let place = |checkpoint| Place { stream: checkpoint, snapshot: snapshot.then_some((-1, checkpoint)) };
         let now = now_ms();
         let places = Places {
@@ -171,22 +164,6 @@ impl EsSource {
     }
 }
 
-/// The last marker in our own index.
-///
-/// # Errors
-///
-/// As [`Client::send`].
-pub(crate) async fn own_marker(client: &Client, own: &str) -> Result<Option<Marker>> {
-    let path = format!("/{}/_source/{MARKER}", in_url(own));
-    let found: Option<Own> = client.find("read our marker", &path).await?;
-    let text = found.and_then(|own| own.marker);
-    text.map(|text| {
-        text.parse()
-            .map_err(|_| client.garbled("marker", format!("{own} holds one of another version of syncd")))
-    })
-    .transpose()
-}
-
 #[async_trait]
 impl Source for EsSource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool, _told: Told) -> Result<Opened> {
@@ -195,7 +172,11 @@ impl Source for EsSource {
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let history = Bytes::from(documents::cluster_uuid(&client).await?);
         let own = names::own_index(&self.config.link, &self.config.channel);
-        let marked = own_marker(&client, &own).await?.map_or(Hlc(0), |marker| marker.hlc);
+        let marker = match marker_at(&client, &own).await? {
+            Some((_, last)) => last.parsed(&client, &own)?,
+            None => None,
+        };
+        let marked = marker.map_or(Hlc(0), |marker| marker.hlc);
         let mut opened = Opened::Anew { lost: None };
         let mut begin = None;
         if let Some(from) = from {

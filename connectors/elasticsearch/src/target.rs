@@ -113,14 +113,9 @@ async fn take_over(client: &Client, own: &str, term: Term) -> Result<(MarkerAt, 
             Some((at, _)) => format!("if_seq_no={}&if_primary_term={}", at.seq_no, at.primary_term),
             None => "op_type=create".to_owned(),
         };
-        let marker = found.and_then(|(_, own)| own.marker);
-        let parsed: Option<Marker> = match &marker {
-            Some(text) => Some(text.parse().map_err(|_| {
-                client.garbled("marker", format!("{own} holds one of another version of syncd"))
-            })?),
-            None => None,
-        };
-        let mine = Own { marker, time: now_ms(), term: term.0, ..Own::default() };
+        let last = found.map(|(_, last)| last).unwrap_or_default();
+        let parsed = last.parsed(client, own)?;
+        let mine = Own { marker: last.marker, time: now_ms(), term: term.0, ..Own::default() };
         let body = Some(Bytes::from(serde_json::to_vec(&mine).unwrap_or_default()));
         let path = format!("/{}/_doc/{MARKER}?{guard}", in_url(own));
         let answer = client.send(ACTION, Method::PUT, &path, body).await?;
@@ -227,24 +222,14 @@ impl Target for EsTarget {
     }
 
     async fn keys(&mut self, cursor: u64) -> Result<Keys> {
-        let config = Arc::clone(&self.config);
-        let indices = &config.indices;
         let listing = self.listing.take().filter(|listing| cursor != 0 && listing.cursor == cursor);
         let client = Arc::clone(&self.live()?.client);
         let mut listing = match listing {
             Some(listing) => listing,
             // From the beginning, also where it is not known any more how far one had come.
             None => {
-                let all = documents::shards(
-                    &client,
-                    &indices.expression(),
-                    |index| indices.carries(index),
-                    |_| true,
-                )
-                .await?;
-                let mut names: Vec<&str> = all.iter().map(|shard| shard.index.as_str()).collect();
-                names.dedup();
-                documents::refresh(&client, &names).await?;
+                let all = documents::carried(&client, &self.config.indices).await?;
+                documents::refresh(&client, &all).await?;
                 Listing { cursor: 0, todo: all.into_iter().map(|shard| (shard, -1)).collect() }
             }
         };

@@ -222,12 +222,7 @@ fn server(spec: &ChannelSpec, index: usize) -> Result<Server> {
         }
         server.password = Some(Secret::File(path));
     }
-    let client = match (file("cert_file")?, file("key_file")?) {
-        (None, None) => None,
-        (Some(cert), Some(key)) => Some((cert, key)),
-        (Some(_), None) => return Err(at.error("key_file", "is missing: cert_file needs its key")),
-        (None, Some(_)) => return Err(at.error("cert_file", "is missing: key_file needs its certificate")),
-    };
+    let client = at.identity(&spec.directory)?;
     server.tls = match (file("ca_file")?, client) {
         (Some(ca), client) => Some(Tls { ca, client }),
         (None, Some(_)) => return Err(at.error("ca_file", "is missing: it is what turns TLS on")),

@@ -451,7 +451,7 @@ impl Source for MysqlSource {
     }
 
     fn current(&self) -> Option<u64> {
-        self.live.as_ref().map(|live| live.current)
+        self.live.as_ref().map(|live| live.current).filter(|current| *current > 0)
     }
 
     async fn next(&mut self, events: &mut Vec<Event>, bytes_max: usize) -> Result<()> {

@@ -178,21 +178,16 @@ fn site(spec: &ChannelSpec, index: usize) -> Result<Endpoint> {
     if endpoint.user.is_some() && endpoint.password.is_none() {
         return Err(at.error("user", "needs a password: give `password_file`"));
     }
-    let (ca, cert, private) = (file("ca_file")?, file("cert_file")?, file("key_file")?);
+    let ca = file("ca_file")?;
     match &mut endpoint.tls {
         Some(tls) => {
             tls.ca = ca;
-            tls.client = match (cert, private) {
-                (None, None) => None,
-                (Some(cert), Some(private)) => Some((cert, private)),
-                (Some(_), None) => return Err(at.error("key_file", "is missing: cert_file needs its key")),
-                (None, Some(_)) => {
-                    return Err(at.error("cert_file", "is missing: key_file needs its certificate"));
-                }
-            };
+            tls.client = at.identity(&spec.directory)?;
         }
         None => {
-            for (key, given) in [("ca_file", ca), ("cert_file", cert), ("key_file", private)] {
+            for (key, given) in
+                [("ca_file", ca), ("cert_file", file("cert_file")?), ("key_file", file("key_file")?)]
+            {
                 if given.is_some() {
                     return Err(at.error(key, "means nothing without TLS: write the URL as `rediss://`"));
                 }

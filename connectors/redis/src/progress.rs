@@ -61,9 +61,9 @@ impl Progress {
         }
     }
 
-    /// All that was written before this time was handed out; 0: not known.
-    pub(crate) fn current(&self) -> u64 {
-        self.current.load(Ordering::Relaxed)
+    /// All that was written before this time was handed out.
+    pub(crate) fn current(&self) -> Option<u64> {
+        Some(self.current.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
     /// `asked`: when it was asked, in milliseconds since 1970.
@@ -116,12 +116,12 @@ mod tests {
         let end = |offset| ServerInfo { offset, ..ServerInfo::default() };
         progress.server_says(&end(1_100), 7_000);
         progress.handed_out(1_099);
-        assert_eq!(progress.current(), 0);
+        assert_eq!(progress.current(), None);
         progress.server_says(&end(1_500), 8_000);
         progress.handed_out(1_100);
-        assert_eq!(progress.current(), 7_000, "of what was asked first");
+        assert_eq!(progress.current(), Some(7_000), "of what was asked first");
         progress.server_says(&end(1_600), 9_000);
         progress.handed_out(1_700);
-        assert_eq!(progress.current(), 9_000);
+        assert_eq!(progress.current(), Some(9_000));
     }
 }

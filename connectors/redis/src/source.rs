@@ -691,7 +691,7 @@ impl Source for RedisSource {
 
     fn current(&self) -> Option<u64> {
         match &self.live {
-            Some(Mode::Stream(live)) => Some(live.link.progress().current()),
+            Some(Mode::Stream(live)) => live.link.progress().current(),
             _ => None,
         }
     }

@@ -3,21 +3,18 @@
 //!
 //! A start takes some 15 s and a node some 450 MB: tests that need none of their own share two, [`shared`].
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
-use tempfile::TempDir;
 
-use crate::kafka::{PID_FILE, watch};
-use crate::servers::{free_port, servers_required};
+use crate::launched::{Launched, installed, java, or_ignored, scripts};
+use crate::servers::free_port;
 
 /// How long a start may take on a machine under load.
 const START_MAX: Duration = Duration::from_secs(240);
@@ -32,31 +29,10 @@ const ANSWER_BYTES_MAX: u64 = 256 << 20;
 ///
 /// # Panics
 ///
-/// Where it cannot be done and [`servers_required`]: a run of nothing must not look green.
+/// Where it cannot be done and [`servers_required`](crate::servers::servers_required): a run of nothing must not look green.
 pub fn elasticsearch_home() -> Option<PathBuf> {
     static HOME: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    match HOME.get_or_init(|| find_home().map_err(|error| format!("{error:#}"))) {
-        Ok(home) => Some(home.clone()),
-        Err(error) => {
-            assert!(!servers_required(), "{error}");
-            eprintln!("ignored: {error}");
-            None
-        }
-    }
-}
-
-fn find_home() -> Result<PathBuf> {
-    let java = Command::new("java").arg("-version").output();
-    ensure!(java.is_ok_and(|java| java.status.success()), "java is missing: scripts/setup kafka installs it");
-    let mut install = Command::new(scripts().join("servers"));
-    let done = install.args(["install", "elasticsearch"]).stdin(Stdio::null()).output();
-    let done = done.context("run scripts/servers install elasticsearch")?;
-    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim());
-    Ok(String::from_utf8(done.stdout)?.trim_end().into())
-}
-
-fn scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts")
+    or_ignored(&HOME, || java().and_then(|()| installed("elasticsearch")))
 }
 
 /// A running node, child of this process. Its port and its directory stay the same over
@@ -66,10 +42,8 @@ fn scripts() -> PathBuf {
 pub struct ElasticsearchServer {
     command: Vec<String>,
     home: PathBuf,
-    child: Option<Child>,
-    watcher: Child,
+    launched: Launched,
     port: u16,
-    dir: TempDir,
 }
 
 impl ElasticsearchServer {
@@ -81,17 +55,15 @@ impl ElasticsearchServer {
     /// No Elasticsearch here, or it didn't come up; the end of its log is in the error.
     pub fn start(settings: &[(&str, &str)]) -> Result<ElasticsearchServer> {
         let home = elasticsearch_home().context("Elasticsearch is missing")?;
-        let dir = tempfile::Builder::new().prefix("causeway-elasticsearch-").tempdir()?;
+        let launched = Launched::new("causeway-elasticsearch-")?;
         // The node runs as another user than root, who has to get in.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(dir.path(), open)?;
+        std::fs::set_permissions(launched.dir(), open)?;
         let (port, transport_port) = (free_port()?, free_port()?);
         let mut command = vec![scripts().join("elasticsearch/node").display().to_string(), "run".to_owned()];
-        command.extend([dir.path().display().to_string(), port.to_string(), transport_port.to_string()]);
+        command.extend([launched.dir().display().to_string(), port.to_string(), transport_port.to_string()]);
         command.extend(settings.iter().map(|(key, value)| format!("{key}={value}")));
-        // Before the node: there is no moment at which nobody would end it.
-        let watcher = watch(dir.path())?;
-        let mut server = ElasticsearchServer { command, home, child: None, watcher, port, dir };
+        let mut server = ElasticsearchServer { command, home, launched, port };
         server.restart()?;
         Ok(server)
     }
@@ -121,7 +93,7 @@ impl ElasticsearchServer {
 
     /// Where its files are.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        self.launched.dir()
     }
 
     /// Sends a request and returns the answer's status and body. `body`: JSON or NDJSON, empty for none.
@@ -146,14 +118,7 @@ impl ElasticsearchServer {
 
     /// Ends it as a crash does (SIGKILL). Does nothing if it doesn't run.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            self.signal_group(&child, "KILL");
-            // Until it is waited for, its process id is nobody else's; the watcher must not end who gets it then.
-            let _ = std::fs::remove_file(self.dir.path().join(PID_FILE));
-            // Both fail only if it is gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.launched.kill();
     }
 
     /// Starts it again on the same port and the same files, and waits until it answers. Kills it first if it runs.
@@ -172,36 +137,15 @@ impl ElasticsearchServer {
     ///
     /// The program is not there.
     pub fn begin_restart(&mut self) -> Result<()> {
-        self.kill();
         let (program, args) = self.command.split_first().context("no program")?;
-        let log = File::options().append(true).create(true).open(self.log())?;
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.env("CAUSEWAY_ELASTICSEARCH_HOME", &self.home);
-        // Of its own, as the launcher has the server as its child.
-        command.process_group(0);
-        self.child = Some(command.spawn().with_context(|| format!("start {program}"))?);
-        Ok(())
+        command.args(args).env("CAUSEWAY_ELASTICSEARCH_HOME", &self.home);
+        self.launched.start(command)
     }
 
     /// The last lines of its log, without stack traces.
     pub fn log_end(&self) -> String {
-        let mut bytes = Vec::new();
-        if let Ok(mut file) = File::open(self.log()) {
-            let _ = file.read_to_end(&mut bytes);
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("\tat ")).collect();
-        lines[lines.len().saturating_sub(5)..].join(" | ")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("server.log")
-    }
-
-    fn signal_group(&self, child: &Child, name: &str) {
-        let mut kill = Command::new("kill");
-        let _ = kill.args(["-s", name, "--", &format!("-{}", child.id())]).stderr(Stdio::null()).status();
+        self.launched.log_end()
     }
 
     /// Waits until it answers, after [`begin_restart`](ElasticsearchServer::begin_restart).
@@ -210,31 +154,11 @@ impl ElasticsearchServer {
     ///
     /// It ended, or did not answer in time.
     pub fn wait_until_it_answers(&mut self) -> Result<()> {
-        let until = Instant::now() + START_MAX;
+        let port = self.port;
         let path = "/_cluster/health?wait_for_status=yellow&timeout=1s";
-        while Instant::now() < until {
-            if let Some(child) = &mut self.child
-                && let Some(status) = child.try_wait()?
-            {
-                self.kill();
-                bail!("Elasticsearch on port {} ended with {status}: {}", self.port, self.log_end());
-            }
-            // With security on it knows nobody yet, and says so.
-            if self.request("GET", path, "").is_ok_and(|(status, _)| matches!(status, 200 | 401)) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        bail!("Elasticsearch on port {} doesn't answer: {}", self.port, self.log_end())
-    }
-}
-
-impl Drop for ElasticsearchServer {
-    fn drop(&mut self) {
-        self.kill();
-        // It sees the end of its input and ends.
-        drop(self.watcher.stdin.take());
-        let _ = self.watcher.wait();
+        // With security on it knows nobody yet, and says so.
+        let answers = || request(port, "GET", path, "").is_ok_and(|(status, _)| matches!(status, 200 | 401));
+        self.launched.wait_until(&format!("Elasticsearch on port {port}"), START_MAX, answers)
     }
 }
 

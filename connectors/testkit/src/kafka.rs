@@ -4,66 +4,40 @@
 //! A start takes an idle machine 5 s, and a broker some 200 MB: tests that need none of their own share two,
 //! [`shared`].
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use tempfile::TempDir;
+use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::servers::{free_port, servers_required};
+use crate::launched::{Launched, installed, java, or_ignored, scripts};
+use crate::servers::free_port;
 
 /// How long a start may take. It computes for 7 s, which a machine under load has to find, and after a kill it
 /// waits until the killed one's session is over.
 const START_MAX: Duration = Duration::from_secs(180);
 /// How long an end in order may take; it takes half a second.
 const STOP_MAX: Duration = Duration::from_secs(30);
-/// The file in a server's directory that holds its process id: `scripts/kafka/broker` writes that of a broker.
-pub(crate) const PID_FILE: &str = "server.pid";
-
 /// The folder of Kafka's jars: `CAUSEWAY_KAFKA_HOME`, else where `scripts/servers install kafka` has them, which
 /// fetches them the first time. Where that cannot be done, since Java, Maven or a network is missing, says so and
 /// returns `None`: the test is ignored.
 ///
 /// # Panics
 ///
-/// Where it cannot be done and [`servers_required`]: a run of nothing must not look green. Where
+/// Where it cannot be done and [`servers_required`](crate::servers::servers_required): a run of nothing must not look green. Where
 /// `CAUSEWAY_KAFKA_HOME` is no folder: nor must a run of another Kafka.
 pub fn kafka_home() -> Option<PathBuf> {
     static HOME: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     if let Some(named) = std::env::var_os("CAUSEWAY_KAFKA_HOME").map(PathBuf::from) {
         assert!(named.is_dir(), "CAUSEWAY_KAFKA_HOME is {}, which is no folder", named.display());
     }
-    match HOME.get_or_init(|| find_home().map_err(|error| format!("{error:#}"))) {
-        Ok(home) => Some(home.clone()),
-        Err(error) => {
-            assert!(!servers_required(), "{error}");
-            eprintln!("ignored: {error}");
-            None
-        }
-    }
-}
-
-fn find_home() -> Result<PathBuf> {
-    let java = Command::new("java").arg("-version").output();
-    ensure!(java.is_ok_and(|java| java.status.success()), "java is missing: scripts/setup kafka installs it");
-    if let Some(named) = std::env::var_os("CAUSEWAY_KAFKA_HOME") {
-        return Ok(named.into());
-    }
-    let done =
-        Command::new(scripts().join("servers")).args(["install", "kafka"]).stdin(Stdio::null()).output();
-    let done = done.context("run scripts/servers install kafka")?;
-    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim());
-    Ok(String::from_utf8(done.stdout)?.trim_end().into())
-}
-
-fn scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts")
+    or_ignored(&HOME, || {
+        java()?;
+        std::env::var_os("CAUSEWAY_KAFKA_HOME").map_or_else(|| installed("kafka"), |named| Ok(named.into()))
+    })
 }
 
 /// How a broker is started.
@@ -87,11 +61,9 @@ pub struct KafkaServer {
     /// Of the one that it joined.
     cluster: Option<String>,
     home: PathBuf,
-    child: Option<Child>,
-    watcher: Child,
+    launched: Launched,
     port: u16,
     controller_port: u16,
-    dir: TempDir,
 }
 
 impl KafkaServer {
@@ -137,25 +109,14 @@ impl KafkaServer {
 
     fn start_in(cluster: Option<String>, controller_port: u16, options: Options) -> Result<KafkaServer> {
         let home = kafka_home().context("Kafka is missing")?;
-        let dir = tempfile::Builder::new().prefix("causeway-kafka-").tempdir()?;
+        let launched = Launched::new("causeway-kafka-")?;
         let port = free_port()?;
         let mut command = vec![scripts().join("kafka/broker").display().to_string(), "run".to_owned()];
-        command.extend([dir.path().display().to_string(), port.to_string(), controller_port.to_string()]);
+        command.extend([launched.dir().display().to_string(), port.to_string(), controller_port.to_string()]);
         command.extend(options.properties.iter().map(|(key, value)| format!("{key}={value}")));
-        // Before the broker: there is no moment at which nobody would end it.
-        let watcher = watch(dir.path())?;
         let file_kib_max = options.file_kib_max;
-        let mut server = KafkaServer {
-            command,
-            file_kib_max,
-            cluster,
-            home,
-            child: None,
-            watcher,
-            port,
-            controller_port,
-            dir,
-        };
+        let mut server =
+            KafkaServer { command, file_kib_max, cluster, home, launched, port, controller_port };
         server.restart()?;
         Ok(server)
     }
@@ -172,7 +133,7 @@ impl KafkaServer {
 
     /// Where its files are.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        self.launched.dir()
     }
 
     /// From its next start on its files may be of any size.
@@ -182,41 +143,26 @@ impl KafkaServer {
 
     /// Whether it ended by itself.
     pub fn has_ended(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
+        self.launched.has_ended()
     }
 
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+        self.launched.pid()
     }
 
     /// Ends it as a crash does (SIGKILL). Does nothing if it doesn't run.
     pub fn kill(&mut self) {
-        self.signal("KILL");
-        if let Some(mut child) = self.child.take() {
-            // Until it is waited for, its process id is nobody else's.
-            self.forget_pid();
-            // Both fail only if it is gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.launched.kill();
     }
 
     /// Ends it in order (SIGTERM), as for an upgrade. Killed if that takes over 30 s. Does nothing if it doesn't
     /// run.
     pub fn stop_in_order(&mut self) {
-        self.signal("TERM");
+        self.launched.signal("TERM");
         let until = Instant::now() + STOP_MAX;
-        while Instant::now() < until {
-            match self.child.as_mut().map(Child::try_wait) {
-                Some(Ok(None)) => std::thread::sleep(Duration::from_millis(10)),
-                Some(Ok(Some(_))) => {
-                    self.forget_pid();
-                    self.child = None;
-                    return;
-                }
-                _ => break,
-            }
+        while self.pid().is_some() && !self.has_ended() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
         }
         self.kill();
     }
@@ -229,109 +175,40 @@ impl KafkaServer {
     ///
     /// It didn't come up; the end of its log is in the error.
     pub fn restart(&mut self) -> Result<()> {
-        self.kill();
         let mut words = self.command.clone();
         if let Some(kib) = self.file_kib_max {
             let limited = format!("ulimit -f {kib} && exec \"$@\"");
             words.splice(0..0, ["bash".to_owned(), "-c".to_owned(), limited, "broker".to_owned()]);
         }
         let (program, args) = words.split_first().context("no program")?;
-        let log = File::options().append(true).create(true).open(self.log())?;
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.env("CAUSEWAY_KAFKA_HOME", &self.home);
+        command.args(args).env("CAUSEWAY_KAFKA_HOME", &self.home);
         command.envs(self.cluster.iter().map(|id| ("CAUSEWAY_KAFKA_CLUSTER", id)));
         if std::env::var_os("JDK_JAVA_OPTIONS").is_none() {
             // Few tests run long enough to get back what the second compiler costs: 3 s of 8.
             command.env("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1");
         }
-        // Of its own, so that what formats its storage is reached by a signal as well, and so that an interrupt
-        // of the test leaves the end to the watcher.
-        command.process_group(0);
-        self.child = Some(command.spawn().with_context(|| format!("start {program}"))?);
-        self.wait_until_it_answers()
+        self.launched.start(command)?;
+        let port = self.port;
+        self.launched
+            .wait_until(&format!("Kafka on port {port}"), START_MAX, || ask_for_versions(port).is_ok())
     }
 
     /// Freezes it (SIGSTOP): its connections stay open and nothing answers. Frozen for over 3 s, it
     /// may lose its session: its partitions then have no leader for a moment when it goes on.
     pub fn suspend(&self) {
-        self.signal("STOP");
+        self.launched.signal("STOP");
     }
 
     /// Lets it go on after [`suspend`](KafkaServer::suspend).
     pub fn resume(&self) {
-        self.signal("CONT");
+        self.launched.signal("CONT");
     }
 
     /// The last lines of its log, without stack traces.
     pub fn log_end(&self) -> String {
-        let mut bytes = Vec::new();
-        if let Ok(mut file) = File::open(self.log()) {
-            let _ = file.read_to_end(&mut bytes);
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("\tat ")).collect();
-        lines[lines.len().saturating_sub(5)..].join(" | ")
+        self.launched.log_end()
     }
-
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("server.log")
-    }
-
-    /// To all of its process group.
-    fn signal(&self, name: &str) {
-        if let Some(pid) = self.pid() {
-            let mut kill = Command::new("kill");
-            kill.args(["-s", name, "--", &format!("-{pid}")]).stderr(Stdio::null());
-            let _ = kill.status();
-        }
-    }
-
-    /// The watcher must not end a process that has got the id since.
-    fn forget_pid(&self) {
-        let _ = std::fs::remove_file(self.dir.path().join(PID_FILE));
-    }
-
-    fn wait_until_it_answers(&mut self) -> Result<()> {
-        let until = Instant::now() + START_MAX;
-        while Instant::now() < until {
-            if let Some(child) = &mut self.child
-                && let Some(status) = child.try_wait()?
-            {
-                self.forget_pid();
-                self.child = None;
-                bail!("Kafka on port {} ended with {status}: {}", self.port, self.log_end());
-            }
-            if ask_for_versions(self.port).is_ok() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("Kafka on port {} doesn't answer: {}", self.port, self.log_end())
-    }
-}
-
-impl Drop for KafkaServer {
-    fn drop(&mut self) {
-        self.kill();
-        // It sees the end of its input and ends.
-        drop(self.watcher.stdin.take());
-        let _ = self.watcher.wait();
-    }
-}
-
-/// A process that kills the process group that [`PID_FILE`] in `dir` names and removes `dir` when its input ends:
-/// that is when this process does, even killed. Statics are never dropped, and a killed test drops nothing.
-pub(crate) fn watch(dir: &Path) -> Result<Child> {
-    let script = format!(
-        r#"read -r _
-        [ ! -s "$0/{PID_FILE}" ] || kill -s KILL -- "-$(cat "$0/{PID_FILE}")"
-        rm -rf "$0" || {{ sleep 1; rm -rf "$0"; }}"#
-    );
-    let mut command = Command::new("sh");
-    command.args(["-c", &script]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // An interrupt goes to the test's process group, and must not end this one.
-    command.process_group(0).spawn().context("start sh")
 }
 
 /// Asks for the versions of the protocol that it speaks: the one request that needs no version to be agreed on.

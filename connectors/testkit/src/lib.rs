@@ -10,6 +10,7 @@ mod conformance;
 pub mod data;
 pub mod elasticsearch;
 pub mod kafka;
+mod launched;
 pub mod mysql;
 pub mod process;
 pub mod resp;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::kafka::{PID_FILE, watch};
+use crate::launched::{PID_FILE, watch};
 use crate::servers::{free_port, in_path, servers_required};
 
 /// How long a start may take: after a kill under load it has a log to read.

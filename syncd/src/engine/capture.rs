@@ -335,7 +335,7 @@ impl Capture {
             next_seq: found.next_seq,
             low: found.low,
             low_at_open: found.low,
-            last: found.last.or_else(|| found.resume_at.clone()).unwrap_or_default(),
+            last: found.reached(),
             passed: Position::default(),
             checked_to: None,
             resume_at: found.resume_at,
@@ -422,7 +422,7 @@ impl Capture {
                     lock(&task.shared.recent).stream_is_new();
                 }
                 self.held_below = Some(self.last.at);
-                self.backlog_until = source.current().map(|_| (task.clock)());
+                self.backlog_until = Some((task.clock)());
                 self.passed = from.clone().unwrap_or_default();
             }
             Opened::Anew { lost } => {
@@ -1040,7 +1040,7 @@ async fn remember(
     end: Offset,
     found: &Recovered,
 ) -> Result<bool, EngineError> {
-    let last = found.last.clone().or_else(|| found.resume_at.clone()).unwrap_or_default();
+    let last = found.reached();
     let start = task.log.locate(&task.partition, from).await?;
     let mut terms = Terms::default();
     walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {

@@ -46,7 +46,7 @@ impl Side<'_> {
     pub(crate) fn version(&self, change: &Change, key: &Key) -> Version {
         let Some(owner) = self.owner(key) else { return Version::at(change.hlc) };
         // What was read again has the place of a write before it.
-        let is_read = change.op == Op::Read || change.op == Op::State && change.uncertain;
+        let is_read = change.op == Op::Read || change.was_asked_for();
         let place = if is_read { change.hlc } else { self.at(owner, change.seq, change.seen) };
         if owner == self.site || change.op == Op::Read || is_reread(change) {
             return Version::at(place);

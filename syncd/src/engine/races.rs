@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering;
 
-use causeway_core::{Change, Hlc, Key, Marker, Op, Position, Seq, Site, Source};
+use causeway_core::{Change, Hlc, Key, Marker, Position, Seq, Site, Source};
 use tokio::sync::oneshot;
 use tracing::debug;
 
@@ -267,7 +267,7 @@ impl Capture {
     /// The key whose ship `change` is what was asked for, by its digest.
     pub(super) fn answers(&self, change: &Change) -> Option<u128> {
         let is_whole = change.part.is_none_or(|part| part.last);
-        if change.op != Op::State || !change.uncertain || !is_whole {
+        if !change.was_asked_for() || !is_whole {
             return None;
         }
         let digest = key_digest(&change.key);

@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::EngineError;
 use super::order::{Side, Version};
+use super::rule::replaces;
 use super::spill::Spill;
 
 /// What one change does to one unit.
@@ -132,8 +133,7 @@ impl Written {
         let written = touched.iter().filter(|(_, own)| own.class != Class::Observed);
         self.new.extend(written.map(|(digest, own)| {
             let last = Hlc(own.version.place & !UNKNOWN);
-            let is_whole = own.class == Class::Absolute && own.element.is_none();
-            Wrote { digest: half(*digest), last, whole: if is_whole { last } else { Hlc(0) } }
+            Wrote { digest: half(*digest), last, whole: if replaces(own) { last } else { Hlc(0) } }
         }));
         if self.new.len() >= Self::NEW_MAX {
             self.put_new();
@@ -218,7 +218,7 @@ pub(crate) fn unsure(last: Hlc) -> Hlc {
 /// Whether `change` is a `state` that only says again what the logs know, and so no write. Both sites must
 /// say the same of a record: such a state loses to a delete, any other one wins.
 pub(crate) fn is_reread(change: &Change) -> bool {
-    change.op == Op::State && change.uncertain && change.hlc.0 & UNSURE == 0
+    change.was_asked_for() && change.hlc.0 & UNSURE == 0
 }
 
 /// What `change` of our log touches, by the digests of the keys. A `read` is what was there before, and no
@@ -243,7 +243,7 @@ pub(crate) fn touched_units(change: &Change, side: Side<'_>) -> Vec<(u128, Touch
         is_expire_at: unit.element.as_deref() == Some(Unit::EXPIRE_AT),
         is_state: change.op == Op::State,
         is_absent: change.value.is_none() && change.op != Op::Delete,
-        is_guess: change.op == Op::State && change.uncertain && !is_reread(change),
+        is_guess: change.was_asked_for() && !is_reread(change),
         reread: is_reread(change) || change.op == Op::Read,
     };
     let units = side.connector.units(change);

@@ -195,6 +195,11 @@ async fn from_position(
 }
 
 impl Recovered {
+    /// Up to where the log holds the stream.
+    pub(crate) fn reached(&self) -> Position {
+        self.last.as_ref().or(self.resume_at.as_ref()).cloned().unwrap_or_default()
+    }
+
     /// Takes note of what is damaged behind the position and before `end`; `last`: the newest record.
     fn damage(&mut self, log: &dyn Log, partition: &PartitionId, last: Offset, end: Offset) {
         self.damaged = is_damaged(log, partition, self.position_offset, end);

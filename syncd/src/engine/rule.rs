@@ -31,7 +31,7 @@ fn is_absolute(touch: &Touch) -> bool {
 }
 
 /// Whether it is an absolute change of the whole key.
-fn replaces(touch: &Touch) -> bool {
+pub(crate) fn replaces(touch: &Touch) -> bool {
     is_absolute(touch) && touch.element.is_none()
 }
 

@@ -90,7 +90,7 @@ pub(super) fn collided(
 
 /// Whether an application made it: by a command, or so that the key had to be read again.
 fn is_write(change: &Change) -> bool {
-    matches!(change.op, Op::Command | Op::Delete) || (change.op == Op::State && !change.uncertain)
+    matches!(change.op, Op::Command | Op::Delete | Op::State) && !change.was_asked_for()
 }
 
 /// What makes a key what `change` says.

@@ -3,23 +3,25 @@ use causeway_core::Pattern;
 use super::connect::connect;
 use super::read::EsReader;
 use crate::config::Channel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pace::Rates;
+use crate::site::must_differ;
 
 /// Which indices a channel carries.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Indices {
     /// As the configuration has them.
     pub(crate) globs: Vec<String>,
+    /// The same, to be matched.
+    pub(crate) include: Vec<Pattern>,
     pub(crate) exclude: Vec<Pattern>,
 }
 
 impl Indices {
     /// What begins with a dot is never carried: ours does.
     pub(super) fn carries(&self, index: &str) -> bool {
-        let included = self.globs.iter().any(|glob| Pattern::new(glob).matches(index.as_bytes()));
-        let excluded = self.exclude.iter().any(|pattern| pattern.matches(index.as_bytes()));
-        !index.starts_with('.') && included && !excluded
+        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(index.as_bytes()));
+        !index.starts_with('.') && any(&self.include) && !any(&self.exclude)
     }
 }
 
@@ -27,7 +29,7 @@ impl Indices {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] if both are the same cluster; [`Error::Store`] if one cannot be reached or read.
+/// [`Usage`](crate::error::Error::Usage) if both are the same cluster; [`Store`](crate::error::Error::Store) if one cannot be reached or read.
 pub(crate) async fn open_pair(
     channel: &Channel,
     indices: &Indices,
@@ -36,11 +38,6 @@ pub(crate) async fn open_pair(
 ) -> Result<[EsReader; 2]> {
     let open = |n: usize| connect(&channel.name, &sites[n], &channel.endpoints[n], rates);
     let (first, second) = futures_util::try_join!(open(0), open(1))?;
-    if !first.identity.is_empty() && first.identity == second.identity {
-        return Err(Error::Usage(format!(
-            "{}: {} ({}) and {} ({}) are the same cluster; there is nothing to compare",
-            channel.name, sites[0], first.site.endpoint, sites[1], second.site.endpoint
-        )));
-    }
+    must_differ((&first.site, &first.identity), (&second.site, &second.identity), "cluster")?;
     Ok([first, second].map(|link| EsReader::new(link, indices.clone())))
 }

@@ -7,6 +7,7 @@ use super::table::{Tables, common, find};
 use crate::config::Channel;
 use crate::error::{Error, Result};
 use crate::pace::Rates;
+use crate::site::must_differ;
 
 /// Connects to both servers of `channel`, and looks at the tables of both.
 ///
@@ -21,12 +22,7 @@ pub(crate) async fn open_pair(
 ) -> Result<[MysqlReader; 2]> {
     let open = |n: usize| connect(&channel.name, &sites[n], &channel.endpoints[n], rates);
     let (first, second) = futures_util::try_join!(open(0), open(1))?;
-    if !first.identity.is_empty() && first.identity == second.identity {
-        return Err(Error::Usage(format!(
-            "{}: {} ({}) and {} ({}) are the same server; there is nothing to compare",
-            channel.name, sites[0], first.site.endpoint, sites[1], second.site.endpoint
-        )));
-    }
+    must_differ((&first.site, &first.identity), (&second.site, &second.identity), "server")?;
     let (a, b) = futures_util::try_join!(find(&first, tables), find(&second, tables))?;
     let all: BTreeSet<String> = a.keys().chain(b.keys()).cloned().collect();
     if all.is_empty() {

@@ -4,9 +4,10 @@ use super::connect::connect;
 use super::link::Link;
 use super::read::RedisReader;
 use crate::config::Channel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::filter::Scope;
 use crate::pace::{Pace, Rates};
+use crate::site::must_differ;
 
 /// What a server can tell.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,7 +26,7 @@ pub(super) struct Features {
 ///
 /// # Errors
 ///
-/// [`Error::Usage`] if both are the same server, or one is a cluster; [`Error::Store`] if one cannot be
+/// [`Usage`](crate::error::Error::Usage) if both are the same server, or one is a cluster; [`Store`](crate::error::Error::Store) if one cannot be
 /// reached or read.
 pub(crate) async fn open_pair(
     channel: &Channel,
@@ -37,12 +38,7 @@ pub(crate) async fn open_pair(
         connect(&channel.name, &sites[0], &channel.endpoints[0]),
         connect(&channel.name, &sites[1], &channel.endpoints[1]),
     )?;
-    if !first.run_id.is_empty() && first.run_id == second.run_id {
-        return Err(Error::Usage(format!(
-            "{}: {} ({}) and {} ({}) are the same server; there is nothing to compare",
-            channel.name, sites[0], first.site.endpoint, sites[1], second.site.endpoint
-        )));
-    }
+    must_differ((&first.site, &first.run_id), (&second.site, &second.run_id), "server")?;
     let [first, second] = [first, second].map(|server| Link::new(server, Pace::new(rates)));
     let (mut a, mut b) = futures_util::try_join!(features(&first), features(&second))?;
     let both = a.expire_time && b.expire_time;
