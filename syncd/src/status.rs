@@ -11,11 +11,13 @@ use tokio::sync::mpsc;
 
 mod conflict;
 mod dead_letter;
+mod intake;
 mod repair;
 mod window;
 
 pub use conflict::{ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Resolution};
 pub use dead_letter::{Acknowledged, DeadLetter, DeadLetterPage, DeadLetterQuery};
+pub use intake::{HandOver, HandedOver, IntakeStatus, LineError, NotHandedOver};
 pub use repair::{KeyAt, RepairQuery, Repaired};
 pub use window::{By, Whose, WhoseQuery, WrittenLine};
 
@@ -146,6 +148,9 @@ pub struct DirectionStatus {
     /// What goes on less well than it could, at which site, and what to do about it: SCAN mode.
     #[serde(default)]
     pub warning: Option<String>,
+    /// What applications hand over at the origin; `None`: nothing is, or not to this daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intake: Option<IntakeStatus>,
 }
 
 /// Where a direction stands.
@@ -350,6 +355,13 @@ pub trait Control: Send + Sync {
     /// Any of [`ControlError`]; they stay on the list then.
     async fn acknowledge(&self, channel: Option<&str>, id: Option<u64>) -> Result<u64, ControlError>;
 
+    /// Takes what an application hands over, once the log holds it durably.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`NotHandedOver`].
+    async fn hand_over(&self, channel: &str, request: HandOver) -> Result<HandedOver, NotHandedOver>;
+
     /// Carries to the other site what `keys` hold at `from` now, as states: what the other site has written there that
     /// `from` does not know yet stays. Says how many, once they are in the log.
     ///
@@ -390,6 +402,9 @@ pub trait Control: Send + Sync {
     ///
     /// As [`conflicts`](Control::conflicts).
     fn conflict(&self, id: u64) -> Result<Option<ConflictEntry>, ControlError>;
+
+    /// Bytes of what is being handed over that may be held at once.
+    fn intake_bytes(&self) -> usize;
 
     /// Whether every channel has reached its stores.
     fn ready(&self) -> bool;
@@ -436,6 +451,7 @@ mod tests {
             held: None,
             error: None,
             warning: None,
+            intake: None,
         };
         let json = serde_json::to_value(direction).unwrap();
         for (pointer, expected) in [

@@ -78,6 +78,35 @@ async fn keys_to_repair_reach_the_engine_with_their_places() {
 }
 
 #[tokio::test]
+async fn what_is_handed_over_is_answered_by_what_became_of_it() {
+    let fake = Arc::new(Fake::default());
+    let base = format!("http://{}/v1/channels", serve(fake.clone()).await);
+    let long = "x".repeat(1_001);
+    for (path, body, code, told) in [
+        ("tags/changes", "two lines", 202, r#""repeated":1"#),
+        ("aliases/changes", "two lines", 404, "no channel `aliases`"),
+        ("tags/changes", "wrong", 400, "no line"),
+        ("tags/changes", "lines", 400, r#""lines":[{"error":"no id","line":3}]"#),
+        ("tags/changes", "other", 422, "another body"),
+        ("tags/changes", "full", 429, "try again"),
+        ("tags/changes", "later", 503, "not reached"),
+        ("tags/changes?site=dc&batch=1", "", 400, "unknown field `batch`"),
+        ("tags/changes", &long, 413, "at most 1000 bytes"),
+    ] {
+        let request = client().post(format!("{base}/{path}")).header("Idempotency-Key", "k");
+        let answer = request.body(body.to_owned()).send().await.unwrap();
+        let (status, again) = (answer.status().as_u16(), answer.headers().get("retry-after").cloned());
+        let text = answer.text().await.unwrap();
+        assert_eq!((status, again.is_some()), (code, [429, 503].contains(&code)), "{path} {body}: {text}");
+        assert!(text.contains(told), "{path} {body}: {text}");
+    }
+    client().post(format!("{base}/tags/changes?site=dc")).body("ab").send().await.unwrap();
+    let asked = fake.asked.lock().unwrap();
+    assert!(asked.first().unwrap().starts_with(r#"hand_over None Some("k") 9"#), "{asked:?}");
+    assert!(asked.last().unwrap().starts_with(r#"hand_over Some("dc") None 2"#), "{asked:?}");
+}
+
+#[tokio::test]
 async fn what_was_written_in_a_window_comes_line_by_line_with_an_end() {
     let fake = Arc::new(Fake::default());
     let base = format!("http://{}/v1/channels", serve(fake.clone()).await);

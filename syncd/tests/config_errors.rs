@@ -70,7 +70,7 @@ fn an_unknown_key_is_named_where_it_stands() {
         "direction = \"both\"",
         "directon = \"both\"",
         "syncd.toml:7:1: unknown field `directon`, expected one of `name`, `store`, `direction`, `snapshot`, \
-         `existing`, `conflict`, `keep_alive`, `batch`, `tenant`, `owners_file`",
+         `existing`, `conflict`, `keep_alive`, `batch`, `intake`, `tenant`, `owners_file`",
     );
     with(
         "snapshot = \"dc\"",
@@ -86,7 +86,7 @@ fn a_stores_own_keys_are_checked_at_their_places() {
         "snapshot = \"dc\"\npatterns = [\"a\"]",
         "syncd.toml:9:1: channel `tags`: patterns: unknown field, expected one of `keys`, `except`, `dbs`, \
          `evictions`, `batch`, `limits`; or the daemon's own: `name`, `store`, `direction`, `snapshot`, \
-         `existing`, `conflict`, `keep_alive`, `batch`, `tenant`, `owners_file`",
+         `existing`, `conflict`, `keep_alive`, `batch`, `intake`, `tenant`, `owners_file`",
     );
     with(
         "snapshot = \"dc\"",
@@ -122,6 +122,15 @@ fn values_outside_their_bounds_say_what_is_allowed() {
         (
             "batch = { bytes_max = 0 }",
             "9:23: channel `tags`: batch.bytes_max is 0, allowed is 1 or more: an empty batch never leaves",
+        ),
+        ("intake = { deliver = \"here\" }", "9:22: unknown variant `here`, expected `peer` or `both`"),
+        (
+            "intake = { deliver = \"both\", keys = [] }",
+            "9:37: channel `tags`: intake.keys names nothing, allowed are patterns; left out, it is all of the channel",
+        ),
+        (
+            "intake = { deliver = \"both\", waiting_max = 0 }",
+            "9:44: channel `tags`: intake.waiting_max is 0, allowed is 1 or more",
         ),
         (
             "existing = \"cloud\"",

@@ -14,8 +14,8 @@ use syncd::config::{Config, LogStore};
 use syncd::engine::Daemon;
 use syncd::registry::Registry;
 use syncd::status::{
-    ConflictEntry, ConflictQuery, Control, ControlError, DeadLetterQuery, HeldAnswer, KeyText, Phase,
-    Resolution, Status,
+    ConflictEntry, ConflictQuery, Control, ControlError, DeadLetterQuery, HandOver, HandedOver, HeldAnswer,
+    KeyText, NotHandedOver, Phase, Resolution, Status,
 };
 
 fn open(spec: &ChannelSpec) -> Result<Arc<dyn Connector>, OpenError> {
@@ -35,12 +35,18 @@ impl Running {
     }
 
     async fn start_with(memory: Memory, direction: &str, snapshot: &str, log_bytes_max: u64) -> Running {
+        let existing = if snapshot == "both" { "existing = \"dc\"\n" } else { "" };
+        let lines = format!("direction = \"{direction}\"\nsnapshot = \"{snapshot}\"\n{existing}");
+        Running::start_as(memory, &lines, log_bytes_max).await
+    }
+
+    /// With these lines of the channel.
+    async fn start_as(memory: Memory, lines: &str, log_bytes_max: u64) -> Running {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("syncd.toml");
-        let existing = if snapshot == "both" { "existing = \"dc\"\n" } else { "" };
         let text = format!(
             "[link]\nname = \"t\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"push\"\nstore = \"memory\"\n\
-             direction = \"{direction}\"\nsnapshot = \"{snapshot}\"\n{existing}batch = {{ items_max = 64 }}\n\
+             {lines}batch = {{ items_max = 64 }}\n\
              dc = {{ url = \"memory://dc\" }}\ncloud = {{ url = \"memory://cloud\" }}\n"
         );
         std::fs::write(&path, text).unwrap();
@@ -211,6 +217,127 @@ async fn every_write_counts_once_through_every_fault() {
 }
 
 /// FF23.
+const INTAKE: &str = "direction = \"both\"\nsnapshot = \"none\"\nintake = { deliver = \"both\", keys = [\"h:*\"], \
+                      waiting_max = 3 }\n";
+
+impl Running {
+    async fn hand_over(
+        &self,
+        site: &str,
+        key: Option<&str>,
+        body: &str,
+    ) -> Result<HandedOver, NotHandedOver> {
+        let key = key.map(str::to_owned);
+        let request = HandOver { site: Some(site.to_owned()), key, body: body.to_owned().into() };
+        self.daemon.hand_over("push", request).await
+    }
+
+    fn intake(&self) -> Vec<(u64, u64)> {
+        let directions = &self.daemon.status().channels[0].directions;
+        directions
+            .iter()
+            .map(|direction| direction.intake.map_or((9, 9), |it| (it.waiting, it.past)))
+            .collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_over_is_in_both_stores_once() {
+    let mut run = Running::start_as(Memory::new(), INTAKE, u64::MAX).await;
+    run.drained().await;
+    let both = "HSET h:1 f 1\nSET h:2 x\n";
+    assert_eq!(run.hand_over("dc", Some("a"), both).await.unwrap(), HandedOver { accepted: 2, repeated: 0 });
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "h:1").unwrap().0, "hash f 1");
+    run.hand_over("cloud", None, "SET h:2 y").await.unwrap();
+    // What came again is not done again, also by another process.
+    for _ in 0..2 {
+        let again = run.hand_over("dc", Some("a"), both).await.unwrap();
+        assert_eq!(again, HandedOver { accepted: 2, repeated: 2 });
+        run.equal().await;
+        assert_eq!(run.memory.read(Site::First, "h:2").unwrap().0, "string y");
+        run.restart().await;
+        run.drained().await;
+    }
+    let other = run.hand_over("dc", Some("a"), "SET h:2 z").await.unwrap_err();
+    assert!(matches!(other, NotHandedOver::OtherBody(_)), "{other}");
+    // Written past the intake, and beside it.
+    run.memory.write(Site::Second, &["SET h:3 x", "SET beside 1"]).unwrap();
+    run.drained().await;
+    assert_eq!(run.memory.read(Site::First, "h:3"), None);
+    assert!(run.memory.read(Site::First, "beside").is_some());
+    assert_eq!(run.intake(), [(0, 0), (0, 1)]);
+    run.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_intake_takes_what_it_can_while_the_sites_own_store_is_away() {
+    let run = Running::start_as(Memory::new(), INTAKE, u64::MAX).await;
+    run.drained().await;
+    run.memory.stop(Site::First);
+    for n in 0..3 {
+        run.hand_over("dc", None, &format!("SET h:{n} {n}")).await.unwrap();
+    }
+    let full = run.hand_over("dc", None, "SET h:3 3").await.unwrap_err();
+    assert!(
+        matches!(&full, NotHandedOver::Full(why) if why.contains("wait for the site's own store")),
+        "{full}"
+    );
+    run.until("the peer has them", |_| run.memory.read(Site::Second, "h:2").is_some()).await;
+    assert_eq!(run.intake()[0], (3, 0));
+    // Decided where both come together: the other site's is newer.
+    run.hand_over("cloud", None, "SET h:1 newer").await.unwrap();
+    run.memory.start(Site::First);
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "h:1").unwrap().0, "string newer");
+    assert_eq!(run.intake(), [(0, 0), (0, 0)]);
+    run.daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_line_is_named_and_nothing_of_its_request_is_taken() {
+    let run = Running::start_as(Memory::new(), INTAKE, u64::MAX).await;
+    run.drained().await;
+    let body = "SET h:1 x\n\nINCRBY h:2 1\nSET other 1\nSET\nRENAME h:1 h:2";
+    let NotHandedOver::Lines(lines) = run.hand_over("dc", None, body).await.unwrap_err() else { panic!() };
+    let named: Vec<u64> = lines.iter().map(|line| line.line).collect();
+    assert_eq!(named, [3, 4, 5, 6], "{lines:?}");
+    assert!(lines[0].error.contains("results in") && lines[1].error.contains("intake.keys"), "{lines:?}");
+    for (site, body, why) in [("dc", "\n", "no line"), ("mars", "SET h:1 x", "no such site")] {
+        let wrong = run.hand_over(site, None, body).await.unwrap_err();
+        assert!(matches!(&wrong, NotHandedOver::Wrong(text) if text.contains(why)), "{wrong}");
+    }
+    let none = HandOver { site: None, key: None, body: "SET h:1 x".into() };
+    let wrong = run.daemon.hand_over("push", none).await.unwrap_err().to_string();
+    assert!(wrong.contains("?site=dc or ?site=cloud"), "{wrong}");
+    run.equal().await;
+    assert_eq!(run.memory.read(Site::First, "h:1"), None);
+    run.daemon.stop().await;
+
+    let run = Running::start(Memory::new(), "both", "none").await;
+    let none = run.hand_over("dc", None, "SET h:1 x").await.unwrap_err().to_string();
+    assert!(none.contains("intake = {"), "{none}");
+    run.daemon.stop().await;
+}
+
+/// What a store refuses is a dead letter, and the other store's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_sites_own_store_refuses_is_a_dead_letter_there() {
+    let memory = Memory::new();
+    memory.write(Site::First, &["RPUSH h:1 x"]).unwrap();
+    let run = Running::start_as(memory, INTAKE, u64::MAX).await;
+    run.drained().await;
+    run.hand_over("dc", None, "HSET h:1 f 1\nSET h:2 x").await.unwrap();
+    run.drained().await;
+    assert_eq!(run.memory.read(Site::Second, "h:1").unwrap().0, "hash f 1");
+    assert_eq!(run.memory.read(Site::First, "h:1").unwrap().0, "list x");
+    assert!(run.memory.read(Site::First, "h:2").is_some(), "the others go in");
+    let page = run.daemon.dead_letters(&DeadLetterQuery { channel: None, before: None, limit: 9 });
+    let told: Vec<_> = page.dead_letters.iter().map(|l| (l.from.as_str(), l.to.as_str())).collect();
+    assert_eq!(told, [("dc", "dc")]);
+    run.daemon.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_empties_a_store_waits_for_an_operator() {
     tell_logs();

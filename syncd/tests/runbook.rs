@@ -21,7 +21,7 @@ use syncd::config::Config;
 use syncd::runbook::Runbook;
 use syncd::status::{
     By, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError, DeadLetterPage, DeadLetterQuery,
-    HeldAnswer, Lag, Phase, Progress, Status, Whose, WrittenLine,
+    HandOver, HandedOver, HeldAnswer, Lag, NotHandedOver, Phase, Progress, Status, Whose, WrittenLine,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -80,6 +80,14 @@ impl Control for Daemon {
 
     async fn acknowledge(&self, channel: Option<&str>, id: Option<u64>) -> Result<u64, ControlError> {
         self.inner.acknowledge(channel, id).await
+    }
+
+    async fn hand_over(&self, channel: &str, request: HandOver) -> Result<HandedOver, NotHandedOver> {
+        self.inner.hand_over(channel, request).await
+    }
+
+    fn intake_bytes(&self) -> usize {
+        self.inner.intake_bytes()
     }
 
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {

@@ -162,11 +162,13 @@ pub struct Change {
     /// Its hlc is a guess: it was read from a backlog after an outage. Of a `state` a source says it, where nobody wrote it
     /// just then: see [`was_asked_for`](Change::was_asked_for).
     pub uncertain: bool,
+    /// An application handed it over (docs/INTAKE.md), by this name: its site's applier writes it into its own store, too.
+    pub intake: Option<Bytes>,
 }
 
 impl Change {
     /// A change as a connector hands it over: what only capture knows (seq, term, hlc, seen, low, tenant,
-    /// epoch) is 0 or absent.
+    /// epoch, intake) is 0 or absent.
     pub fn captured(op: Op, key: Key, value: Option<Bytes>, pos: Position, time: u64) -> Change {
         Change {
             op,
@@ -186,6 +188,7 @@ impl Change {
             tenant: None,
             epoch: 0,
             uncertain: false,
+            intake: None,
         }
     }
 

@@ -162,6 +162,17 @@ pub trait Connector: Send + Sync {
         None
     }
 
+    /// What an application hands over by `line`, the JSON of one change (docs/INTAKE.md): a change of one key that does not
+    /// depend on what the key holds. Its time is for the caller to tell.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the line, and what is allowed.
+    fn intake(&self, line: &[u8]) -> std::result::Result<Change, String> {
+        let _ = line;
+        Err(format!("the intake does not know the store {} yet: its stream is carried", self.store()))
+    }
+
     /// Which store a position is of: what numbers its stream, unless that stream went over to another store.
     fn store_of(&self, position: &Position) -> Bytes {
         position.history.clone()

@@ -33,26 +33,33 @@ pub struct Marker {
     pub redone: Vec<u64>,
     /// Which log the seqs are of: as its newest position said; 0: none did yet.
     pub log: u64,
+    /// Every change of the *own* log below that an application handed over ([`Change::intake`](crate::Change::intake)) is in
+    /// this store, or was found to be overwritten.
+    pub delivered: Seq,
 }
 
 const FORMAT: &str = "1";
 
 /// `1 term applied settled hlc basis from done dropped`: numbers in decimal, lists as `a-b,c-d` and `a,b`
-/// with `-` for an empty one; then `redone` and `log`, only if
-/// there is anything to say.
+/// with `-` for an empty one; then `redone`, `log` and `delivered`, only as
+/// far as there is anything to say.
 impl fmt::Display for Marker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log } = self;
+        let Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log, delivered } = self;
         write!(f, "{FORMAT} {} {applied} {settled} {} {basis} {from} ", term.0, hlc.0)?;
         write_list(f, done.iter().map(|r| format!("{}-{}", r.start, r.end)))?;
         f.write_str(" ")?;
         write_list(f, dropped.iter().map(Seq::to_string))?;
-        if redone.is_empty() && *log == 0 {
+        if redone.is_empty() && *log == 0 && *delivered == Seq(0) {
             return Ok(());
         }
         f.write_str(" ")?;
         write_list(f, redone.iter().map(u64::to_string))?;
-        if *log == 0 { Ok(()) } else { write!(f, " {log}") }
+        match (*log, *delivered) {
+            (0, Seq(0)) => Ok(()),
+            (log, Seq(0)) => write!(f, " {log}"),
+            (log, delivered) => write!(f, " {log} {delivered}"),
+        }
     }
 }
 
@@ -92,10 +99,13 @@ fn parse(text: &str) -> Option<Marker> {
     })?;
     let dropped = list(words.next()?, |item| item.parse().ok().map(Seq))?;
     let redone = words.next().map_or(Some(Vec::new()), |word| list(word, |item| item.parse().ok()))?;
-    let log = words.next().map_or(Some(0), |word| word.parse().ok())?;
+    let mut or_none = || words.next().map_or(Some(0), |word| word.parse::<u64>().ok());
+    let (log, delivered) = (or_none()?, Seq(or_none()?));
     match words.next() {
         Some(_) => None,
-        None => Some(Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log }),
+        None => {
+            Some(Marker { term, applied, done, settled, hlc, basis, from, dropped, redone, log, delivered })
+        }
     }
 }
 
@@ -120,6 +130,7 @@ mod tests {
             dropped: vec![Seq(601), Seq(650)],
             redone: Vec::new(),
             log: 0,
+            delivered: Seq(0),
         };
         assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650");
         assert_eq!(marker.to_string().parse(), Ok(marker.clone()));
@@ -128,6 +139,9 @@ mod tests {
         assert_eq!(marker.to_string().parse(), Ok(marker.clone()));
         let marker = Marker { redone: Vec::new(), log: 17, ..marker };
         assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650 - 17");
+        assert_eq!(marker.to_string().parse(), Ok(marker.clone()));
+        let marker = Marker { log: 0, delivered: Seq(8), ..marker };
+        assert_eq!(marker.to_string(), "1 3 700 512 99 41 600 702-705,710-711 601,650 - 0 8");
         assert_eq!(marker.to_string().parse(), Ok(marker));
         assert_eq!("1 0 0 0 0 0 0 - -".parse(), Ok(Marker::default()));
     }
@@ -141,7 +155,7 @@ mod tests {
             "1 0 0 0 0 0 x - -",
             "1 0 0 0 0 0 0 - - x",
             "1 0 0 0 0 0 0 - - - -",
-            "1 0 0 0 0 0 0 - - - 7 7",
+            "1 0 0 0 0 0 0 - - - 7 7 7",
             "1 0 0 0 0 0 0 1 -",
         ] {
             assert_eq!(text.parse::<Marker>(), Err(text.to_owned()));

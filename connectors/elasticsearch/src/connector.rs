@@ -11,6 +11,7 @@ use causeway_core::{
 use crate::check;
 use crate::config::Config;
 use crate::http::Client;
+use crate::intake;
 use crate::names;
 use crate::shared::SiteState;
 use crate::source::EsSource;
@@ -102,6 +103,10 @@ impl Connector for Elasticsearch {
 
     fn carries(&self, key: &Key) -> bool {
         names::index(key).is_some_and(|index| self.config.indices.carries(index))
+    }
+
+    fn intake(&self, line: &[u8]) -> std::result::Result<Change, String> {
+        intake::change(line)
     }
 
     async fn check(&self, sites: &[Site]) -> Result<Vec<Finding>> {

@@ -22,6 +22,7 @@ mod connector;
 mod definition;
 mod documents;
 mod http;
+mod intake;
 mod known;
 mod names;
 mod place;

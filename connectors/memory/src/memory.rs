@@ -4,8 +4,8 @@ use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use causeway_core::{
-    Capability, Change, ChannelSpec, Class, Connector, Finding, OpenError, Position, Result, Site, Source,
-    Target, Unit,
+    Capability, Change, ChannelSpec, Class, Connector, Finding, Key, Op, OpenError, Position, Result, Site,
+    Source, Space, Target, Unit,
 };
 
 use crate::command::{Command, units};
@@ -184,6 +184,15 @@ impl Connector for Memory {
 
     fn units(&self, change: &Change) -> Vec<(Unit, Class)> {
         units(change)
+    }
+
+    /// A line is a command's words.
+    fn intake(&self, line: &[u8]) -> std::result::Result<Change, String> {
+        let command = Command::parse(line)?;
+        let name = bytes::Bytes::copy_from_slice(command.key().as_bytes());
+        let value = (command.op() == Op::Command).then(|| bytes::Bytes::copy_from_slice(line));
+        let key = Key { space: Space::Whole, name };
+        Ok(Change::captured(command.op(), key, value, Position::default(), 0))
     }
 
     async fn check(&self, _sites: &[Site]) -> Result<Vec<Finding>> {

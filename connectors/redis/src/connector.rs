@@ -13,7 +13,7 @@ use crate::apply::{RedisTarget, db_of};
 use crate::args::swapped;
 use crate::config::RedisConfig;
 use crate::source::RedisSource;
-use crate::{check, commands, rdb};
+use crate::{check, commands, intake, rdb};
 
 /// Two servers that are kept equal. Made of its configuration alone; sources and targets connect.
 #[derive(Debug)]
@@ -107,6 +107,10 @@ impl Connector for Redis {
 
     fn carries(&self, key: &Key) -> bool {
         matches!(key.space, Space::Db(db) if self.config.filter.carries(db, &key.name))
+    }
+
+    fn intake(&self, line: &[u8]) -> std::result::Result<Change, String> {
+        intake::change(line)
     }
 
     fn shown(&self, change: &Change) -> String {

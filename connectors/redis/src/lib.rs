@@ -23,6 +23,7 @@ mod connector;
 pub mod endpoint;
 pub mod filter;
 pub mod info;
+mod intake;
 pub mod link;
 pub mod names;
 mod progress;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/status` | [`Status`](crate::status::Status) |
 //! | `POST /v1/channels/{name}/pause`, `…/resume`, `…/snapshot` | the status afterwards |
+//! | `POST /v1/channels/{name}/changes` | [`HandedOver`](crate::status::HandedOver), 202: what an application hands over, docs/INTAKE.md |
 //! | `POST /v1/channels/{name}/repair` | [`Repaired`]: what the keys of a [`RepairQuery`] hold at one site goes to the other |
 //! | `GET /v1/channels/{name}/written` | [`WrittenLine`](crate::status::WrittenLine)s, one a line: what the logs name that was written in a window |
 //! | `POST /v1/channels/{name}/whose` | [`Whose`](crate::status::Whose): which site is right about each key of a [`WhoseQuery`] |
@@ -22,6 +23,7 @@
 //! conflict or dead letter, 409 not in this state.
 
 mod guard;
+mod intake;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -52,6 +54,7 @@ type Shared = State<Arc<dyn Control>>;
 /// The interface's routes. `loopback_only`: refuse requests that name another host than this machine, so
 /// that a web page somewhere cannot reach in through the browser of the one who operates it.
 pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
+    let taking = intake::Intake::new(Arc::clone(&control), control.intake_bytes());
     let router = Router::new()
         .route("/", get(|| async { ([(header::CACHE_CONTROL, "no-cache")], Html(PAGE)) }))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -68,6 +71,7 @@ pub fn router(control: Arc<dyn Control>, loopback_only: bool) -> Router {
         .route("/v1/channels/{name}/pause", post(pause))
         .route("/v1/channels/{name}/resume", post(resume))
         .route("/v1/channels/{name}/snapshot", post(snapshot))
+        .route("/v1/channels/{name}/changes", post(intake::hand_over).with_state(taking))
         .route("/v1/channels/{name}/repair", post(repair))
         .route("/v1/channels/{name}/written", get(written))
         .route("/v1/channels/{name}/whose", post(whose).layer(DefaultBodyLimit::max(WhoseQuery::BODY_MAX)))

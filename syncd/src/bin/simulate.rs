@@ -52,6 +52,9 @@ struct Args {
     /// Far more is written, and the daemon dies before it has caught up.
     #[arg(long)]
     rush: bool,
+    /// Some of the keys are not written but handed over.
+    #[arg(long)]
+    intake: bool,
     /// A process for each site.
     #[arg(long)]
     apart: bool,
@@ -65,8 +68,8 @@ struct Args {
 
 impl Args {
     fn options(&self) -> Options {
-        let Args { collide, owned, apart, gaps, trim, pieces, rush, .. } = *self;
-        Options { collide, owned, apart, gaps, trim, pieces, rush, off: None }
+        let Args { collide, owned, apart, gaps, trim, pieces, rush, intake, .. } = *self;
+        Options { collide, owned, apart, gaps, trim, pieces, rush, intake, off: None }
     }
 }
 
@@ -147,7 +150,8 @@ fn each_off(args: &Args) -> ExitCode {
     let mut found = true;
     for part in Part::ALL {
         let owned = args.owned || part == Part::Owner;
-        let options = Options { off: Some(part), owned, ..args.options() };
+        let intake = args.intake || part == Part::Delivered;
+        let options = Options { off: Some(part), owned, intake, ..args.options() };
         let failed = failing(args.from..args.from + args.seeds, args.threads, |seed| {
             !sim::run(seed, options).failures.is_empty()
         });

@@ -199,6 +199,7 @@ mod tests {
             held: None,
             error: None,
             warning: None,
+            intake: None,
         };
         let back = DirectionStatus {
             from: "cloud".into(),

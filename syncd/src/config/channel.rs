@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use causeway_core::{ChannelSpec, Site};
+use causeway_core::{ChannelSpec, Pattern, Site};
 
-use super::file::{ChannelTable, ConflictKey};
+use super::file::{ChannelTable, ConflictKey, IntakeTable};
 use super::load::{Loader, at, is_name, one_of};
-use super::{BatchLimits, Channel, ConfigError, Conflict, Direction, SnapshotOf, endpoints};
+use super::{BatchLimits, Channel, ConfigError, Conflict, Deliver, Direction, Intake, SnapshotOf, endpoints};
 use crate::owners::{Owners, TenantKey};
 use crate::registry::Registry;
 
@@ -79,6 +79,8 @@ pub(super) fn read(
         items_max: bound("items_max", table.batch.items_max, "an empty batch never leaves")?,
         bytes_max: bound("bytes_max", table.batch.bytes_max, "an empty batch never leaves")?,
     };
+    let intake =
+        table.intake.as_ref().map(|table| intake(loader, (index, name), table, direction)).transpose()?;
     let tenant_key = match &table.tenant {
         None => None,
         Some(tenant) => match TenantKey::new(&tenant.key) {
@@ -145,7 +147,52 @@ pub(super) fn read(
     };
     let tenant_key = table.tenant.map(|tenant| tenant.key);
     let ChannelTable { name, store, keep_alive, .. } = table;
-    Ok(Channel { name, store, direction, snapshot, existing, conflict, keep_alive, batch, tenant_key, spec })
+    Ok(Channel {
+        name,
+        store,
+        direction,
+        snapshot,
+        existing,
+        conflict,
+        keep_alive,
+        batch,
+        intake,
+        tenant_key,
+        spec,
+    })
+}
+
+/// What applications hand over on channel `name`, the one at `index`.
+fn intake(
+    loader: &Loader<'_>,
+    (index, name): (usize, &str),
+    table: &IntakeTable,
+    direction: Direction,
+) -> Result<Arc<Intake>, ConfigError> {
+    let wrong = |key: &str, message: String| -> Result<(), ConfigError> {
+        loader
+            .value(at!["channel", index, "intake", key], format!("channel `{name}`: intake.{key} {message}"))
+    };
+    if direction != Direction::Both && table.deliver == Deliver::Both {
+        wrong(
+            "deliver",
+            "is `both`, which needs direction = \"both\"; one way, allowed is `peer`".to_owned(),
+        )?;
+    }
+    let keys = table.keys.as_deref().unwrap_or_default();
+    if table.keys.is_some() && keys.is_empty() || keys.iter().any(String::is_empty) {
+        wrong("keys", "names nothing, allowed are patterns; left out, it is all of the channel".to_owned())?;
+    }
+    let count = |key: &str, value: i64, min: usize| {
+        let counted = usize::try_from(value).ok().filter(|value| *value >= min);
+        counted.map_or_else(|| wrong(key, format!("is {value}, allowed is {min} or more")).map(|()| min), Ok)
+    };
+    Ok(Arc::new(Intake {
+        deliver: table.deliver,
+        keys: keys.iter().map(|glob| Pattern::new(glob)).collect(),
+        waiting_max: count("waiting_max", table.waiting_max, 1)?,
+        remembered: count("remembered", table.remembered, 0)?,
+    }))
 }
 
 fn direction(text: &str, sites: &[String; 2]) -> Option<Direction> {

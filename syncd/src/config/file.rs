@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::Deliver;
 use super::units::{Millis, Size};
 
 /// Causeway's configuration: the link between two sites and its channels.
@@ -216,6 +217,8 @@ pub(super) struct ChannelTable {
     /// How much one transaction of the applier holds.
     #[serde(default)]
     pub(super) batch: BatchTable,
+    /// What applications hand over, instead of what the stores' streams tell (docs/INTAKE.md).
+    pub(super) intake: Option<IntakeTable>,
     /// How a key names its tenant.
     pub(super) tenant: Option<TenantTable>,
     /// For `conflict = "owner"`: a file of `tenant,site` lines, relative to the configuration. Of a tenant that is not
@@ -254,13 +257,42 @@ impl Default for BatchTable {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(super) struct IntakeTable {
+    /// `both`: the application hands a change over and writes nothing itself. `peer`: it has written it into its own
+    /// site's store already.
+    pub(super) deliver: Deliver,
+    /// Patterns of what is handed over: keys of Redis, indices of Elasticsearch. Left out: all that the channel carries. The
+    /// stores' streams tell of the rest.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub(super) keys: Option<Vec<String>>,
+    /// Changes that may wait for a site's own store; when so many do, it takes no more.
+    #[serde(default = "waiting_max")]
+    #[schemars(range(min = 1))]
+    pub(super) waiting_max: i64,
+    /// Idempotency keys that are remembered for each site, the newest ones.
+    #[serde(default = "remembered")]
+    #[schemars(range(min = 0))]
+    pub(super) remembered: i64,
+}
+
+fn waiting_max() -> i64 {
+    100_000
+}
+
+fn remembered() -> i64 {
+    100_000
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct TenantTable {
     /// A key pattern with `{tenant}` in it once: `push:{tenant}:*`.
     pub(super) key: String,
 }
 
 /// Those of [`ChannelTable`].
-pub(super) const CHANNEL_KEYS: [&str; 10] = [
+pub(super) const CHANNEL_KEYS: [&str; 11] = [
     "name",
     "store",
     "direction",
@@ -269,6 +301,7 @@ pub(super) const CHANNEL_KEYS: [&str; 10] = [
     "conflict",
     "keep_alive",
     "batch",
+    "intake",
     "tenant",
     "owners_file",
 ];

@@ -22,7 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use causeway_core::{ChannelSpec, Connector, Site};
+use causeway_core::{ChannelSpec, Connector, Key, Pattern, Site, Space};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 pub use error::ConfigError;
 pub use schema::json_schema;
@@ -131,6 +133,8 @@ pub struct Channel {
     pub keep_alive: bool,
     /// How much one transaction of the applier holds.
     pub batch: BatchLimits,
+    /// What applications hand over.
+    pub intake: Option<Arc<Intake>>,
     /// Where a key names its tenant: `push:{tenant}:*`.
     pub tenant_key: Option<String>,
     /// For the connector; holds secrets, and is therefore not in `Debug`.
@@ -149,6 +153,7 @@ impl fmt::Debug for Channel {
             .field("conflict", &self.conflict)
             .field("keep_alive", &self.keep_alive)
             .field("batch", &self.batch)
+            .field("intake", &self.intake)
             .field("tenant_key", &self.tenant_key)
             .finish_non_exhaustive()
     }
@@ -227,6 +232,40 @@ pub struct BatchLimits {
     pub items_max: usize,
     /// Bytes; at least 1. A single larger change still goes, alone.
     pub bytes_max: usize,
+}
+
+/// Of a channel, what is handed over by applications and not told by the stores' streams (docs/INTAKE.md).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intake {
+    /// Who writes it at its own site.
+    pub deliver: Deliver,
+    /// Patterns of keys, or of the tables or indices that they are in; empty: all.
+    pub keys: Vec<Pattern>,
+    /// Changes that may wait for a site's own store; at least 1.
+    pub waiting_max: usize,
+    /// Idempotency keys that are remembered.
+    pub remembered: usize,
+}
+
+impl Intake {
+    /// Whether `key` is one of those.
+    pub fn takes(&self, key: &Key) -> bool {
+        let name = match &key.space {
+            Space::Whole | Space::Db(_) => &key.name,
+            Space::Table(name) | Space::Index(name) | Space::Bucket(name) => name,
+        };
+        self.keys.is_empty() || self.keys.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+/// Who writes into its own site's store what an application hands over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Deliver {
+    /// The application itself, before it hands it over.
+    Peer,
+    /// Causeway.
+    Both,
 }
 
 impl Config {

@@ -23,6 +23,7 @@ use super::careful::{unavailable, watch as watch_keys};
 use super::conflicts::Conflicts;
 use super::dead_letters::DeadLetters;
 use super::decide::{Pair, Plan};
+use super::deliver::Lately;
 use super::lookback::Lookback;
 use super::order::Side;
 use super::pauses::{Answers, Begun};
@@ -34,6 +35,7 @@ use super::restart::{
 };
 use super::shared::{Asks, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, shown, store_unavailable};
+use crate::config::Intake;
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
 use crate::owners::Owners;
 use crate::status::{HeldAnswer, rfc3339};
@@ -66,6 +68,8 @@ pub(crate) struct ApplyTask {
     pub(crate) lookback_bytes_max: usize,
     /// The channel's `keep_alive`.
     pub(crate) keep_alive: bool,
+    /// What applications hand over.
+    pub(crate) intake: Option<Arc<Intake>>,
     /// Where the channel's `conflict` is `owner`.
     pub(crate) owners: Option<Arc<Owners>>,
     /// Keys that a pass of a sweep holds.
@@ -482,6 +486,9 @@ pub(crate) struct Reign {
     /// Of the target site, where the channel goes both ways.
     pub(crate) own_log: Option<Lookback>,
     pub(crate) peer_log: Lookback,
+    pub(super) lately: Lately,
+    /// What the site's applications handed over had its turn.
+    peers_turn: bool,
     /// Something waits for the pipeline to run empty.
     draining: bool,
     /// It was noted that something was applied.
@@ -543,6 +550,8 @@ impl Reign {
             careful_reads: false,
             own_log: task.own.as_ref().map(|own| task.lookback(own)),
             peer_log: task.lookback(&task.partition),
+            lately: Lately::from(applied),
+            peers_turn: false,
             draining: false,
             begun: false,
         };
@@ -551,6 +560,7 @@ impl Reign {
         if !lock(&task.shared.redos).is_empty() {
             task.shared.redo_waits.raise();
         }
+        task.shared.intake_waits.raise();
         reign.doubtful(task, target, settled, applied).await?;
         Ok(reign)
     }
@@ -722,6 +732,9 @@ impl Reign {
                 if task.redo_waits() {
                     self.redo(task, target).await?;
                 }
+                if task.intake_waits() && !std::mem::replace(&mut self.peers_turn, true) {
+                    self.deliver(task, target).await?;
+                }
                 self.draining = !self.contested.is_empty();
                 if task.shared.marker_lost.take() {
                     self.send(task, target, Vec::new(), false, self.marker.applied).await?;
@@ -731,7 +744,7 @@ impl Reign {
             if waits != std::mem::replace(&mut waited, waits) {
                 debug!(partition = %task.partition, waits, "the target's own capture is behind");
             }
-            self.draining |= task.redo_waits();
+            self.draining |= task.redo_waits() || task.intake_waits() && !self.peers_turn;
             task.stats.asked.store(self.asked as u64, Ordering::SeqCst);
             task.stats.under_way.store(self.under_way.len() as u64, Ordering::SeqCst);
             // As with a capture that is behind: it may wait for room, which only appliers make.
@@ -753,6 +766,7 @@ impl Reign {
                 }
                 () = task.shared.gate.until_wanted(), if self.under_way.is_empty() => {}
                 () = task.shared.marker_lost.wait(), if self.under_way.is_empty() => {}
+                () = task.shared.intake_waits.wait(), if !paused && self.peers_turn => self.peers_turn = false,
                 () = task.shared.redo_waits.wait(), if !paused && (self.under_way.is_empty() || !self.draining) => {}
                 () = tokio::time::sleep(CAUGHT_UP_WAIT), if waits => {}
                 _ = task.paused.changed() => {}
@@ -769,6 +783,7 @@ impl Reign {
 
     /// Takes from the log what goes into the store in one way, and sends it.
     async fn next_batch(&mut self, task: &mut ApplyTask, target: &mut dyn Target) -> Result<(), EngineError> {
+        self.peers_turn = false;
         if let Err(EngineError::Log(error)) = self.reader.fill().await {
             return self.log_failed(task, error).await;
         }
@@ -949,6 +964,7 @@ impl Reign {
         (span, low): (Range<Seq>, Seq),
         plan: &mut Plan,
     ) -> Marker {
+        self.note_lately(task, changes);
         let mut marker = self.marker_for(task, changes, span);
         (marker.basis, marker.dropped) = (plan.basis, std::mem::take(&mut plan.dropped));
         if task.own.is_some() {
@@ -1434,6 +1450,7 @@ fn halves(sent: Sent) -> Result<(Sent, Sent), Box<Sent>> {
 /// the log begins anew; one that is not may hold anything, and a snapshot has to say.
 async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker, EngineError> {
     let low = || Seq(task.shared.low.load(Ordering::SeqCst));
+    let delivered = || Seq(task.shared.delivered.load(Ordering::SeqCst));
     if task.own.is_some() && task.shared.unbroken.load(Ordering::SeqCst) {
         watch_keys(task, target, &[]).await?;
         let applied = low();
@@ -1442,7 +1459,7 @@ async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker
             task.shared.marker_lost.raise();
         }
         let settled = Seq(task.shared.settled.load(Ordering::SeqCst)).min(applied);
-        return Ok(Marker { applied, settled, ..Marker::default() });
+        return Ok(Marker { applied, settled, delivered: delivered(), ..Marker::default() });
     }
     let begun = low() > Seq(0) || lock(&task.begun).contains(&task.partition);
     if begun && task.own.is_some() {
@@ -1457,7 +1474,7 @@ async fn lost_marker(task: &ApplyTask, target: &mut dyn Target) -> Result<Marker
     let applied = recover(task.log.as_ref(), &task.partition, end).await?.next_seq;
     warn!(partition = %task.partition, "gap: the target has keys and no marker: a snapshot of the origin closes it");
     task.ask_for_snapshot(end).await?;
-    Ok(Marker { applied, settled: applied, ..Marker::default() })
+    Ok(Marker { applied, settled: applied, delivered: delivered(), ..Marker::default() })
 }
 
 async fn has_keys(target: &mut dyn Target) -> Result<bool, EngineError> {

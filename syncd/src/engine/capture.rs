@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use causeway_core::{
-    Change, Connector, Error as StoreError, ErrorKind, Event, Hlc, HlcClock, Key, Marker, Op, Opened,
+    Change, Connector, Error as StoreError, ErrorKind, Event, Group, Hlc, HlcClock, Key, Marker, Op, Opened,
     Position, Seq, Site, Source, Term, Token, Told,
 };
 use futures_util::StreamExt;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::intake::{Handed, Requests};
 use super::key_set::KeySet;
 use super::known::{Known, News};
 use super::order::Side;
@@ -25,11 +26,12 @@ use super::races::{Refresh, Ships};
 use super::recent::{Written, key_digest, touches, unsure};
 use super::restart::{
     Recovered, RestartPoint, SnapshotPoint, Terms, is_damaged, position_record, recover, touched_keys,
-    walk_kept,
+    walk_kept, walk_seqs,
 };
 use super::shared::{Ask, DirectionStats, LEFT_OUT_NAMED, SiteShared, Trouble, lock};
 use super::switch::{Part, is_off};
 use super::{BACKOFF_MIN, Backoff, EngineError, shown, store_unavailable};
+use crate::config::Intake;
 use crate::log::{Appended, Error as LogError, Log, Offset, PartitionId};
 use crate::owners::Owners;
 
@@ -47,6 +49,9 @@ pub(crate) struct CaptureTask {
     /// The channel's `snapshot` names this site.
     pub(crate) snapshot: bool,
     pub(crate) asks: mpsc::Receiver<Ask>,
+    /// Where applications hand over what they do.
+    pub(crate) intake: Option<Arc<Intake>>,
+    pub(crate) handed: mpsc::Receiver<Handed>,
     /// What stamps the changes.
     pub(crate) clock: Clock,
     /// The channel's `keep_alive`.
@@ -126,10 +131,19 @@ impl CaptureTask {
             let (failures, wait) = backoff.failed(std::mem::take(&mut capture.progressed), setup);
             warn!(channel = %self.channel, partition = %self.partition, failures, error = %error, "capture failed");
             *lock(&self.stats.capture_error) = Some(Trouble::of(&error));
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep(wait) => {}
-                () = stop.cancelled() => break,
+            let waited = tokio::time::sleep(wait);
+            tokio::pin!(waited);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut waited => break,
+                    () = stop.cancelled() => break,
+                    // The log takes it, whatever the store does.
+                    Some((appended, batch)) = capture.under_way.next() => {
+                        capture.durable(&self, source.as_mut(), appended?, batch);
+                    }
+                    Some(handed) = self.handed.recv() => capture.take_over(&mut self, handed).await?,
+                }
             }
         }
         capture.finish(&self, source.as_mut()).await
@@ -184,6 +198,9 @@ async fn carry(
                 }
             },
             _ = position_due.tick() => capture.position(task, source).await?,
+            Some(handed) = task.handed.recv(), if capture.under_way.len() < APPENDS_MAX => {
+                capture.take_over(task, handed).await?;
+            }
             read = source.next(&mut events, EVENTS_BYTES), if capture.under_way.len() < APPENDS_MAX => {
                 read?;
                 capture.take(task, source, &mut events).await?;
@@ -194,17 +211,48 @@ async fn carry(
     }
 }
 
+/// A group without what has to be handed over.
+fn without_handed_over(task: &CaptureTask, mut group: Vec<Change>) -> Vec<Change> {
+    let whole = group.len();
+    group.retain(|change| {
+        let is_past = task.is_past_the_intake(change);
+        if is_past {
+            task.note_past_the_intake(change);
+        }
+        !is_past
+    });
+    let last = group.len().saturating_sub(1);
+    if group.len() < whole {
+        for (n, change) in group.iter_mut().enumerate() {
+            change.group = change.group.map(|group| Group { n: n as u32, last: n == last, ..group });
+        }
+    }
+    group
+}
+
 /// What one append brought.
 #[derive(Default)]
-struct Batch {
-    changes: Vec<Change>,
+pub(super) struct Batch {
+    pub(super) changes: Vec<Change>,
     data: u64,
     last: Position,
     /// Below this our log is durable once this is.
     end: Seq,
     tokens: Vec<Token>,
-    answers: Vec<oneshot::Sender<()>>,
+    pub(super) answers: Vec<oneshot::Sender<()>>,
     is_position: bool,
+    /// Of that one.
+    remembered_from: u64,
+}
+
+/// Of a place of the stream, what was so when it had come there.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    at: u64,
+    /// Our first seq behind it.
+    first: Seq,
+    /// Our changes from here on were remembered.
+    remembered: Seq,
 }
 
 type UnderWay = futures_util::future::BoxFuture<'static, (crate::log::Result<Offset>, Batch)>;
@@ -214,14 +262,14 @@ pub(super) struct Capture {
     /// Whoever waits for the next restart point.
     position_answers: Vec<oneshot::Sender<()>>,
     pub(super) clock: HlcClock,
-    next_seq: Seq,
+    pub(super) next_seq: Seq,
     pub(super) low: Seq,
     /// As it was when the stream began anew.
     low_at_open: Seq,
     pub(super) point: RestartPoint,
-    resume_at: Option<Position>,
-    /// Places of the stream, each with our first seq behind it; the oldest is where a restart reads on, or before.
-    stretch: VecDeque<(u64, Seq)>,
+    pub(super) resume_at: Option<Position>,
+    /// Places of the stream; the oldest is where a restart reads on, or before.
+    stretch: VecDeque<Stretch>,
     /// Places of the stream, each with the time before which everything that was written stands before it.
     currents: VecDeque<(u64, u64)>,
     pub(super) last: Position,
@@ -258,6 +306,7 @@ pub(super) struct Capture {
     low_told: Seq,
     /// What came before the carrying began.
     early: Vec<Event>,
+    pub(super) requests: Requests,
 }
 
 /// What numbers the stream that `events` begin.
@@ -294,15 +343,19 @@ impl Capture {
             found.point.log = xxh3_64(its_own.as_bytes()) | 1;
         }
         let remembered_from = Seq(found.point.remembered_from);
-        let mut written = Written::default();
+        let (mut written, mut requests) = (Written::default(), Requests::default());
         let mut damaged = found.damaged;
-        if task.peer.is_some() {
+        if task.peer.is_some() || task.intake.is_some() {
             let begin = Offset(place.0.saturating_sub(Written::KEYS_MAX as u64))
                 .max(task.log.bounds(&task.partition).start);
+            let remembered = task.intake.as_ref().map_or(0, |intake| intake.remembered);
             walk_kept(task.log.as_ref(), &task.partition, begin, place, |_, change| {
                 written.note(&touches(&change, task.ours()));
+                requests.note(&change, remembered);
             })
             .await?;
+        }
+        if task.peer.is_some() {
             damaged |= remember(task, remembered_from, place, &found).await?;
             // What was damaged before the snapshot that closed the gap is closed with it.
             let covered = found.point.snapshot.as_ref().filter(|snapshot| snapshot.gap);
@@ -318,9 +371,11 @@ impl Capture {
         }
         task.shared.low.store(found.low.0, Ordering::SeqCst);
         task.shared.settled.store(found.point.settled, Ordering::SeqCst);
+        task.shared.delivered.store(found.point.delivered, Ordering::SeqCst);
         task.stats.snapshot_told(found.point.snapshot.as_ref());
         task.stats.data_end.store(found.last_data.map_or(0, |seq| seq.next().0), Ordering::SeqCst);
         task.stats.position_offset.store(found.position_offset.0, Ordering::SeqCst);
+        task.stats.remembered_from.store(remembered_from.0, Ordering::SeqCst);
         if damaged {
             error!(partition = %task.partition, "gap: of this site's log is damaged what the peer may not have, or \
                 where capture was: a snapshot closes it");
@@ -339,7 +394,7 @@ impl Capture {
             passed: Position::default(),
             checked_to: None,
             resume_at: found.resume_at,
-            stretch: VecDeque::from([(0, remembered_from)]),
+            stretch: VecDeque::from([Stretch { at: 0, first: remembered_from, remembered: remembered_from }]),
             currents: VecDeque::new(),
             point: found.point,
             held_below: None,
@@ -359,6 +414,7 @@ impl Capture {
             bytes_since_position: 0,
             low_told: found.low,
             early: Vec::new(),
+            requests,
         })
     }
 
@@ -384,7 +440,7 @@ impl Capture {
         let wanted = task.snapshot || anew || from.is_some();
         let comes_again = from.as_ref().filter(|from| task.peer.is_some() && from.at < self.last.at);
         let told = match (comes_again, self.stretch.front().copied()) {
-            (Some(from), Some((_, first))) => {
+            (Some(from), Some(Stretch { first, .. })) => {
                 let all = async {
                     self.wait_for_appends(task, source).await?;
                     told(task, (first, from), (&self.point, &self.last)).await
@@ -402,6 +458,9 @@ impl Capture {
         let opened = source.open(from.as_ref(), wanted, told).await?;
         let marker = known.as_ref().and_then(Option::as_ref).cloned().unwrap_or_default();
         let applied = marker.applied;
+        if known.as_ref().is_some_and(Option::is_some) && marker.delivered.0 < self.point.delivered {
+            self.deliver_again(task, marker.delivered).await?;
+        }
         *lock(&task.stats.capture_error) = None;
         *lock(&task.stats.warning) = source.warning();
         task.shared.unbroken.store(opened == Opened::Resumed, Ordering::SeqCst);
@@ -427,7 +486,8 @@ impl Capture {
             }
             Opened::Anew { lost } => {
                 (self.held_below, self.backlog_until) = (None, None);
-                self.stretch = VecDeque::from([(0, self.next_seq)]);
+                let (first, remembered) = (self.next_seq, lock(&task.shared.recent).oldest());
+                self.stretch = VecDeque::from([Stretch { at: 0, first, remembered }]);
                 self.currents.clear();
                 self.point.line.clear();
                 let first = self.next_seq.0;
@@ -603,8 +663,8 @@ impl Capture {
                 }
             }
             for key in missing.into_values() {
-                // The store may only have forgotten it: the peer says.
-                if self.may_be_forgotten(&key)? {
+                // The store may only have forgotten it: the peer says. And whoever hands over does so with deletes.
+                if self.may_be_forgotten(&key)? || task.is_handed_over(&key) {
                     continue;
                 }
                 let mut absent = Change::captured(Op::State, key, None, pos.clone(), (task.clock)());
@@ -616,6 +676,22 @@ impl Capture {
             }
         }
         self.known = Known::default();
+        Ok(())
+    }
+
+    /// What was handed over below is in the store.
+    fn has_delivered(&mut self, task: &CaptureTask, below: Seq) {
+        self.point.delivered = self.point.delivered.max(below.0);
+        task.shared.delivered.store(self.point.delivered, Ordering::SeqCst);
+        lock(&task.shared.undelivered).delivered(below);
+    }
+
+    /// The store holds less of what was handed over than it held.
+    async fn deliver_again(&mut self, task: &CaptureTask, from: Seq) -> Result<(), EngineError> {
+        let end = Seq(std::mem::replace(&mut self.point.delivered, from.0));
+        task.shared.delivered.store(from.0, Ordering::SeqCst);
+        walk_seqs(task.log.as_ref(), &task.partition, from..end, |change| task.note_handed_over(&change))
+            .await?;
         Ok(())
     }
 
@@ -664,6 +740,7 @@ impl Capture {
             match event {
                 Event::Change(change) => self.change(task, change, batch)?,
                 Event::Marker { marker, pos } => {
+                    self.has_delivered(task, marker.delivered);
                     self.low = self.low.max(marker.applied);
                     self.point.settled = self.point.settled.max(marker.settled.0);
                     if !is_off(Part::Clock) {
@@ -759,7 +836,7 @@ impl Capture {
             let group_end = change.pos.clone();
             self.open_group.push(change);
             if group.last {
-                for change in std::mem::take(&mut self.open_group) {
+                for change in without_handed_over(task, std::mem::take(&mut self.open_group)) {
                     self.stamp(task, change, batch)?;
                 }
                 self.reached(group_end);
@@ -770,13 +847,14 @@ impl Capture {
             if self.point.snapshot.is_none() || self.may_be_forgotten(&change.key)? {
                 return Ok(());
             }
-            if let Some(snapshot) = self.point.snapshot.as_ref().filter(|snapshot| snapshot.sweep) {
-                let known = self.known.note_row(&change.key);
-                if self.is_contested(task, &change.key) {
-                    // It may hold what it should not: it is told once it doesn't.
-                    self.ships.open(&change.key, &self.passed);
-                    return Ok(());
-                }
+            let sweep = self.point.snapshot.as_ref().filter(|snapshot| snapshot.sweep);
+            let known = sweep.is_some() && self.known.note_row(&change.key);
+            if (sweep.is_some() || task.intake.is_some()) && self.is_contested(task, &change.key) {
+                // It may hold what it should not: it is told once it doesn't.
+                self.ships.open(&change.key, &self.passed);
+                return Ok(());
+            }
+            if let Some(snapshot) = sweep {
                 // A repeated snapshot replaces what an earlier one brought.
                 if !snapshot.initial || task.peer.is_none() || known {
                     (change.op, change.uncertain) = (Op::State, true);
@@ -785,7 +863,9 @@ impl Capture {
             self.stamp(task, change, batch)?;
         } else {
             let pos = change.pos.clone();
-            if change.op != Op::State || self.may_tell(task, &change) {
+            if task.is_past_the_intake(&change) {
+                task.note_past_the_intake(&change);
+            } else if change.op != Op::State || self.may_tell(task, &change) {
                 let ship = self.answers(&change);
                 self.stamp(task, change, batch)?;
                 // Its version is told by what the ship has kept.
@@ -828,15 +908,20 @@ impl Capture {
     }
 
     /// Gives the change its place and version, unless the log holds it from before a break.
-    fn stamp(
+    fn stamp(&mut self, task: &CaptureTask, change: Change, batch: &mut Batch) -> Result<(), EngineError> {
+        match self.held_below {
+            Some(held) if change.pos.at <= held => Ok(()),
+            _ => self.place(task, change, batch),
+        }
+    }
+
+    /// The same of what the log does not hold.
+    pub(super) fn place(
         &mut self,
         task: &CaptureTask,
         mut change: Change,
         batch: &mut Batch,
     ) -> Result<(), EngineError> {
-        if self.held_below.is_some_and(|held| change.pos.at <= held) {
-            return Ok(());
-        }
         change.term = self.term;
         change.seq = self.next_seq;
         self.next_seq = self.next_seq.next();
@@ -866,6 +951,7 @@ impl Capture {
             lock(&task.shared.recent).note(&touched);
             self.written.note(&touched);
         }
+        task.note_handed_over(&change);
         trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(), seq = %change.seq,
             seen = %change.seen, hlc = change.hlc.0, pos = %change.pos, "captured");
         batch.data += 1;
@@ -883,19 +969,21 @@ impl Capture {
     }
 
     fn push_position(&mut self, task: &CaptureTask, source: &mut dyn Source, batch: &mut Batch) {
-        if task.peer.is_some() {
-            self.point.remembered_from = lock(&task.shared.recent).oldest().0;
-        }
+        let remembered = lock(&task.shared.recent).oldest();
         self.point.last = self.last.to_string();
         self.point.paused = task.paused.as_ref().is_some_and(|paused| *paused.borrow());
         batch.answers.append(&mut self.position_answers);
         let resume_at = source.restart_point(&self.nothing_open_before(task));
         if self.stretch.len() < STRETCH_MAX {
-            self.stretch.push_back((self.last.at, self.next_seq));
+            self.stretch.push_back(Stretch { at: self.last.at, first: self.next_seq, remembered });
         }
-        while self.stretch.get(1).is_some_and(|(at, _)| *at <= resume_at.at) {
+        while self.stretch.get(1).is_some_and(|next| next.at <= resume_at.at) {
             self.stretch.pop_front();
         }
+        // Races of what is read again are found again, and looked into with what was remembered then.
+        let then = self.stretch.front().map_or(remembered, |stretch| stretch.remembered);
+        self.point.remembered_from = remembered.min(then).0;
+        batch.remembered_from = self.point.remembered_from;
         // Until a snapshot has ended, and what has to be read again is read, something written before is not in the log.
         if let Some(current) = source.current().filter(|_| !self.in_snapshot())
             && self.currents.len() < STRETCH_MAX
@@ -930,9 +1018,15 @@ impl Capture {
         self.append(task, batch).await
     }
 
-    async fn append(&mut self, task: &CaptureTask, mut batch: Batch) -> Result<(), EngineError> {
+    pub(super) async fn append(&mut self, task: &CaptureTask, mut batch: Batch) -> Result<(), EngineError> {
         batch.last = self.last.clone();
         batch.end = self.next_seq;
+        if batch.changes.is_empty() && !batch.answers.is_empty() {
+            // What is asked for is under way already.
+            self.begun.push_back((task.clock)());
+            self.under_way.push_back(Box::pin(async move { (Ok(Offset(0)), batch) }));
+            return Ok(());
+        }
         if batch.data > 0 {
             // What waits for room in the log is outstanding, too.
             task.stats.data_end.fetch_max(batch.end.0, Ordering::SeqCst);
@@ -958,6 +1052,7 @@ impl Capture {
         self.appends(task);
         if batch.is_position {
             task.stats.position_offset.store(first.0, Ordering::SeqCst);
+            task.stats.remembered_from.store(batch.remembered_from, Ordering::SeqCst);
             if batch.last != Position::default() {
                 *lock(&task.shared.store) = task.connector.store_of(&batch.last);
                 task.shared.capture_ready.raise();
@@ -966,6 +1061,9 @@ impl Capture {
         source.acknowledge(&batch.last);
         task.stats.counts.captured.fetch_add(batch.data, Ordering::SeqCst);
         lock(&task.shared.recent).reach(batch.end);
+        if lock(&task.shared.undelivered).len() > 0 {
+            task.shared.intake_waits.raise();
+        }
         for token in batch.tokens {
             task.shared.tokens.pass(token);
         }
@@ -1023,6 +1121,7 @@ async fn told(
             && change.op.is_data()
             && change.op != Op::Read
             && !change.was_asked_for()
+            && change.intake.is_none()
             && change.part.is_none_or(|part| part.last);
         let comes_again = point.is_in_line(&change.pos.history, last) && change.pos.at > from.at;
         if is_told && comes_again && (told.len() < TOLD_MAX || told.contains_key(&change.key)) {
@@ -1046,7 +1145,10 @@ async fn remember(
     walk_kept(task.log.as_ref(), &task.partition, start, end, |_, change| {
         if terms.admits(&change) {
             let mut touched = touches(&change, task.ours());
-            if !found.point.is_in_line(&change.pos.history, &last) {
+            if change.intake.is_some() && change.seq.0 >= found.point.delivered {
+                task.note_handed_over(&change);
+            }
+            if change.intake.is_none() && !found.point.is_in_line(&change.pos.history, &last) {
                 touched.iter_mut().for_each(|(_, own)| own.at = 0);
             }
             lock(&task.shared.recent).note(&touched);

@@ -28,8 +28,8 @@ use crate::log::{
 };
 use crate::status::{
     By, ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, Control, ControlError,
-    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, Phase, Progress,
-    Resolution, Status, Whose, WrittenLine, rfc3339,
+    DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HandOver, HandedOver, HeldAnswer,
+    IntakeStatus, KeyAt, NotHandedOver, Phase, Progress, Resolution, Status, Whose, WrittenLine, rfc3339,
 };
 
 /// How long an origin may take to say what keys hold.
@@ -304,7 +304,8 @@ impl Daemon {
             self.channels.iter().flat_map(|channel| &channel.directions).filter(|d| self.serves(d.from));
         for direction in served {
             let Some(Live { stats, shared, .. }) = direction.live() else { continue };
-            let remembered = lock(&shared.recent).oldest();
+            let told = Seq(stats.remembered_from.load(Ordering::SeqCst));
+            let remembered = lock(&shared.recent).oldest().min(told);
             let mut below = stats.position_offset.load(Ordering::SeqCst);
             let trimmed = async {
                 let settled = match self.serves(direction.from.peer()) {
@@ -368,7 +369,7 @@ impl Daemon {
         }
     }
 
-    fn elsewhere(&self, channel: &ChannelRun) -> ControlError {
+    pub(super) fn elsewhere(&self, channel: &ChannelRun) -> ControlError {
         let name = channel.name();
         let server = self.group.as_ref().and_then(|group| group.server_of(name));
         ControlError::Refused(match server {
@@ -438,13 +439,14 @@ impl Daemon {
         let told = lock(&stats.snapshot).clone();
         let snapshot_first = told.as_ref().map(|snapshot| snapshot.first);
         let snapshot = told.unwrap_or_default();
+        let undelivered = lock(&shared.undelivered).len() as u64;
         Some(DirectionStatus {
             from: self.sites[direction.from.index()].clone(),
             to: self.sites[direction.from.peer().index()].clone(),
             phase,
             snapshot: progress(&snapshot, stats.applied_below.load(Ordering::SeqCst), in_snapshot.is_some()),
             snapshot_first,
-            lag: stats.lag(now, shared.backlog.rereads()),
+            lag: stats.lag(now, shared.backlog.rereads() + undelivered),
             applied: direction.counts.applied.load(Ordering::SeqCst),
             conflicts: direction.conflicts.total(),
             dead_letters: self.dead_letters.count(channel.name(), &self.sites[direction.from.index()]),
@@ -455,6 +457,10 @@ impl Daemon {
             held,
             error: trouble.map(|trouble| trouble.text).or(full),
             warning: warning.map(|warning| format!("{}: {warning}", self.sites[direction.from.index()])),
+            intake: (channel.config.intake.is_some() && self.serves(direction.from)).then(|| IntakeStatus {
+                waiting: undelivered,
+                past: direction.counts.past_intake.load(Ordering::SeqCst),
+            }),
         })
     }
 
@@ -664,6 +670,10 @@ impl Control for Daemon {
         Ok(count)
     }
 
+    async fn hand_over(&self, channel: &str, request: HandOver) -> Result<HandedOver, NotHandedOver> {
+        self.take_over(self.channel(channel)?, request).await
+    }
+
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
         let run = self.channel(channel)?;
         let is_from = |direction: &&DirectionRun| self.sites[direction.from.index()] == from;
@@ -750,6 +760,10 @@ impl Control for Daemon {
         log.get(id).map_err(|error| ControlError::Failed(format!("the conflict log: {error}")))
     }
 
+    fn intake_bytes(&self) -> usize {
+        self.shares.intake_bytes
+    }
+
     fn ready(&self) -> bool {
         let here =
             self.channels.iter().flat_map(|channel| &channel.directions).filter_map(DirectionRun::live);
@@ -785,6 +799,10 @@ impl Control for Daemon {
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
                 gauge("causeway_log_damaged", self.log.damaged(&run.partition).len() as f64);
                 let read = |number: &AtomicU64| number.load(Ordering::SeqCst) as f64;
+                let intake = direction.intake.unwrap_or_default();
+                gauge("causeway_intake_waiting", intake.waiting as f64);
+                let past = self.metrics.counter("causeway_intake_past_total", run.labels.clone());
+                past.absolute(intake.past);
                 gauge("causeway_asked_keys", read(&stats.asked));
                 gauge("causeway_under_way_batches", read(&stats.under_way));
                 gauge("causeway_capture_behind", shared.backlog.behind().unwrap_or(f64::NAN));

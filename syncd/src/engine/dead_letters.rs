@@ -76,7 +76,8 @@ impl DeadLetters {
             time: rfc3339(now),
         };
         let same = |known: &DeadLetter| {
-            known.channel == letter.channel && known.from == letter.from && known.seq == letter.seq
+            [&known.channel, &known.from, &known.to] == [&letter.channel, &letter.from, &letter.to]
+                && known.seq == letter.seq
         };
         let count = {
             let kept = lock(&self.kept);

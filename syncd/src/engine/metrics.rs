@@ -29,6 +29,10 @@ impl Metrics {
             ("causeway_snapshot_rows_total", "Keys of the snapshot applied."),
             ("causeway_conflicts_total", "Concurrent writes decided."),
             ("causeway_conflicts_left_out_total", "Decided conflicts that the conflict log does not hold."),
+            (
+                "causeway_intake_past_total",
+                "Changes written at the origin itself though they are to be handed over.",
+            ),
             ("causeway_gaps_total", "Gaps of the stream, closed ones included."),
         ] {
             recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
@@ -37,6 +41,7 @@ impl Metrics {
             ("causeway_lag_changes", "Changes in the log that are not applied."),
             ("causeway_lag_seconds", "Age of the oldest change that is not applied."),
             ("causeway_dead_letters", "Changes that the target refused."),
+            ("causeway_intake_waiting", "Changes handed over that the origin's own store does not hold yet."),
             ("causeway_left_out", "Keys that cannot be carried."),
             ("causeway_remembered_changes", "Own changes remembered for the peer's to be decided."),
             ("causeway_spilled_changes", "Those of them that are in a file, as memory has no room for them."),

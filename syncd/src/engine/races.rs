@@ -104,7 +104,8 @@ impl Capture {
         }
         let forgettable = Seq(task.shared.forgettable.load(Ordering::SeqCst));
         if let Some(low) = low {
-            recent.forget_below(low.min(forgettable));
+            let undelivered = lock(&task.shared.undelivered).oldest().map_or(low, |(oldest, _)| oldest);
+            recent.forget_below(low.min(forgettable).min(undelivered));
         }
         if redos.has_waiting() {
             task.shared.redo_waits.raise();
@@ -218,7 +219,8 @@ impl Capture {
         }
         let keys: Vec<Key> = {
             let redos = lock(&task.shared.redos);
-            let waits = |digest: &u128| redos.is_open(*digest) && !is_off(Part::ShipWaits);
+            let contested = |digest: &u128| redos.is_open(*digest) && !is_off(Part::ShipWaits);
+            let waits = |digest: &u128| contested(digest) || task.is_undelivered(*digest);
             let ready = self.ships.open.iter().filter(|(digest, ship)| !ship.is_asked && !waits(digest));
             ready.map(|(_, ship)| ship.key.clone()).take(SHIPS_MAX).collect()
         };
@@ -244,9 +246,11 @@ impl Capture {
         }
     }
 
-    /// Whether a key has to be evaluated again.
+    /// Whether a key does not hold what it should: it has to be evaluated again, or something waits to be written there.
     pub(super) fn is_contested(&self, task: &CaptureTask, key: &Key) -> bool {
-        task.peer.is_some() && lock(&task.shared.redos).is_open(key_digest(key)) && !is_off(Part::ShipWaits)
+        let digest = key_digest(key);
+        task.is_undelivered(digest)
+            || task.peer.is_some() && lock(&task.shared.redos).is_open(digest) && !is_off(Part::ShipWaits)
     }
 
     /// Whether `state` says what the key holds: not where it has to be evaluated again. Then it is asked for

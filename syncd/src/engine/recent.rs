@@ -236,7 +236,8 @@ pub(crate) fn touched_units(change: &Change, side: Side<'_>) -> Vec<(u128, Touch
     let touch = |unit: &Unit, class| Touch {
         seq: change.seq,
         seen: change.seen,
-        at: change.pos.at,
+        // What is handed over stands in no stream before it is written there, and then nothing races with it.
+        at: if change.intake.is_some() { u64::MAX } else { change.pos.at },
         version: side.version(change, &unit.key),
         class,
         element: unit.element.as_deref().map(xxh3_64),

@@ -20,13 +20,13 @@ use crate::log::{Offset, PartitionId};
 use crate::status::Resolution;
 
 /// Keys of one transaction.
-const KEYS_MAX: usize = 64;
+pub(super) const KEYS_MAX: usize = 64;
 /// How far the log is read back at first for the beginning of a value that came in pieces.
 const PIECES_WINDOW: u64 = 1024;
 
 type Numbered = (u64, Redo);
 /// Of each key, by its digest.
-type Records = HashMap<u128, Vec<Record>>;
+pub(super) type Records = HashMap<u128, Vec<Record>>;
 
 impl Reign {
     /// Evaluates the keys that wait for it. Nothing is under way, neither before nor after.
@@ -113,7 +113,7 @@ impl Reign {
     }
 
     /// Up to where our own changes are known, the records of the keys, and what these say of each redo.
-    async fn evaluate(
+    pub(super) async fn evaluate(
         &mut self,
         task: &ApplyTask,
         redos: &[Numbered],
@@ -242,7 +242,7 @@ async fn whole(task: &ApplyTask, partition: &PartitionId, last: Change) -> Resul
 }
 
 /// What brings the key to `content`.
-fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec<Change> {
+pub(super) fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec<Change> {
     let mut written = Vec::new();
     if content.from_absent {
         let gone = Change::captured(Op::Delete, redo.key.clone(), None, Position::default(), 0);
@@ -255,7 +255,7 @@ fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec<Change> {
 }
 
 /// For the conflict log: how those that met came out.
-fn met(redo: &Redo, records: &[Record], content: &Content) -> Vec<Pair> {
+pub(super) fn met(redo: &Redo, records: &[Record], content: &Content) -> Vec<Pair> {
     let place = |own: bool, seq: Seq| {
         records
             .iter()

@@ -36,9 +36,16 @@ pub(crate) struct RestartPoint {
     /// The histories of primaries that replicas took over from without losing anything: the stream goes on at their places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) line: Vec<String>,
+    /// Of what applications handed over everything below is in the site's own store.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) delivered: u64,
     /// An operator paused what is applied at this site, where several daemons may serve it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) paused: bool,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Of so many failovers the places are known; before those, what was written counts as behind everything that comes.

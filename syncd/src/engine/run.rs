@@ -15,6 +15,7 @@ use super::apply::ApplyTask;
 use super::capture::CaptureTask;
 use super::conflicts::Conflicts;
 use super::daemon::Daemon;
+use super::intake::Handed;
 use super::metrics::{Labels, Metrics};
 use super::peer_log::PeerLog;
 use super::recent::{Recent, TOUCH_COST};
@@ -28,6 +29,9 @@ use crate::status::HeldAnswer;
 pub(super) const STOP_AT_MOST: Duration = Duration::from_secs(6);
 /// Rates are told of so long.
 pub(super) const RATES_EVERY: Duration = Duration::from_secs(1);
+
+/// Requests that wait for capture; each is about as large as the interface takes them.
+const HANDED_MAX: usize = 64;
 
 /// One channel of the configuration.
 pub(super) struct ChannelRun {
@@ -70,6 +74,8 @@ pub(super) struct Live {
     /// The way to the origin's capture.
     pub(super) origin: Asks,
     pub(super) answers: mpsc::Sender<HeldAnswer>,
+    /// What applications hand over at the origin; `None`: nothing is, or elsewhere.
+    pub(super) handed: Option<mpsc::Sender<Handed>>,
 }
 
 /// Changes per second; each with the count that it was found with.
@@ -101,6 +107,8 @@ pub(super) struct Shares {
     remembered_max: usize,
     /// Where the others go.
     spill_dir: PathBuf,
+    /// Of all channels: [`Control::intake_bytes`](crate::status::Control::intake_bytes).
+    pub(super) intake_bytes: usize,
 }
 
 impl Shares {
@@ -110,6 +118,7 @@ impl Shares {
         let dir = Some(&config.log.dir).filter(|dir| dir.is_dir());
         Shares {
             spill_dir: dir.cloned().unwrap_or_else(std::env::temp_dir),
+            intake_bytes: super::daemon::share(config),
             lookback_bytes_max: share / 2,
             sweep_keys_max: share / sweep::KEY_BYTES,
             remembered_max: share / 2 / TOUCH_COST,
@@ -237,6 +246,8 @@ impl Daemon {
                 true => Asks::Here(channel_asks[from.index()].clone()),
                 false => Asks::ByLog(channel_asks[to.index()].clone()),
             };
+            let (handing, handed) = mpsc::channel(HANDED_MAX);
+            let taken_here = self.serves(from) && channel.intake.is_some();
             let capture = CaptureTask {
                 channel: channel.name.clone(),
                 site: from,
@@ -248,6 +259,8 @@ impl Daemon {
                 peer: both.then(|| partition(to)),
                 snapshot: channel.snapshot.names(from),
                 asks,
+                intake: channel.intake.clone(),
+                handed,
                 clock: Arc::clone(&self.clocks[from.index()]),
                 keep_alive: channel.keep_alive,
                 owners: channel.conflict.owners().cloned(),
@@ -273,6 +286,7 @@ impl Daemon {
                 bytes_max: channel.batch.bytes_max,
                 lookback_bytes_max: shares.lookback_bytes_max,
                 keep_alive: channel.keep_alive,
+                intake: channel.intake.clone(),
                 owners: channel.conflict.owners().cloned(),
                 sweep_keys_max: shares.sweep_keys_max,
                 paused: run.paused.subscribe(),
@@ -330,7 +344,8 @@ impl Daemon {
                 });
             }
             let shared = Arc::clone(&shared[from.index()]);
-            *lock(&direction.live) = Some(Live { stats, shared, origin, answers });
+            let handed = taken_here.then_some(handing);
+            *lock(&direction.live) = Some(Live { stats, shared, origin, answers, handed });
         }
         let known = run.directions.iter().any(|d| self.log.bounds(&d.partition).end > Offset(0));
         let preflight = Preflight {

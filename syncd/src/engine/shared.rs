@@ -11,6 +11,7 @@ use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::EngineError;
+use super::intake::Undelivered;
 use super::recent::Recent;
 use super::redos::{OnTheWay, Redos};
 use super::restart::SnapshotPoint;
@@ -33,6 +34,12 @@ pub(crate) struct SiteShared {
     pub(crate) redo_waits: Flag,
     /// What the applier no longer needs to know of our own changes lies below.
     pub(crate) forgettable: AtomicU64,
+    /// What applications handed over and the store does not hold yet.
+    pub(crate) undelivered: Mutex<Undelivered>,
+    /// Some of it may be durable.
+    pub(crate) intake_waits: Flag,
+    /// Of the newest marker that passed: what was handed over below is in the store.
+    pub(crate) delivered: AtomicU64,
     pub(crate) gate: Gate,
     pub(crate) tokens: Tokens,
     /// The site's own `FLUSHALL` took the marker with it: the applier writes it again.
@@ -133,6 +140,9 @@ impl SiteShared {
             redos: Mutex::default(),
             redo_waits: Flag::default(),
             forgettable: AtomicU64::new(0),
+            undelivered: Mutex::default(),
+            intake_waits: Flag::default(),
+            delivered: AtomicU64::new(0),
             gate: Gate::default(),
             tokens: Tokens::default(),
             marker_lost: Flag::default(),
@@ -324,6 +334,8 @@ impl Tokens {
 /// Of one direction, what only grows in a process's life.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
+    /// Changes that were written at the origin itself, though they are to be handed over.
+    pub(crate) past_intake: AtomicU64,
     /// Data changes appended to the log.
     pub(crate) captured: AtomicU64,
     /// Data changes applied or dropped by rule.
@@ -352,6 +364,8 @@ pub(crate) struct DirectionStats {
     pub(crate) under_way: AtomicU64,
     /// Where the newest restart point stands in the log: retention stops there.
     pub(crate) position_offset: AtomicU64,
+    /// What that one says has to be remembered.
+    pub(crate) remembered_from: AtomicU64,
     /// Everything before this place of the log is settled.
     pub(crate) settled_offset: AtomicU64,
     /// Every seq below is settled, as the target's own log tells: where another process applies.
@@ -483,7 +497,7 @@ impl DirectionStats {
     }
 
     /// How far the target is behind, at `now` in milliseconds since 1970. `rereads`: keys that were written, and are in no log
-    /// yet.
+    /// yet, and what was handed over and is not in the origin's own store.
     pub(crate) fn lag(&self, now: u64, rereads: u64) -> Lag {
         let known = self.applied_known.load(Ordering::SeqCst);
         // What the origin did while nobody listened is not known, nor what waits there for the log.

@@ -29,6 +29,8 @@ pub enum Part {
     DeleteRace,
     /// The log of a key's owner orders its changes.
     Owner,
+    /// What was handed over is evaluated with what the peer changed meanwhile.
+    Delivered,
 }
 
 #[cfg(any(test, feature = "simulate"))]
@@ -43,7 +45,7 @@ mod on {
 
     impl Part {
         /// All of them.
-        pub const ALL: [Part; 12] = [
+        pub const ALL: [Part; 13] = [
             Part::Reapply,
             Part::Basis,
             Part::Redo,
@@ -56,6 +58,7 @@ mod on {
             Part::Clock,
             Part::DeleteRace,
             Part::Owner,
+            Part::Delivered,
         ];
     }
 

@@ -56,6 +56,7 @@ const EXPIRE_AT: u8 = tag(24, VARINT);
 const TENANT: u8 = tag(25, BYTES);
 const EPOCH: u8 = tag(26, VARINT);
 const UNCERTAIN: u8 = tag(27, FLAG);
+const INTAKE: u8 = tag(28, BYTES);
 
 /// What is wrong with a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,6 +274,9 @@ fn write_fields(out: &mut Vec<u8>, before: &Before, change: &Change) {
     if change.uncertain {
         out.push(UNCERTAIN);
     }
+    if let Some(name) = &change.intake {
+        put_bytes(out, INTAKE, name);
+    }
     if let Some(row) = &change.before {
         put_bytes(out, BEFORE, row);
     }
@@ -428,6 +432,7 @@ impl Reader {
             tenant: None,
             epoch: 0,
             uncertain: false,
+            intake: None,
         };
         while *at < end {
             let field = body[*at];
@@ -484,6 +489,7 @@ impl Reader {
                 TENANT => change.tenant = Some(bytes.slice(slice)),
                 EPOCH => change.epoch = number,
                 UNCERTAIN => change.uncertain = true,
+                INTAKE => change.intake = Some(bytes.slice(slice)),
                 other if other >> 2 >= OPTIONAL => {}
                 other => {
                     let number = other >> 2;

@@ -84,6 +84,9 @@ pub fn headers(change: &Change, context: &RecordContext) -> Vec<(&'static str, B
     if change.uncertain {
         out.push(("uncertain", Bytes::from_static(b"1")));
     }
+    if let Some(name) = &change.intake {
+        out.push(("intake", name.clone()));
+    }
     match &change.key.space {
         Space::Whole => {}
         Space::Db(n) => out.push(("db", text(n.to_string()))),
@@ -148,6 +151,7 @@ pub(super) enum Field {
     Time,
     ExpireAt,
     Uncertain,
+    Intake,
     Db,
     Table,
     Index,
@@ -164,7 +168,7 @@ pub(super) enum Field {
 }
 
 /// In the order of [`Field`].
-const NAMES: [&str; 26] = [
+const NAMES: [&str; 27] = [
     "v",
     "op",
     "origin",
@@ -182,6 +186,7 @@ const NAMES: [&str; 26] = [
     "time",
     "expire_at",
     "uncertain",
+    "intake",
     "db",
     "table",
     "index",
@@ -269,6 +274,7 @@ impl<'a> Fields<'a> {
             tenant: self.copied(Field::Tenant),
             epoch: self.number(Field::Epoch)?.unwrap_or(0),
             uncertain: self.number(Field::Uncertain)?.unwrap_or(0) != 0,
+            intake: self.copied(Field::Intake),
         })
     }
 

@@ -160,6 +160,7 @@ fn samples_of_the_format() -> Vec<(&'static str, u64, Vec<Change>)> {
         tenant: Some(text("app-1")),
         epoch: u64::MAX,
         uncertain: true,
+        intake: Some(text("0:k")),
     };
     let least = Change {
         term: Term(0),

@@ -53,8 +53,8 @@ prop_compose! {
         (history, at, context) in (word(), number(), word()),
         group in option::of((number(), any::<u32>(), any::<bool>())),
         part in option::of((any::<u32>(), any::<bool>())),
-        (time, expire_at, tenant, epoch, uncertain) in
-            (number(), option::of(number()), option::of(bytes(8)), number(), any::<bool>()),
+        (time, expire_at, tenant, epoch, uncertain, intake) in
+            (number(), option::of(number()), option::of(bytes(8)), number(), any::<bool>(), option::of(bytes(8))),
     ) -> Change {
         Change {
             op,
@@ -74,6 +74,7 @@ prop_compose! {
             tenant,
             epoch,
             uncertain,
+            intake,
         }
     }
 }

@@ -347,6 +347,7 @@ impl World for Fake {
             held: None,
             error: None,
             warning: None,
+            intake: None,
         };
         let channel = |name: &str, copies| ChannelStatus {
             name: name.into(),

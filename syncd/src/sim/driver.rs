@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use causeway_core::{Connector, Site};
+use causeway_core::{Connector, Pattern, Site};
 use causeway_memory::{Fault, Memory};
 
 use super::check::{self, Difference};
+use super::intake::{Applications, KEYS};
 use super::line::Line;
 use super::log::{Disk, SimLog};
 use super::plan::{Do, Plan, Snapshot};
 use super::random::Random;
 use super::world::{Of, Trace, World};
-use crate::config::{Config, Conflict};
+use crate::config::{Config, Conflict, Deliver, Intake};
 use crate::engine::Daemon;
 use crate::owners::{Owners, TenantKey};
 use crate::registry::Registry;
@@ -60,6 +61,8 @@ struct Driver {
     planned: u64,
     down: [bool; 2],
     failures: Vec<String>,
+    applications: [Arc<Applications>; 2],
+    requests: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -115,10 +118,20 @@ impl Driver {
         for channel in &mut config.channels {
             channel.batch.items_max = plan.items_max;
             channel.keep_alive = plan.keep_alive;
+            channel.intake = plan.intake.then(|| {
+                Arc::new(Intake {
+                    deliver: Deliver::Both,
+                    keys: KEYS.map(Pattern::new).to_vec(),
+                    waiting_max: 64,
+                    remembered: 100,
+                })
+            });
             if plan.owned {
                 channel.conflict = Conflict::Owner(Arc::new(owners(&sites)));
             }
         }
+        let applications =
+            Site::BOTH.map(|site| Applications::new(world, CHANNEL, (site, &sites[site.index()])));
         Driver {
             processes: (0..if plan.apart { 2 } else { 1 }).map(|_| None).collect(),
             plan,
@@ -132,6 +145,8 @@ impl Driver {
             planned: 0,
             down: [false; 2],
             failures: Vec::new(),
+            applications,
+            requests: 0,
         }
     }
 
@@ -154,6 +169,11 @@ impl Driver {
             if waited > 10_000 {
                 self.failures.push("the daemon does not get ready".to_owned());
                 return false;
+            }
+        }
+        if self.plan.intake {
+            for applications in &self.applications {
+                tokio::spawn(Arc::clone(applications).run());
             }
         }
         let begin = self.world.elapsed();
@@ -216,6 +236,7 @@ impl Driver {
         self.world.note(|| step.to_string());
         match step {
             Do::Write(..) => {}
+            Do::Hand(site, commands) => self.hand_over(site, &commands),
             Do::Cut(site) => {
                 self.memory.cut(site);
                 self.world.cut(site);
@@ -239,6 +260,7 @@ impl Driver {
             Do::Kill(down) => {
                 for seat in self.victims() {
                     if let Some(process) = self.processes[seat].take() {
+                        self.tell_applications();
                         process.log.crash();
                         process.daemon.kill().await;
                         self.end_later(down, Ending::Process(seat));
@@ -282,6 +304,25 @@ impl Driver {
         }
     }
 
+    /// What an application means to write is what counts, however long it takes to hand it over.
+    fn hand_over(&mut self, site: Site, commands: &[String]) {
+        self.requests += 1;
+        self.applications[site.index()].ask(self.requests, commands);
+        if !self.plan.collide {
+            for command in commands {
+                let _refused = self.reference.write(site, &[command]);
+            }
+        }
+    }
+
+    fn tell_applications(&self) {
+        for (site, applications) in self.applications.iter().enumerate() {
+            let seat = if self.plan.apart { site } else { 0 };
+            let process = self.processes.get(seat).and_then(Option::as_ref);
+            applications.served_by(process.map(|process| &process.daemon));
+        }
+    }
+
     /// Which processes a fault hits.
     fn victims(&self) -> Vec<usize> {
         match self.plan.apart.then(|| self.world.random(|random| random.below(3))) {
@@ -299,7 +340,10 @@ impl Driver {
         match Daemon::start_on(&self.config, connectors, served, (Arc::clone(&log) as _, None), None, clocks)
             .await
         {
-            Ok(daemon) => self.processes[seat] = Some(Process { daemon, log }),
+            Ok(daemon) => {
+                self.processes[seat] = Some(Process { daemon, log });
+                self.tell_applications();
+            }
             Err(error) => self.failures.push(format!("the daemon does not start: {error}")),
         }
     }
@@ -324,9 +368,11 @@ impl Driver {
         while self.world.elapsed() - since < QUIET {
             tokio::time::sleep(super::line::MOMENT).await;
             let directions = self.directions();
-            let quiet = directions
-                .iter()
-                .all(|d| d.phase == Phase::Streaming && d.lag.changes == Some(0) && d.error.is_none());
+            let quiet = self.applications.iter().all(|applications| applications.is_done())
+                && directions.iter().all(|d| {
+                    let waits = d.intake.is_some_and(|intake| intake.waiting > 0);
+                    d.phase == Phase::Streaming && d.lag.changes == Some(0) && d.error.is_none() && !waits
+                });
             if !quiet {
                 since = self.world.elapsed();
             }
@@ -343,6 +389,9 @@ impl Driver {
                 self.failures.push(format!("not carried after {DRAIN_AT_MOST} ms: {}", stuck.join("; ")));
                 return false;
             }
+        }
+        for applications in &self.applications {
+            self.failures.append(&mut super::world::lock(&applications.failures));
         }
         self.world.note(|| "all is carried, it says".to_owned());
         let overtaken: usize =

@@ -76,6 +76,10 @@ impl Connector for Line {
         self.memory.carries(key)
     }
 
+    fn intake(&self, line: &[u8]) -> std::result::Result<Change, String> {
+        self.memory.intake(line)
+    }
+
     async fn check(&self, sites: &[Site]) -> Result<Vec<Finding>> {
         self.world.take_time(Step::Connect, Site::First).await;
         self.memory.check(sites).await

@@ -1,11 +1,12 @@
 //! Deterministic simulation: the real engine between two stores in memory, with a log in memory and a clock
 //! that stands still while anything is to do. One seed gives one run.
 //!
-//! `plan.rs` draws what happens from the seed, `driver.rs` carries it out, `line.rs` and `log.rs` make
+//! `plan.rs` draws what happens from the seed, `driver.rs` carries it out, `intake.rs` hands over, `line.rs` and `log.rs` make
 //! everything take time and break, `check.rs` says what has to be true in the end.
 
 mod check;
 mod driver;
+mod intake;
 mod line;
 mod log;
 mod plan;
@@ -40,6 +41,8 @@ pub struct Options {
     pub pieces: bool,
     /// Far more is written, and the daemon dies before it has caught up.
     pub rush: bool,
+    /// Some of the keys are not written but handed over.
+    pub intake: bool,
 }
 
 /// What a run came to.

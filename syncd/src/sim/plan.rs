@@ -5,6 +5,7 @@ use std::fmt;
 use causeway_core::Site;
 
 use super::Options;
+use super::intake::split;
 use super::random::Random;
 use super::world::BEGIN;
 
@@ -34,6 +35,7 @@ pub(super) struct Plan {
     pub(super) apart: bool,
     pub(super) trim: bool,
     pub(super) pieces: bool,
+    pub(super) intake: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub(super) enum Snapshot {
 pub(super) enum Do {
     /// A transaction of an application.
     Write(Site, Vec<String>),
+    /// An application hands over instead.
+    Hand(Site, Vec<String>),
     /// All connections to the store break.
     Cut(Site),
     /// They break after so many more batches, before the answer.
@@ -76,6 +80,7 @@ impl fmt::Display for Do {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Do::Write(site, commands) => write!(f, "{} writes {}", site.index(), commands.join("; ")),
+            Do::Hand(site, commands) => write!(f, "{} hands over {}", site.index(), commands.join("; ")),
             other => write!(f, "{other:?}"),
         }
     }
@@ -107,7 +112,7 @@ fn fault(random: &mut Random, weights: &[u64; 10]) -> Do {
 impl Plan {
     pub(super) fn draw(
         seed: u64,
-        Options { collide, owned, apart, gaps, trim, pieces, rush, .. }: Options,
+        Options { collide, owned, apart, gaps, trim, pieces, rush, intake, .. }: Options,
     ) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
         // One that breaks and is repeated tells of writes by what the keys hold, as after a gap.
@@ -222,6 +227,12 @@ impl Plan {
             }
             steps.sort_by_key(|(at, _)| *at);
         }
+        if intake {
+            steps = steps
+                .into_iter()
+                .flat_map(|(at, step)| split(step).into_iter().map(move |s| (at, s)))
+                .collect();
+        }
         Plan {
             seed,
             snapshot,
@@ -238,6 +249,7 @@ impl Plan {
             apart,
             trim,
             pieces,
+            intake,
         }
     }
 

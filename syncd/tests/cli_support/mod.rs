@@ -13,8 +13,9 @@ use causeway_core::{Key, Space};
 use syncd::api;
 use syncd::status::{
     By, ChannelState, ChannelStatus, ConflictEntry, ConflictPage, ConflictQuery, ConflictSide, Control,
-    ControlError, DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HeldAnswer, KeyAt, KeyText,
-    Lag, Phase, Progress, Resolution, Status, Whose, WrittenLine, rfc3339,
+    ControlError, DeadLetter, DeadLetterPage, DeadLetterQuery, DirectionStatus, HandOver, HandedOver,
+    HeldAnswer, KeyAt, KeyText, Lag, LineError, NotHandedOver, Phase, Progress, Resolution, Status, Whose,
+    WrittenLine, rfc3339,
 };
 use tokio::sync::mpsc;
 
@@ -56,6 +57,7 @@ impl Control for Fake {
             held: Some("FLUSHALL at dc".into()),
             error: None,
             warning: Some("dc: SCAN mode".into()),
+            intake: None,
         };
         let channel = ChannelStatus {
             name: "tags".into(),
@@ -103,6 +105,23 @@ impl Control for Fake {
             Some(7..=9) => Ok(1),
             Some(id) => Err(ControlError::NoSuchDeadLetter { id }),
         }
+    }
+
+    async fn hand_over(&self, channel: &str, request: HandOver) -> Result<HandedOver, NotHandedOver> {
+        let HandOver { site, key, body } = request;
+        self.known(format!("hand_over {site:?} {key:?} {}", body.len()), Some(channel))?;
+        match &body[..] {
+            b"wrong" => Err(NotHandedOver::Wrong("no line".into())),
+            b"lines" => Err(NotHandedOver::Lines(vec![LineError { line: 3, error: "no id".into() }])),
+            b"other" => Err(NotHandedOver::OtherBody("another body".into())),
+            b"full" => Err(NotHandedOver::Full("the log is full".into())),
+            b"later" => Err(NotHandedOver::NotNow("not reached".into())),
+            _ => Ok(HandedOver { accepted: 2, repeated: 1 }),
+        }
+    }
+
+    fn intake_bytes(&self) -> usize {
+        1_000
     }
 
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
