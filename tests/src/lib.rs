@@ -139,6 +139,11 @@ impl Seat {
         Ok(serde_json::from_str(&causeway_testkit::api::get(&self.address(), "/v1/status")?)?)
     }
 
+    /// Of the daemon's interface.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
     fn address(&self) -> String {
         format!("127.0.0.1:{}", self.api)
     }
@@ -356,6 +361,11 @@ impl Link {
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {
         std::iter::once(&self.seat).chain(&self.other)
+    }
+
+    /// As [`Seat::url`].
+    pub fn api(&self) -> String {
+        self.seat.url()
     }
 
     /// The configuration file.
