@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use causeway_core::time::{now_ms, rfc3339};
+use causeway_core::{Hlc, Site};
 use causeway_stories::{Seat, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home, request};
 use rand::rngs::SmallRng;
@@ -35,14 +37,50 @@ impl Pair {
             return Ok(None);
         }
         let nodes = ElasticsearchServer::start_both(&[])?;
+        let poll = if more.contains("poll =") { "" } else { "poll = \"100ms\"" };
         let text = format!(
             "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"push\"\n\
-             store = \"elasticsearch\"\ndirection = \"both\"\nsnapshot = \"dc\"\nindices = [\"push-*\"]\npoll = \"100ms\"\n\
+             store = \"elasticsearch\"\ndirection = \"both\"\nsnapshot = \"dc\"\nindices = [\"push-*\"]\n{poll}\n\
              deletes = \"500ms\"\n{more}\ndc = {{ url = \"{}\" }}\ncloud = {{ url = \"{}\" }}\n",
             nodes[0].url(),
             nodes[1].url()
         );
         Ok(Some(Pair { seat: Seat::with(&text)?, nodes }))
+    }
+
+    /// Writes a document that no stream tells: with a version as our own applier gives it.
+    fn plant(&self, site: usize, id: &str, query: &str, source: &str) -> Result<()> {
+        let node = &self.nodes[site];
+        let (_, found) = node.request("GET", &format!("/push-1/_doc/{id}?_source=false&{query}"), "")?;
+        let found: serde_json::Value = serde_json::from_str(&found)?;
+        let of = if site == 0 { Site::First } else { Site::Second };
+        let some_time_ago = Hlc::at(now_ms() - 60_000, of);
+        let version = Hlc(found["_version"].as_u64().unwrap_or(0)).next(of).max(some_time_ago).0;
+        let path = format!("/push-1/_doc/{id}?version={version}&version_type=external&{query}");
+        node.must("PUT", &path, source).map(drop)
+    }
+
+    /// A pair whose index has so many documents `n-N`, and two of one id, at both sites.
+    fn with_documents(more: &str, count: u64) -> Result<Option<Pair>> {
+        let Some(mut pair) = Pair::new(more)? else { return Ok(None) };
+        pair.nodes[0].must("PUT", "/push-1", INDEX)?;
+        let mut body = String::new();
+        for n in 0..count {
+            body.push_str(&format!("{{\"index\":{{\"_id\":\"n-{n}\"}}}}\n{{\"v\":\"first {n}\"}}\n"));
+        }
+        for routing in ["one", "other"] {
+            body.push_str(&format!(
+                "{{\"index\":{{\"_id\":\"two\",\"routing\":\"{routing}\"}}}}\n{{ \"v\" : \"{routing}\" }}\n"
+            ));
+        }
+        pair.nodes[0].must("POST", "/push-1/_bulk?refresh=true", &body)?;
+        pair.seat.start(None)?;
+        let copied = |_: &Status| {
+            pair.documents(1, "push-1").is_ok_and(|documents| documents.len() as u64 == count + 1)
+        };
+        pair.seat.wait_until("the copy", DRAIN, copied)?;
+        pair.wait_until_equal("push-1")?;
+        Ok(Some(pair))
     }
 
     /// What a site's index holds.
@@ -281,5 +319,341 @@ fn writes_at_both_sites_end_equal_whatever_is_killed() -> Result<()> {
         documents.len(),
         kept.iter().flatten().count()
     );
+    Ok(())
+}
+
+/// What a report lists, as `index id routing kind`, sorted.
+fn listed(report: &serde_json::Value) -> Vec<String> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+    let all = report["differences"].as_array().cloned().unwrap_or_default();
+    let line =
+        |one: &serde_json::Value| ["index", "key", "routing", "kind"].map(|name| text(&one[name])).join(" ");
+    let mut lines: Vec<String> = all.iter().map(line).collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// A document that differs, one that is missing and one that is there alone are repaired from either site, and an undo brings
+/// back, at both, what the other one held: also what it had deleted, without waiting for a listing.
+#[test]
+fn a_repair_from_either_site_is_carried_and_undone_at_both() -> Result<()> {
+    // No listing comes meanwhile.
+    let Some(pair) = Pair::with_documents("", 200)? else { return Ok(()) };
+    for (site, name) in ["dc", "cloud"].into_iter().enumerate() {
+        let other = 1 - site;
+        // What this site has is right, and what the other one has is wrong, and comes back by the undo.
+        let id = |what: &str| format!("{what}-{name}");
+        pair.plant(other, &format!("n-{}", 10 + site), "", r#"{ "v" : "other" , "n" : 1.50 }"#)?;
+        pair.plant(site, &format!("n-{}", 20 + site), "", r#"{"v":"right"}"#)?;
+        pair.plant(other, "two", "routing=one", &format!("{{\"v\":\"other {name}\"}}"))?;
+        pair.plant(site, &id("only-here"), "", r#"{"v":"here"}"#)?;
+        pair.plant(other, &id("only-there"), "routing=r", r#"{"v":"there"}"#)?;
+        let before = [pair.documents(0, "push-1")?, pair.documents(1, "push-1")?];
+        let two_before = pair.nodes[other].request("GET", "/push-1/_source/two?routing=one", "")?.1;
+
+        let report = pair.seat.report(&[])?;
+        let (here, there) = if site == 0 { ("extra", "missing") } else { ("missing", "extra") };
+        let mut expected = vec![
+            format!("push-1 n-{} - content", 10 + site),
+            format!("push-1 n-{} - content", 20 + site),
+            format!("push-1 {} - {here}", id("only-here")),
+            format!("push-1 {} r {there}", id("only-there")),
+            "push-1 two one content".to_owned(),
+        ];
+        expected.sort_unstable();
+        ensure!(listed(&report) == expected, "{report}");
+
+        let (code, said) = pair.seat.repair(&["--from", name])?;
+        ensure!(
+            code == 1 && said.contains("5 keys to repair") && said.contains("nothing was changed"),
+            "{code} {said}"
+        );
+        ensure!(said.contains(&format!("push-1 {}, routing r", id("only-there"))), "{said}");
+        ensure!(
+            before == [pair.documents(0, "push-1")?, pair.documents(1, "push-1")?],
+            "the plan changed something"
+        );
+        let (code, said) = pair.seat.repair(&["--from", name, "--yes"])?;
+        ensure!(code == 0 && said.contains("5 keys repaired"), "{code} {said}\n{}", pair.seat.log_end());
+        ensure!(pair.documents(other, "push-1")? == before[site], "{name}: {said}");
+
+        let (code, undone) = pair.seat.undo(&said)?;
+        ensure!(code == 0, "{code} {undone}\n{}", pair.seat.log_end());
+        pair.seat.wait_until_drained(DRAIN)?;
+        for at in [other, site] {
+            ensure!(pair.documents(at, "push-1")? == before[other], "{name}, at {at}: {undone}");
+            let two = pair.nodes[at].request("GET", "/push-1/_source/two?routing=one", "")?.1;
+            ensure!(two == two_before, "{two}");
+            let raw = pair.nodes[at].request("GET", &format!("/push-1/_source/n-{}", 10 + site), "")?.1;
+            ensure!(raw == r#"{ "v" : "other" , "n" : 1.50 }"#, "{raw}");
+        }
+        // A second time there is nothing to do.
+        let (code, again) = pair.seat.undo(&said)?;
+        ensure!(code == 0 && again.contains("5 more hold that already"), "{code} {again}");
+        let (code, again) = pair.seat.repair(&["--from", name, "--yes"])?;
+        ensure!(code == 0 && again.contains("0 keys repaired"), "{code} {again}");
+    }
+    // By the log: of each the site that wrote it last; what no log names is left.
+    pair.nodes[1].must("PUT", "/push-1/_doc/n-30", r#"{"v":"of cloud"}"#)?;
+    pair.wait_until_equal("push-1")?;
+    pair.plant(0, "n-30", "", r#"{"v":"wrong"}"#)?;
+    pair.plant(0, "n-31", "", r#"{"v":"nobody knows"}"#)?;
+    let (code, said) = pair.seat.repair(&["--from", "newest", "--yes"])?;
+    ensure!(
+        code == 1
+            && said.contains("from cloud push-1 n-30")
+            && said.contains("left, no log names it: push-1 n-31"),
+        "{code} {said}"
+    );
+    ensure!(pair.documents(0, "push-1")?.get("n-30").is_some_and(|text| text.contains("of cloud")), "{said}");
+    Ok(())
+}
+
+/// FF57: what a site writes while a repair carries what the other one holds stays, and goes over.
+#[test]
+fn a_repair_from_a_named_site_leaves_newer_writes_alone() -> Result<()> {
+    let Some(pair) = Pair::with_documents("", 2_000)? else { return Ok(()) };
+    let hot = 40;
+    for n in 0..200 {
+        pair.plant(1, &format!("n-{n}"), "", r#"{"v":"wrong"}"#)?;
+    }
+    let (stop, port) = (Arc::new(AtomicBool::new(false)), pair.nodes[1].port());
+    let stopped = Arc::clone(&stop);
+    let writer = std::thread::spawn(move || -> Result<u64> {
+        let mut n = 0_u64;
+        while !stopped.load(Ordering::SeqCst) || n < hot {
+            n += 1;
+            let (status, said) = request(
+                port,
+                "PUT",
+                &format!("/push-1/_doc/n-{}", n % hot),
+                &format!("{{\"v\":\"newer {n}\"}}"),
+            )?;
+            ensure!((200..300).contains(&status), "{status} {said}");
+        }
+        Ok(n)
+    });
+    let mut said = Vec::new();
+    for _ in 0..3 {
+        said.push(pair.seat.repair(&["--from", "dc", "--yes", "--share-max", "100"])?);
+    }
+    stop.store(true, Ordering::SeqCst);
+    let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+    pair.wait_until_equal("push-1")?;
+    let (code, last) = pair.seat.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0, "{code} {last}\n{said:?}");
+    let documents = pair.documents(1, "push-1")?;
+    for n in written - hot + 1..=written {
+        let found = documents.get(&format!("n-{}", n % hot));
+        ensure!(found == Some(&format!("{{\"v\":\"newer {n}\"}}")), "{n}: {found:?}\n{said:?}");
+    }
+    let wrong = documents.values().filter(|text| text.contains("wrong")).count();
+    ensure!(wrong == 0, "{wrong} are wrong still: {said:?}");
+    println!("{written} written, {}", last.lines().next().unwrap_or_default());
+    Ok(())
+}
+
+/// A node that goes away in the middle: the repair says so, and a second one does the rest. So does the undo.
+#[test]
+fn a_repair_that_a_node_broke_off_is_run_again() -> Result<()> {
+    let Some(mut pair) = Pair::with_documents("", 3_000)? else { return Ok(()) };
+    // Those of a copy have one version.
+    let copied =
+        pair.nodes[1].must("GET", "/push-1/_doc/n-0", "")?["_version"].as_u64().context("no version")?;
+    let version = Hlc(copied).next(Site::Second).0;
+    let mut body = String::new();
+    for n in 0..1_500 {
+        let action = serde_json::json!({"index": {"_id": format!("n-{n}"), "version": version, "version_type": "external"}});
+        body.push_str(&format!("{action}\n{{\"v\":\"wrong\"}}\n"));
+    }
+    pair.nodes[1].must("POST", "/push-1/_bulk?refresh=true", &body)?;
+    let wrong = pair.documents(1, "push-1")?;
+    let words = ["--from", "dc", "--yes", "--share-max", "100", "--keys-per-second", "300"];
+    let break_off = |pair: &mut Pair, command: &'static str, words: &[&str]| -> Result<(i32, String)> {
+        let (seat, node) = (&pair.seat, &mut pair.nodes[1]);
+        std::thread::scope(|scope| {
+            let running = scope.spawn(move || seat.verifier(command, words));
+            std::thread::sleep(Duration::from_secs(5));
+            node.kill();
+            let said = running.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
+            node.restart()?;
+            said
+        })
+    };
+    let (code, first) = break_off(&mut pair, "repair", &words)?;
+    ensure!(code == 3 && first.contains("cloud"), "{code} {first}");
+    pair.seat.wait_until_drained(DRAIN)?;
+    let (code, second) = pair.seat.repair(&["--from", "dc", "--yes", "--share-max", "100"])?;
+    ensure!(code == 0, "{code} {second}\n{}", pair.seat.log_end());
+    ensure!(pair.documents(0, "push-1")? == pair.documents(1, "push-1")?, "{second}");
+    let file = |said: &str| {
+        let named = said.split_once("is kept in ").and_then(|(_, named)| named.lines().next());
+        named.map(str::to_owned)
+    };
+    let files = [file(&first), file(&second)];
+    let [Some(first), Some(second)] = files else { anyhow::bail!("no undo file: {files:?}") };
+    let (code, said) = break_off(&mut pair, "undo", &[&first, "--yes", "--keys-per-second", "50"])?;
+    ensure!(code == 3, "{code} {said}");
+    pair.seat.wait_until_drained(DRAIN)?;
+    for file in [&first, &second] {
+        let (code, said) = pair.seat.verifier("undo", &[file, "--yes"])?;
+        ensure!(code == 0, "{code} {said}\n{}", pair.seat.log_end());
+    }
+    pair.seat.wait_until_drained(DRAIN)?;
+    ensure!(
+        pair.documents(1, "push-1")? == wrong && pair.documents(0, "push-1")? == wrong,
+        "another content"
+    );
+    Ok(())
+}
+
+/// A window of documents, with routing and of deleted ones; what differs in it is found, no other, carried once more by a
+/// backfill, and found and seen to be mended by a watch.
+#[test]
+fn a_window_of_documents_is_closed_by_what_the_log_names() -> Result<()> {
+    let Some(pair) = Pair::with_documents("", 100)? else { return Ok(()) };
+    // What was written before is named within ten seconds.
+    std::thread::sleep(Duration::from_secs(12));
+    let from = rfc3339(now_ms());
+    pair.nodes[0].must("PUT", "/push-1/_doc/n-1", r#"{"v":"of dc"}"#)?;
+    pair.nodes[0].must("PUT", "/push-1/_doc/routed?routing=r", r#"{"v":"of dc"}"#)?;
+    pair.nodes[0].must("DELETE", "/push-1/_doc/n-2", "")?;
+    pair.nodes[1].must("PUT", "/push-1/_doc/n-3", r#"{"v":"of cloud"}"#)?;
+    pair.nodes[1].must("PUT", "/push-2", &INDEX.replace("push\"", "push-second\""))?;
+    pair.nodes[1].must("PUT", "/push-2/_doc/1", r#"{"v":"of cloud"}"#)?;
+    let to = rfc3339(now_ms());
+    let window = ["--from", from.as_str(), "--to", to.as_str()];
+    pair.wait_until_equal("push-1")?;
+    // Until deletes before its end are known, too.
+    let is_known = |_: &Status| pair.seat.report(&window).is_ok_and(|report| report["equal"] == true);
+    pair.seat.wait_until("the window is known", DRAIN, is_known)?;
+    let report = pair.seat.report(&window)?;
+    ensure!(report["compared"].as_u64().is_some_and(|n| (5..10).contains(&n)), "{report}");
+    let plant = || -> Result<()> {
+        pair.plant(1, "n-1", "", r#"{"v":"wrong"}"#)?;
+        pair.plant(1, "routed", "routing=r", r#"{"v":"wrong"}"#)?;
+        pair.plant(0, "n-3", "", r#"{"v":"wrong"}"#)?;
+        pair.plant(1, "n-50", "", r#"{"v":"not in the window"}"#)
+    };
+    plant()?;
+    let report = pair.seat.report(&window)?;
+    let found = listed(&report);
+    ensure!(found == ["push-1 n-1 - content", "push-1 n-3 - content", "push-1 routed r content"], "{report}");
+    let done = pair.seat.syncd(&[&["backfill", "--channel", "push"], &window[..]].concat())?;
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    ensure!(done.status.success() && said.contains("the window is equal"), "{said}\n{}", pair.seat.log_end());
+    let of = |site: usize, id: &str| {
+        Ok::<_, anyhow::Error>(pair.documents(site, "push-1")?.remove(id).unwrap_or_default())
+    };
+    ensure!(of(1, "n-1")?.contains("of dc") && of(0, "n-3")?.contains("of cloud"), "{said}");
+    let report = pair.seat.report(&[])?;
+    ensure!(listed(&report) == ["push-1 n-50 - content"], "{report}");
+
+    // A sample of all finds it, too.
+    let report = pair.seat.report(&["--sample", "100"])?;
+    ensure!(listed(&report) == ["push-1 n-50 - content"] && report["sample"]["share"] == 1.0, "{report}");
+
+    let watched = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let words = ["--every", "1s", "--whole-every", "4s", "--for", "25s", "--json"];
+            pair.seat.verifier("watch", &words)
+        });
+        std::thread::sleep(Duration::from_secs(10));
+        let repaired = pair.seat.repair(&["--from", "dc", "--yes"])?;
+        ensure!(repaired.0 == 0, "{repaired:?}");
+        watching.join().map_err(|_| anyhow::anyhow!("the watch panicked"))?
+    })?;
+    let (code, said) = watched;
+    let events: Vec<serde_json::Value> =
+        said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of_it = |event: &str| {
+        let is_it = |one: &&serde_json::Value| {
+            one["event"] == event && one["key"] == "n-50" && one["index"] == "push-1"
+        };
+        events.iter().filter(is_it).count()
+    };
+    ensure!(of_it("content") == 1 && of_it("equal again") == 1 && code == 0, "{code} {said}");
+    ensure!(events.iter().all(|one| one["event"] != "error"), "{said}");
+    Ok(())
+}
+
+/// FF56: a document that does not fit is refused with its key, and comes once it does and the dead letter is acknowledged.
+#[test]
+fn a_document_that_does_not_fit_comes_back_once_it_does() -> Result<()> {
+    let Some(pair) = Pair::with_documents("", 10)? else { return Ok(()) };
+    pair.nodes[1].must("PUT", "/push-3", r#"{"mappings":{"properties":{"n":{"type":"integer"}}}}"#)?;
+    pair.nodes[0].must("PUT", "/push-3", r#"{"mappings":{"properties":{"n":{"type":"keyword"}}}}"#)?;
+    pair.nodes[0].must("PUT", "/push-3/_doc/a?routing=r", r#"{"n":"seven"}"#)?;
+    let dead = |status: &Status| {
+        status
+            .channels
+            .iter()
+            .flat_map(|channel| &channel.directions)
+            .map(|direction| direction.dead_letters)
+            .sum::<u64>()
+    };
+    pair.seat.wait_until("the dead letter", DRAIN, |status| dead(status) == 1)?;
+    let said = String::from_utf8(pair.seat.syncd(&["dead-letters"])?.stdout)?;
+    ensure!(said.contains("push-3: a, routing r"), "{said}");
+    pair.nodes[1].must("DELETE", "/push-3", "")?;
+    pair.nodes[1].must("PUT", "/push-3", r#"{"mappings":{"properties":{"n":{"type":"keyword"}}}}"#)?;
+    let acknowledged = pair.seat.syncd(&["dead-letters", "ack", "--all"])?;
+    ensure!(acknowledged.status.success(), "{}", String::from_utf8_lossy(&acknowledged.stderr));
+    let came = |_: &Status| {
+        pair.nodes[1].request("GET", "/push-3/_source/a?routing=r", "").is_ok_and(|(status, _)| status == 200)
+    };
+    pair.seat.wait_until("the document", DRAIN, came).map(drop)
+}
+
+/// FF52: what was planted is found each time, and nothing else is called different, while both sites write.
+#[test]
+fn the_verifier_finds_what_was_planted_and_nothing_else_under_traffic() -> Result<()> {
+    // As often as a daemon looks unless told otherwise.
+    let Some(pair) = Pair::with_documents("poll = \"1s\"", 2_000)? else { return Ok(()) };
+    for site in 0..2 {
+        pair.plant(site, &format!("n-{}", 7 + site), "", r#"{"v":"planted"}"#)?;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers = [0, 1].map(|site| {
+        let (stopped, port) = (Arc::clone(&stop), pair.nodes[site].port());
+        std::thread::spawn(move || -> Result<u64> {
+            let mut n = 0_u64;
+            while !stopped.load(Ordering::SeqCst) {
+                n += 1;
+                let id = 10 + (n * 37) % 1_900 / 2 * 2 + site as u64;
+                let (status, said) = request(
+                    port,
+                    "PUT",
+                    &format!("/push-1/_doc/n-{id}"),
+                    &format!("{{\"v\":\"{site} {n}\"}}"),
+                )?;
+                ensure!((200..300).contains(&status), "{status} {said}");
+            }
+            Ok(n)
+        })
+    });
+    let end = Instant::now() + story_seconds(15);
+    let (mut checks, mut undecided) = (0, 0);
+    let checked = loop {
+        let report = pair.seat.report(&[])?;
+        if listed(&report) != ["push-1 n-7 - content", "push-1 n-8 - content"] {
+            break Err(anyhow::anyhow!("{report}"));
+        }
+        (checks, undecided) = (checks + 1, undecided + report["undecided"].as_u64().unwrap_or(0));
+        if Instant::now() > end {
+            break Ok(());
+        }
+    };
+    stop.store(true, Ordering::SeqCst);
+    let mut writes = 0;
+    for writer in writers {
+        writes += writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
+    }
+    checked.with_context(|| pair.seat.log_end())?;
+    println!("{checks} checks, {writes} writes, {undecided} undecided");
+    let (code, said) = pair.seat.repair(&["--from", "dc", "--yes"])?;
+    ensure!(code == 0 && said.contains("2 keys repaired"), "{code} {said}");
+    let (code, said) = pair.seat.undo(&said)?;
+    ensure!(code == 0, "{code} {said}");
     Ok(())
 }

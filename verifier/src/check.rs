@@ -30,7 +30,6 @@ impl Task for Checking<'_> {
     ) -> Result<Outcome> {
         settings.sample = self.sample;
         let Some(window) = self.window else { return compare(sites, traffic, progress, settings).await };
-        channel.takes("a window (--from, --to)")?;
         if let Some(column) = self.time_column {
             let mut rows = ByTime::new(sites, column, window).await?;
             self.until.push(Some(window.to));

@@ -3,15 +3,21 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use causeway_core::Pattern;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::cli::duration;
 use crate::elasticsearch::Indices;
 use crate::error::{Error, Result};
 use crate::filter::{Scope, escape};
 use crate::mysql::Tables;
+
+/// How often a daemon asks Elasticsearch for what is new, unless `poll` says otherwise, and how long one look may take.
+const POLL: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The configuration, as far as a check needs it.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub(crate) struct Channel {
     pub(crate) store: Store,
     /// Of each site whether what is written there is carried to the other one.
     pub(crate) carries: [bool; 2],
+    /// How long a daemon may not know yet of what was written, as it asks the store now and then.
+    pub(crate) late: Duration,
     /// How to reach it at each site.
     pub(crate) endpoints: [Endpoints; 2],
 }
@@ -50,24 +58,6 @@ pub(crate) enum Store {
     Mysql(Tables),
     /// Indices.
     Elasticsearch(Indices),
-}
-
-impl Channel {
-    /// Refuses what is not built for the channel's store, which `what` names.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Usage`] of a channel of Elasticsearch.
-    pub(crate) fn takes(&self, what: &str) -> Result<()> {
-        match self.store {
-            Store::Redis(_) | Store::Mysql(_) => Ok(()),
-            Store::Elasticsearch(_) => Err(Error::Usage(format!(
-                "channel `{}`: {what} is not built for Elasticsearch, `verifier check` of everything is; name another channel \
-                 by --channel",
-                self.name
-            ))),
-        }
-    }
 }
 
 /// How to reach a channel's instance at one site. Not `Debug` for its secrets' sake.
@@ -282,10 +272,14 @@ fn channel(
         Some(store) => file.text(store, "store")?,
         None => return Err(file.bad(node.span(), format!("channel `{name}` has no `store`"))),
     };
+    let mut late = Duration::ZERO;
     let (store, form) = match store.as_str() {
         "redis" => (Store::Redis(keys(file, node, table, &name, wanted)?), "redis://…"),
         "mysql" => (Store::Mysql(tables(file, node, table, &name, wanted)?), "mysql://…"),
-        "elasticsearch" => (Store::Elasticsearch(indices(file, node, table, &name, wanted)?), "http://…"),
+        "elasticsearch" => {
+            late = poll(file, table)? + LOOK;
+            (Store::Elasticsearch(indices(file, node, table, &name, wanted)?), "http://…")
+        }
         other => {
             let span = table.get("store").map(Spanned::span).unwrap_or_default();
             let message = format!(
@@ -307,7 +301,7 @@ fn channel(
     };
     let from = direction.split_once("->").map(|(from, _)| from.trim());
     let carries = [0, 1].map(|n: usize| from.is_none_or(|from| from == sites[n]));
-    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, store, carries })
+    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, store, carries, late })
 }
 
 /// Which keys a channel of Redis carries.
@@ -355,6 +349,12 @@ fn indices(
     }
     let exclude = patterns(&file.texts(table, "exclude")?);
     Ok(Indices { include: patterns(&globs), globs, exclude })
+}
+
+/// How often a daemon looks for what is new in a channel of Elasticsearch.
+fn poll(file: &File<'_>, table: &DeTable<'_>) -> Result<Duration> {
+    let Some(node) = table.get("poll") else { return Ok(POLL) };
+    duration(&file.text(node, "poll")?).map_err(|allowed| file.bad(node.span(), format!("`poll`: {allowed}")))
 }
 
 fn patterns(globs: &[String]) -> Vec<Pattern> {

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde::Deserialize;
 
 use crate::compare::{Rest, Traffic};
-use crate::config::Config;
+use crate::config::{Channel, Config};
 use crate::error::{Error, Result};
+use crate::repair;
 
 /// How long a daemon may take to say how it is.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,8 +32,8 @@ pub(crate) fn client(timeout: Duration) -> Result<reqwest::Client> {
 /// The daemons of a link, as far as one channel's traffic goes.
 pub(crate) struct Daemons<'a> {
     client: &'a reqwest::Client,
-    apis: &'a [String],
-    channel: &'a str,
+    config: &'a Config,
+    channel: &'a Channel,
     settle: Duration,
 }
 
@@ -102,22 +104,39 @@ impl<'a> Daemons<'a> {
     /// `settle` bounds each wait.
     pub(crate) fn new(
         client: &'a reqwest::Client,
-        apis: &'a [String],
-        channel: &'a str,
+        config: &'a Config,
+        channel: &'a Channel,
         settle: Duration,
     ) -> Self {
-        Daemons { client, apis, channel, settle }
+        Daemons { client, config, channel, settle }
+    }
+
+    /// Until the daemons know of what was written before now, where they ask the store only now and then for what is new: they
+    /// look when they are asked what keys hold, and answer behind that.
+    async fn look(&self) {
+        let Channel { late, carries, .. } = self.channel;
+        if late.is_zero() {
+            return;
+        }
+        let ask = async {
+            let Ok(client) = repair::client() else { return };
+            let sites = self.config.sites.iter().zip(carries).filter(|(_, carries)| **carries);
+            let asks = sites.map(|(site, _)| repair::carry(&client, (self.config, self.channel), site, &[]));
+            // Where none answers, or of another process, they look after a while by themselves.
+            let _ = tokio::time::timeout(self.settle, join_all(asks)).await;
+        };
+        tokio::join!(ask, tokio::time::sleep(*late));
     }
 
     /// The directions of the channel of which a lag is known; `None` if no daemon answers.
     async fn poll(&self) -> Option<Vec<Seen>> {
         let mut seen = Vec::new();
         let mut answered = false;
-        for api in self.apis {
+        for api in &self.config.apis {
             let request = self.client.get(format!("{api}/v1/status")).send();
             let Ok(response) = request.await else { continue };
             let Ok(status) = response.json::<Status>().await else { continue };
-            for channel in status.channels.into_iter().filter(|c| c.name == self.channel) {
+            for channel in status.channels.into_iter().filter(|c| c.name == self.channel.name) {
                 for direction in channel.directions {
                     let Some(lag) = direction.lag.and_then(|lag| lag.changes) else { continue };
                     answered = true;
@@ -131,6 +150,7 @@ impl<'a> Daemons<'a> {
 
 impl Traffic for Daemons<'_> {
     async fn rest(&self) -> Rest {
+        self.look().await;
         let start = Instant::now();
         let mut watch = Watch::default();
         loop {

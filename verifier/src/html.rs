@@ -6,7 +6,7 @@ use std::fmt::Write;
 use causeway_core::time::rfc3339;
 
 use crate::compare::{Difference, DifferenceKind};
-use crate::report::{Report, digest, grouped, place, printable, word};
+use crate::report::{Report, digest, grouped, key_text, place, printable, word};
 use crate::results::Run;
 
 const KINDS: [Option<DifferenceKind>; 5] = [
@@ -179,7 +179,7 @@ fn keys(out: &mut String, report: &Report, all: u64) -> std::fmt::Result {
             "<tr><td>{}<td>{}<td class=\"k\"><code>{}</code><small>{}</small>",
             word(*kind),
             escaped(channel),
-            escaped(&printable(name)),
+            escaped(&key_text(space, name)),
             escaped([place(space), parts.join(", ")].join(" ").trim_end())
         )?;
         for state in sites {

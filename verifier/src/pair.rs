@@ -78,7 +78,7 @@ impl<'a> Session<'a> {
     /// The stores', and the task's.
     pub(crate) async fn run(&self, channel: &Channel, task: &mut impl Task) -> Result<Outcome> {
         let Session { common, config, client, settings } = self;
-        let traffic = Daemons::new(client, &config.apis, &channel.name, common.settle);
+        let traffic = Daemons::new(client, config, channel, common.settle);
         let (bar, rates) =
             (Bar::new(&channel.name), Rates { ops: common.ops_per_second, bytes: common.bytes_per_second });
         let of = (config, channel);

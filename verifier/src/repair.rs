@@ -11,18 +11,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cli::Repair;
-use crate::compare::{Candidates, Difference, Outcome, Progress, Settings, Traffic, compare, recheck};
+use crate::compare::{Candidates, Difference, Outcome, Place, Progress, Settings, Traffic, compare, recheck};
 use crate::config::{Channel, Config};
 use crate::daemon::{self, Asked, ask};
 use crate::error::{Error, Result};
 use crate::pace::{Pace, Rates};
 use crate::pair::{Task, each};
-use crate::report::{ChannelReport, KeyAt, Report, SHOWN, grouped, place, printable, push, word};
+use crate::report::{ChannelReport, KeyAt, Report, SHOWN, grouped, key_text, place, push, word};
 use crate::results::Results;
 use crate::undo::{Keeper, Undoable, taken_back_by};
 
 /// Keys of one request: the daemon takes no more.
-const KEYS_AT_ONCE: usize = 1000;
+pub(crate) const KEYS_AT_ONCE: usize = 1000;
 
 /// Keys of one question to the logs, which are read through for each.
 const WHOSE_AT_ONCE: usize = 100_000;
@@ -33,6 +33,31 @@ const LOGS_READ_TIMEOUT: Duration = Duration::from_secs(1800);
 /// How long a daemon may take to answer one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What asks for that.
+///
+/// # Errors
+///
+/// [`Error::Local`].
+pub(crate) fn client() -> Result<reqwest::Client> {
+    daemon::client(ANSWER_TIMEOUT)
+}
+
+/// Has the daemon carry what `keys`, at most [`KEYS_AT_ONCE`], hold at the site `from`.
+///
+/// # Errors
+///
+/// [`Error::Local`] if no daemon takes it.
+pub(crate) async fn carry(
+    client: &reqwest::Client,
+    (config, channel): (&Config, &Channel),
+    from: &str,
+    keys: &[KeyAt],
+) -> Result<()> {
+    let body = json!({ "from": from, "keys": keys });
+    let asked = Asked { config, channel: &channel.name, path: "repair", what: "takes the repair of" };
+    ask(asked, |url| client.post(url).json(&body)).await.map(drop)
+}
+
 /// Runs `verifier repair`; whether both sites are equal at the end.
 ///
 /// # Errors
@@ -42,7 +67,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) async fn run(arguments: &Repair) -> Result<bool> {
     let listed = arguments.report.as_deref().map(Listed::read).transpose()?;
     let keeper = Keeper::new(&arguments.keep, format!("repair from {}", arguments.from))?;
-    let client = daemon::client(ANSWER_TIMEOUT)?;
+    let client = client()?;
     let mut task = Repairing { listed, arguments, client, keeper, plans: BTreeMap::new() };
     let report = each(&arguments.common, arguments.keys_max, &mut task).await?;
     let plans = &task.plans;
@@ -232,7 +257,6 @@ impl Task for Repairing<'_> {
         progress: &impl Progress,
         settings: Settings,
     ) -> Result<Outcome> {
-        channel.takes("`repair`")?;
         let from = From::read(&self.arguments.from, config)?;
         if self.arguments.yes && config.apis.is_empty() {
             return Err(Error::Local(
@@ -243,6 +267,16 @@ impl Task for Repairing<'_> {
             None => compare(sites, traffic, progress, settings).await?,
             Some(listed) => {
                 let (keys, compared) = listed.keys(config, &channel.name)?;
+                if let Some((space, name)) =
+                    keys.keys().find(|(space, name)| sites[0].place(space, name) == Place::Outside)
+                {
+                    return Err(Error::Usage(format!(
+                        "channel {}: the report has a key that it does not carry: {} {}",
+                        channel.name,
+                        place(space),
+                        key_text(space, name)
+                    )));
+                }
                 let mut found = recheck(sites, keys, traffic, settings).await?;
                 found.compared = compared;
                 found
@@ -254,7 +288,10 @@ impl Task for Repairing<'_> {
         let mut plan = Plan::default();
         let mut of_sites: [Vec<&Difference>; 2] = Default::default();
         for (one, site) in keys.iter().zip(whose) {
+            let overwritten = site.and_then(|site| sites.get(1 - site));
+            let obstacle = overwritten.and_then(|overwritten| overwritten.obstacle(&one.space, None));
             let of = match site.and_then(|site| Some((config.sites.get(site)?, of_sites.get_mut(site)?))) {
+                Some(_) if let Some(obstacle) = obstacle => format!("left, {obstacle}: "),
                 Some((site, keys)) => {
                     keys.push(one);
                     if let From::Site(_) = from { String::new() } else { format!("from {site} ") }
@@ -263,7 +300,7 @@ impl Task for Repairing<'_> {
                 None => "left, no log names it: ".to_owned(),
             };
             let (kind, place) = (word(one.kind), place(&one.space));
-            plan.lines.push(format!("  {kind:<9} {of}{place} {}", printable(&one.name)));
+            plan.lines.push(format!("  {kind:<9} {of}{place} {}", key_text(&one.space, &one.name)));
         }
         plan.keys = of_sites.iter().map(|keys| keys.len() as u64).sum();
         plan.left = found.different + found.undecided - plan.keys;
@@ -384,9 +421,7 @@ impl Repairing<'_> {
             if keys.is_empty() {
                 continue;
             }
-            let body = json!({ "from": from, "keys": keys });
-            let asked = Asked { config, channel: &channel.name, path: "repair", what: "takes the repair of" };
-            ask(asked, |url| self.client.post(url).json(&body)).await?;
+            carry(&self.client, (config, channel), from, &keys).await?;
         }
         Ok(left_out)
     }

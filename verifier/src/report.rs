@@ -8,8 +8,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use causeway_core::Space;
 use causeway_core::time::rfc3339;
+use causeway_core::{Space, document};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -136,15 +136,28 @@ fn json_schema() -> String {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct KeyAt {
     key: KeyText,
-    /// A database of Redis.
+    #[serde(flatten)]
+    place: PlaceAt,
+    /// Of a document that has one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    db: Option<u32>,
-    /// `schema.table`, of a row.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    table: Option<String>,
+    routing: Option<String>,
 }
 
-/// A key: text, or what it is in base64 where it is not UTF-8.
+/// Where a key lives; a table itself, and a library of functions, nowhere.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct PlaceAt {
+    /// A database of Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) db: Option<u32>,
+    /// `schema.table`, of a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) table: Option<String>,
+    /// Of a document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<String>,
+}
+
+/// A key: text, or what it is in base64 where it is not UTF-8. Of a document its id.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum KeyText {
@@ -152,43 +165,54 @@ enum KeyText {
     Bytes { base64: String },
 }
 
-/// A space as reports have it: the number of a database, or a table's name.
-pub(crate) fn place_of(space: &Space) -> (Option<u32>, Option<String>) {
-    match space {
-        Space::Db(db) => (Some(*db), None),
-        // An index is told in the same place.
-        Space::Table(name) | Space::Index(name) => (None, Some(String::from_utf8_lossy(name).into_owned())),
-        Space::Whole | Space::Bucket(_) => (None, None),
+impl PlaceAt {
+    pub(crate) fn of(space: &Space) -> PlaceAt {
+        let text = |name: &Bytes| Some(String::from_utf8_lossy(name).into_owned());
+        let nowhere = PlaceAt::default();
+        match space {
+            Space::Db(db) => PlaceAt { db: Some(*db), ..nowhere },
+            Space::Table(name) => PlaceAt { table: text(name), ..nowhere },
+            Space::Index(name) => PlaceAt { index: text(name), ..nowhere },
+            Space::Whole | Space::Bucket(_) => nowhere,
+        }
     }
-}
 
-/// The way back of [`place_of`].
-pub(crate) fn space_at(db: Option<u32>, table: Option<String>) -> Space {
-    match (db, table) {
-        (Some(db), _) => Space::Db(db),
-        (None, Some(table)) => Space::Table(table.into()),
-        (None, None) => Space::Whole,
+    /// The way back.
+    pub(crate) fn space(self) -> Space {
+        match self {
+            PlaceAt { db: Some(db), .. } => Space::Db(db),
+            PlaceAt { table: Some(table), .. } => Space::Table(table.into()),
+            PlaceAt { index: Some(index), .. } => Space::Index(index.into()),
+            _ => Space::Whole,
+        }
     }
 }
 
 impl KeyAt {
     pub(crate) fn of(space: &Space, name: &[u8]) -> KeyAt {
+        let (name, routing) = match (space, document::parts(name)) {
+            (Space::Index(_), Some((id, routing))) => (id.as_bytes(), routing.map(str::to_owned)),
+            _ => (name, None),
+        };
         let key = match std::str::from_utf8(name) {
             Ok(text) => KeyText::Text(text.to_owned()),
             Err(_) => KeyText::Bytes { base64: BASE64.encode(name) },
         };
-        let (db, table) = place_of(space);
-        KeyAt { key, db, table }
+        KeyAt { key, place: PlaceAt::of(space), routing }
     }
 
-    /// What it is of; `None`: its name is no base64.
+    /// What it is of; `None`: it is no key.
     pub(crate) fn key(&self) -> Option<(Space, Bytes)> {
-        let name = match &self.key {
-            KeyText::Text(text) => text.clone().into_bytes(),
-            KeyText::Bytes { base64 } => BASE64.decode(base64).ok()?,
+        let space = self.place.clone().space();
+        let name = match (&space, &self.key) {
+            // No routing is empty.
+            (Space::Index(_), _) if self.routing.as_deref() == Some("") => return None,
+            (Space::Index(_), KeyText::Text(id)) => document::name(id, self.routing.as_deref()),
+            (Space::Index(_), KeyText::Bytes { .. }) => return None,
+            (_, KeyText::Text(text)) => text.clone().into(),
+            (_, KeyText::Bytes { base64 }) => BASE64.decode(base64).ok()?.into(),
         };
-        let space = space_at(self.db, self.table.clone());
-        Some((space, name.into()))
+        Some((space, name))
     }
 }
 
@@ -323,7 +347,7 @@ impl Report {
                 [] => String::new(),
                 parts => format!(" ({})", printable(parts.join(", ").as_bytes())),
             };
-            let name = printable(&difference.name);
+            let name = key_text(&difference.space, &difference.name);
             push(&mut out, &format!("{head} {}", shortened(&format!("{name}{parts}"), room)));
         }
         let all = self.sum(|o| o.different + o.undecided);
@@ -363,6 +387,17 @@ pub(crate) fn place(space: &Space) -> String {
         Space::Db(db) => format!("db{db}"),
         Space::Table(name) | Space::Index(name) | Space::Bucket(name) => printable(name).into_owned(),
         Space::Whole => "-".to_owned(),
+    }
+}
+
+/// A key for people, without the place where it lives.
+pub(crate) fn key_text(space: &Space, name: &[u8]) -> String {
+    match (space, document::parts(name)) {
+        (Space::Index(_), Some((id, Some(routing)))) => {
+            format!("{}, routing {}", printable(id.as_bytes()), printable(routing.as_bytes()))
+        }
+        (Space::Index(_), Some((id, None))) => printable(id.as_bytes()).into_owned(),
+        _ => printable(name).into_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, param
 
 use crate::compare::{Difference, DifferenceKind, Outcome, Sample, State};
 use crate::error::{Error, Result};
-use crate::report::{ChannelReport, Report, digest, place_of, space_at};
+use crate::report::{ChannelReport, PlaceAt, Report, digest};
 use crate::window::Window;
 
 /// What SQLite's files begin with.
@@ -19,7 +19,7 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// SQLite's `application_id` of these files (`caus`), and the version of the tables below.
 const APPLICATION: i64 = 0x6361_7573;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// How long to wait for another process that writes.
 const BUSY_MAX: Duration = Duration::from_secs(10);
@@ -36,10 +36,13 @@ CREATE TABLE channel (run INTEGER NOT NULL REFERENCES run (id), name TEXT NOT NU
 CREATE TABLE count (run INTEGER NOT NULL, channel TEXT NOT NULL, type TEXT NOT NULL, kind TEXT, keys INTEGER NOT NULL) STRICT;
 CREATE TABLE difference (run INTEGER NOT NULL, channel TEXT NOT NULL, db INTEGER, table_name TEXT, key BLOB NOT NULL,
   kind TEXT, parts TEXT NOT NULL, first_type TEXT, first_digest TEXT, first_expire_at INTEGER, second_type TEXT,
-  second_digest TEXT, second_expire_at INTEGER) STRICT;
+  second_digest TEXT, second_expire_at INTEGER, index_name TEXT) STRICT;
 CREATE INDEX count_run ON count (run);
 CREATE INDEX difference_run ON difference (run);
 ";
+
+/// What version 2 has that version 1 had not.
+const SINCE_VERSION_1: &str = "ALTER TABLE difference ADD COLUMN index_name TEXT; PRAGMA user_version = 2;";
 
 /// What is known of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +108,11 @@ impl Results {
                 format!("{TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};");
             made.execute_batch(&ours).map_err(failed)?;
         }
-        let found = (number(&made, "application_id")?, number(&made, "user_version")?);
+        let found = || Ok::<_, Error>((number(&made, "application_id")?, number(&made, "user_version")?));
+        if found()? == (APPLICATION, 1) {
+            made.execute_batch(SINCE_VERSION_1).map_err(failed)?;
+        }
+        let found = found()?;
         made.commit().map_err(failed)?;
         match found {
             (APPLICATION, VERSION) => Ok(Results { path: path.to_owned(), file }),
@@ -217,14 +224,14 @@ fn insert(file: &Transaction<'_>, report: &Report, began: u64) -> rusqlite::Resu
                 .execute(params![run, name, what, kind, count])?;
         }
         for one in outcome.differences.iter().chain(&outcome.unsettled) {
-            let (db, table) = place_of(&one.space);
+            let PlaceAt { db, table, index } = PlaceAt::of(&one.space);
             let [a, b] = one.sites.map(|state| {
                 let digest = state.as_ref().map(digest);
                 (state.map(|state| state.what), digest, state.and_then(|state| state.expire_at))
             });
             // Texts are always JSON.
             let parts = serde_json::to_string(&one.parts).unwrap_or_default();
-            file.prepare_cached("INSERT INTO difference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?
+            file.prepare_cached("INSERT INTO difference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?
                 .execute(params![
                     run,
                     name,
@@ -238,7 +245,8 @@ fn insert(file: &Transaction<'_>, report: &Report, began: u64) -> rusqlite::Resu
                     a.2,
                     b.0,
                     b.1,
-                    b.2
+                    b.2,
+                    index
                 ])?;
         }
     }
@@ -301,7 +309,7 @@ fn select(file: &Connection, id: Option<i64>) -> rusqlite::Result<Option<(Report
 }
 
 fn difference(row: &Row<'_>) -> rusqlite::Result<Difference> {
-    let space = space_at(row.get("db")?, row.get("table_name")?);
+    let place = PlaceAt { db: row.get("db")?, table: row.get("table_name")?, index: row.get("index_name")? };
     let state = |site: &str| {
         let what: Option<String> = row.get(format!("{site}_type").as_str())?;
         let digest: Option<String> = row.get(format!("{site}_digest").as_str())?;
@@ -314,7 +322,7 @@ fn difference(row: &Row<'_>) -> rusqlite::Result<Difference> {
         }))
     };
     Ok(Difference {
-        space,
+        space: place.space(),
         name: Bytes::from(row.get::<_, Vec<u8>>("key")?),
         kind: kind(row.get("kind")?),
         sites: [state("first")?, state("second")?],
@@ -329,7 +337,7 @@ fn kind(word: Option<String>) -> Option<DifferenceKind> {
 
 /// The word of this program for a kind of value.
 fn known(word: &str) -> &'static str {
-    const WORDS: [&str; 13] = [
+    const WORDS: [&str; 14] = [
         "string",
         "hyperloglog",
         "list",
@@ -340,6 +348,7 @@ fn known(word: &str) -> &'static str {
         "other",
         "function",
         "row",
+        "document",
         "table",
         "gone",
         "none",
@@ -357,7 +366,13 @@ mod tests {
         let state = |digest| Some(State { what: "hash", digest, expire_at: Some(7) });
         let mut outcome = Outcome { compared: 9, ..Outcome::default() };
         for n in 0..different {
-            let space = if n % 2 == 0 { Space::Db(3) } else { Space::Table("shop.orders".into()) };
+            let spaces = [
+                Space::Db(3),
+                Space::Table("shop.orders".into()),
+                Space::Index("push-1".into()),
+                Space::Whole,
+            ];
+            let space = spaces[n as usize % 4].clone();
             let kind = (n % 3 != 0).then_some(DifferenceKind::Content);
             let name = Bytes::from(vec![n as u8, 0xff]);
             let parts = vec!["price".to_owned()];
@@ -415,5 +430,16 @@ mod tests {
         let newer = folder.path().join("newer");
         Results::create(&newer).unwrap().file.execute_batch("PRAGMA user_version = 9").unwrap();
         assert!(Results::open(&newer).err().unwrap().to_string().contains("another release"));
+    }
+
+    #[test]
+    fn a_file_of_version_1_is_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("old.sqlite");
+        let old = "ALTER TABLE difference DROP COLUMN index_name; PRAGMA user_version = 1";
+        Results::create(&path).unwrap().file.execute_batch(old).unwrap();
+        Results::create(&path).unwrap().add(&report(7), 1_000).unwrap();
+        let (read, _) = Results::open(&path).unwrap().read(None).unwrap();
+        assert_eq!(read.json(), report(7).json());
     }
 }

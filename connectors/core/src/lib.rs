@@ -9,6 +9,7 @@
 
 mod change;
 mod connector;
+pub mod document;
 mod error;
 mod hlc;
 mod marker;

@@ -25,6 +25,8 @@ pub(crate) struct Shard {
     pub(crate) index: String,
     /// Up to here every copy has all operations; −1: there is none.
     pub(crate) checkpoint: i64,
+    /// The primary has operations up to here.
+    pub(crate) last: i64,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +67,7 @@ struct UserData {
 
 #[derive(Deserialize)]
 struct SeqNo {
+    max_seq_no: i64,
     global_checkpoint: i64,
 }
 
@@ -106,7 +109,8 @@ pub(crate) async fn shards(
                 return Err(unavailable(ACTION, &client.label(), reason));
             };
             let id = ShardId::new(&stats.uuid, number, &primary.commit.user_data.history_uuid);
-            all.push(Shard { id, index: index.clone(), checkpoint: primary.seq_no.global_checkpoint });
+            let SeqNo { max_seq_no: last, global_checkpoint: checkpoint } = primary.seq_no;
+            all.push(Shard { id, index: index.clone(), checkpoint, last });
         }
     }
     all.sort_unstable_by(|a, b| a.id.cmp(&b.id));

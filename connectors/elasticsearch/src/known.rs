@@ -28,6 +28,8 @@ pub(crate) struct Known {
     count: usize,
     max: usize,
     listing: u32,
+    /// Of something that is missing the listing after that tells.
+    unsure: bool,
     /// There were too many.
     gave_up: bool,
 }
@@ -42,7 +44,15 @@ struct Met {
 
 impl Known {
     pub(crate) fn new(max: usize) -> Known {
-        Known { indices: HashMap::new(), kept: BTreeMap::new(), count: 0, max, listing: 0, gave_up: max == 0 }
+        Known {
+            indices: HashMap::new(),
+            kept: BTreeMap::new(),
+            count: 0,
+            max,
+            listing: 0,
+            unsure: false,
+            gave_up: max == 0,
+        }
     }
 
     /// Whether deletes cannot be found, as there are more documents than ids may be held.
@@ -97,10 +107,12 @@ impl Known {
     /// met the listing after that tells: our applier may be about to say that it was the one who deleted it.
     pub(crate) fn missing(&mut self, there: impl Fn(&str) -> bool) -> Vec<Key> {
         let mut missing = Vec::new();
+        self.unsure = false;
         for (index, names) in self.indices.iter_mut().filter(|(index, _)| there(index)) {
             let space = Space::Index(Bytes::copy_from_slice(index.as_bytes()));
             for (name, met) in names.iter_mut().filter(|(_, met)| met.listing != self.listing) {
                 if std::mem::take(&mut met.earlier) {
+                    self.unsure = true;
                     continue;
                 }
                 missing.push(Key { space: space.clone(), name: name.clone() });
@@ -108,6 +120,11 @@ impl Known {
         }
         missing.sort_unstable();
         missing
+    }
+
+    /// Whether the listing after the last one that was asked for what is [`missing`](Known::missing) tells of something more.
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.unsure
     }
 
     /// The document is gone.
@@ -124,9 +141,9 @@ impl Known {
         self.count = self.indices.values().map(HashMap::len).sum();
     }
 
-    /// The buckets whose ids are not those that are kept, with their ids, at most `max` of them; they count as kept from
-    /// now on. One without ids is to be removed.
-    pub(crate) fn changed(&mut self, max: usize) -> Vec<(Bucket, Vec<Bytes>)> {
+    /// The buckets whose ids are not those that are kept, with their ids; they count as kept from now on. One without ids is to
+    /// be removed.
+    pub(crate) fn changed(&mut self) -> Vec<(Bucket, Vec<Bytes>)> {
         let mut sums: BTreeMap<Bucket, u64> = self.kept.keys().map(|bucket| (bucket.clone(), 0)).collect();
         for (index, names) in &self.indices {
             let mut of_index = vec![0_u64; BUCKETS as usize];
@@ -141,7 +158,7 @@ impl Known {
         }
         let differ =
             sums.into_iter().filter(|(bucket, sum)| self.kept.get(bucket).copied().unwrap_or(0) != *sum);
-        let differ: Vec<(Bucket, u64)> = differ.take(max).collect();
+        let differ: Vec<(Bucket, u64)> = differ.collect();
         let mut changed: BTreeMap<Bucket, Vec<Bytes>> = BTreeMap::new();
         for (bucket, sum) in differ {
             match sum {
@@ -195,25 +212,26 @@ mod tests {
         let mut known = Known::new(1_000);
         let names: Vec<Bytes> = (0..600).map(|n| Bytes::from(format!("n{n}"))).collect();
         names.iter().for_each(|name| _ = known.met("i", name));
-        let changed = known.changed(usize::MAX);
+        let changed = known.changed();
         assert_eq!(changed.iter().map(|(_, ids)| ids.len()).sum::<usize>(), 600);
-        assert!(known.changed(usize::MAX).is_empty());
+        assert!(known.changed().is_empty());
         let mut later = Known::new(1_000);
         changed.into_iter().for_each(|(bucket, ids)| later.kept(bucket, &ids, true));
-        assert!(later.changed(usize::MAX).is_empty());
+        assert!(later.changed().is_empty());
         later.begin();
         names.iter().skip(1).for_each(|name| _ = later.met("i", name));
-        assert!(later.missing(|_| true).is_empty());
+        assert!(later.missing(|_| true).is_empty() && later.is_unsure());
         later.begin();
         names.iter().skip(1).for_each(|name| _ = later.met("i", name));
         let gone = key("i", "n0", None);
         assert_eq!(later.missing(|_| true), std::slice::from_ref(&gone));
+        assert!(!later.is_unsure());
         later.forget(&gone);
-        let changed = later.changed(usize::MAX);
+        let changed = later.changed();
         assert!(changed.len() == 1 && !changed[0].1.contains(&gone.name));
         later.keep(|_| false);
-        assert!(later.changed(usize::MAX).iter().all(|(_, ids)| ids.is_empty()));
-        assert!(later.changed(usize::MAX).is_empty());
+        assert!(later.changed().iter().all(|(_, ids)| ids.is_empty()));
+        assert!(later.changed().is_empty());
     }
 
     #[test]

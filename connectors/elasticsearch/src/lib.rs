@@ -19,6 +19,7 @@ mod bulk;
 mod check;
 mod config;
 mod connector;
+mod current;
 mod definition;
 mod documents;
 mod http;

@@ -1,10 +1,10 @@
 //! What identifies a document, and our own index.
 //!
-//! A document is found by its id *and* its routing: two of one id may lie in two shards. So a key's name is the id, and,
-//! where the document has a routing, a zero byte and the routing behind it.
+//! A key's name is its document's id and routing: [`document`](causeway_core::document).
 
 use bytes::Bytes;
-use causeway_core::{Key, Space};
+pub(crate) use causeway_core::document::name;
+use causeway_core::{Key, Space, document};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The document with our last marker.
@@ -47,24 +47,12 @@ pub(crate) fn key(index: &str, id: &str, routing: Option<&str>) -> Key {
     Key { space, name: name(id, routing) }
 }
 
-/// A key's name.
-pub(crate) fn name(id: &str, routing: Option<&str>) -> Bytes {
-    match routing {
-        Some(routing) => Bytes::from(format!("{id}\0{routing}")),
-        // An id may hold such a byte itself: no routing is empty, so that this one says that there is none.
-        None if id.contains('\0') => Bytes::from(format!("{id}\0")),
-        None => Bytes::copy_from_slice(id.as_bytes()),
-    }
-}
-
 /// The document of a key; `None`: it is of no index, or not of UTF-8.
 pub(crate) fn doc(key: &Key) -> Option<Doc> {
     let Space::Index(index) = &key.space else { return None };
     let index = std::str::from_utf8(index).ok()?.to_owned();
-    let name = std::str::from_utf8(&key.name).ok()?;
-    let (id, routing) = name.rsplit_once('\0').map_or((name, None), |(id, routing)| (id, Some(routing)));
-    let routing = routing.filter(|routing| !routing.is_empty()).map(str::to_owned);
-    (!id.is_empty()).then(|| Doc { index, id: id.to_owned(), routing })
+    let (id, routing) = document::parts(&key.name)?;
+    Some(Doc { index, id: id.to_owned(), routing: routing.map(str::to_owned) })
 }
 
 /// The index of a key.
@@ -93,14 +81,8 @@ mod tests {
 
     #[test]
     fn a_key_reads_back_to_its_document() {
-        for (id, routing) in
-            [("a", None), ("a", Some("r")), ("a\0b", None), ("a\0b", Some("r")), ("é/ ?", Some("x y"))]
-        {
-            let found = doc(&key("push-1", id, routing)).unwrap();
-            assert_eq!((found.id.as_str(), found.routing.as_deref()), (id, routing));
-            assert_eq!(found.index, "push-1");
-        }
-        assert_ne!(name("a", Some("b")), name("a\0b", None));
+        let found = doc(&key("push-1", "a", Some("r"))).unwrap();
+        assert_eq!(found, Doc { index: "push-1".into(), id: "a".into(), routing: Some("r".into()) });
         assert_eq!(doc(&Key { space: Space::Whole, name: "a".into() }), None);
     }
 

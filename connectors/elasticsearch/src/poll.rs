@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::config::Config;
+use crate::current::Current;
 use crate::definition::{self, Versions};
 use crate::documents::{self, Hit, Range, Shard};
 use crate::http::{Client, unavailable};
@@ -101,8 +102,17 @@ const BUCKETS_MAX: usize = 64;
 /// What the source is handed.
 pub(crate) struct Chunk {
     pub(crate) events: Vec<Event>,
-    /// The look that ends with it, and how far each index was read.
-    pub(crate) taken: Option<(u64, HashMap<String, i64>)>,
+    /// The look that ends with it.
+    pub(crate) taken: Option<Taken>,
+}
+
+/// A look that came to its end.
+pub(crate) struct Taken {
+    pub(crate) look: u64,
+    /// How far each index was read.
+    pub(crate) places: HashMap<String, i64>,
+    /// Before which time all that was written is told, in milliseconds since 1970; `None`: that is not known.
+    pub(crate) current: Option<u64>,
 }
 
 /// What the source wants.
@@ -143,6 +153,8 @@ pub(crate) struct Poller {
     anew: bool,
     tell_definitions: bool,
     versions: Option<Versions>,
+    /// The shards that the last look found.
+    data: Vec<Shard>,
     /// The highest of what markers that passed count.
     marked: Hlc,
     held_since: Option<Instant>,
@@ -153,6 +165,7 @@ pub(crate) struct Poller {
     deleted_at: u64,
     listing: Option<Listing>,
     list_due: Instant,
+    current: Current,
     /// Tokens of looks that did not come to their end.
     tokens: Vec<Token>,
     states: VecDeque<(Vec<Key>, Token, u32)>,
@@ -166,6 +179,8 @@ pub(crate) struct Poller {
 
 /// A listing of ids under way.
 struct Listing {
+    /// Milliseconds since 1970.
+    began: u64,
     todo: VecDeque<(Shard, i64)>,
     count: usize,
 }
@@ -200,6 +215,7 @@ impl Poller {
             anew: begin.anew,
             tell_definitions: begin.tell_definitions,
             versions: None,
+            data: Vec::new(),
             marked,
             held_since: None,
             known,
@@ -207,6 +223,7 @@ impl Poller {
             deleted_at: 0,
             listing: None,
             list_due: Instant::now(),
+            current: Current::default(),
             tokens: Vec::new(),
             states: VecDeque::new(),
             prunable: VecDeque::new(),
@@ -289,53 +306,50 @@ impl Poller {
 
     /// Keeps the ids that are known, once the log holds the deletes that were told.
     async fn keep_ids(&mut self) -> Result<()> {
-        const ACTION: &str = "keep ids";
         if self.known.gave_up() || self.deleted_at > 0 && !self.state.is_durable(self.deleted_at) {
             return Ok(());
         }
         let own = self.places.own;
         let ids = names::ids_index(&self.config.link, &self.config.channel);
         let path = format!("/{}/_bulk", in_url(&ids));
-        let mut wrote = false;
-        loop {
-            let changed = self.known.changed(BUCKETS_MAX);
-            let last = changed.is_empty();
-            if last && !wrote {
-                return Ok(());
-            }
-            if !wrote {
-                crate::target::make_own(&self.client, &ids).await?;
-                wrote = true;
-            }
-            let mut items: Vec<(String, Option<Ids>)> = Vec::new();
-            for ((index, bucket), names) in changed {
+        let changed = self.known.changed();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        crate::target::make_own(&self.client, &ids).await?;
+        for some in changed.chunks(BUCKETS_MAX) {
+            let items = some.iter().map(|((index, bucket), names)| {
                 let id = format!("{index}:{bucket}");
                 let names: Vec<String> =
                     names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-                items.push((id, (!names.is_empty()).then_some(Ids { index, bucket, names, own: None })));
-            }
-            if last {
-                items.push((IDS_PLACE.to_owned(), Some(Ids { own: Some(own), ..Ids::default() })));
-            }
-            let mut body = String::new();
-            for (id, kept) in &items {
-                let op = if kept.is_some() { "index" } else { "delete" };
-                body.push_str(&serde_json::json!({ op: { "_id": id } }).to_string());
+                let kept = Ids { index: index.clone(), bucket: *bucket, names, own: None };
+                (id, (!kept.names.is_empty()).then_some(kept))
+            });
+            self.keep(&path, items.collect()).await?;
+        }
+        // Behind all of them.
+        self.keep(&path, vec![(IDS_PLACE.to_owned(), Some(Ids { own: Some(own), ..Ids::default() }))]).await
+    }
+
+    /// Writes these documents with ids; those without are removed.
+    async fn keep(&self, path: &str, items: Vec<(String, Option<Ids>)>) -> Result<()> {
+        const ACTION: &str = "keep ids";
+        let mut body = String::new();
+        for (id, kept) in &items {
+            let op = if kept.is_some() { "index" } else { "delete" };
+            body.push_str(&serde_json::json!({ op: { "_id": id } }).to_string());
+            body.push('\n');
+            if let Some(kept) = kept {
+                body.push_str(&serde_json::to_string(kept).unwrap_or_default());
                 body.push('\n');
-                if let Some(kept) = kept {
-                    body.push_str(&serde_json::to_string(kept).unwrap_or_default());
-                    body.push('\n');
-                }
             }
-            let said = crate::bulk::send(&self.client, ACTION, &path, body.into(), items.len()).await?;
-            let failed =
-                said.is_none_or(|said| said.iter().any(|said| said.done() != crate::bulk::Done::Written));
-            if failed {
-                return Err(unavailable(ACTION, &self.client.label(), "not all of them were taken"));
-            }
-            if last {
-                return Ok(());
-            }
+        }
+        let said = crate::bulk::send(&self.client, ACTION, path, body.into(), items.len()).await?;
+        let failed =
+            said.is_none_or(|said| said.iter().any(|said| said.done() != crate::bulk::Done::Written));
+        match failed {
+            true => Err(unavailable(ACTION, &self.client.label(), "not all of them were taken")),
+            false => Ok(()),
         }
     }
 
@@ -390,7 +404,7 @@ impl Poller {
         Ok(())
     }
 
-    async fn send(&mut self, events: Vec<Event>, taken: Option<(u64, HashMap<String, i64>)>) -> Result<()> {
+    async fn send(&mut self, events: Vec<Event>, taken: Option<Taken>) -> Result<()> {
         // Nobody is there any more: `work` ends.
         let _gone = self.out.send(Ok(Chunk { events, taken })).await;
         Ok(())
@@ -415,7 +429,7 @@ impl Poller {
 
     /// One look at the store.
     async fn look(&mut self) -> Result<()> {
-        let look = self.state.begin();
+        let (look, began) = (self.state.begin(), now_ms());
         let own = documents::shards(&self.client, &self.own, |index| index == self.own, |_| false)
             .await?
             .into_iter()
@@ -423,6 +437,8 @@ impl Poller {
         // After that of our own index: what was written before a token is below these.
         let data = self.data_shards().await?;
         self.adopt(&data)?;
+        self.current.look(began, &data);
+        self.data.clone_from(&data);
         if own.as_ref().is_some_and(|own| own.checkpoint < self.places.own) {
             // Somebody took it away: what it told has been told.
             self.places.own = -1;
@@ -484,6 +500,7 @@ impl Poller {
             return Ok(());
         }
         self.held_since = None;
+        self.current.told(|id| self.places.shards.get(id).map(|place| place.stream));
         let mut events: Vec<Event> = std::mem::take(&mut self.tokens).into_iter().map(Event::Token).collect();
         let (said, when) = &self.said;
         if *said != self.places || when.elapsed() >= IDLE_EVERY || self.held.is_some() {
@@ -498,7 +515,8 @@ impl Poller {
             let place = indices.entry(shard.index.clone()).or_insert(i64::MAX);
             *place = (*place).min(shard.checkpoint);
         }
-        self.send(events, Some((look, indices))).await
+        let taken = Taken { look, places: indices, current: self.current.time() };
+        self.send(events, Some(taken)).await
     }
 
     fn pass_held(&mut self) {
@@ -675,13 +693,12 @@ impl Poller {
 
     /// Reads more of the snapshot: what has not been written since it began, in the order of the shards' numbers.
     async fn read_on(&mut self) -> Result<()> {
-        let data = self.data_shards().await?;
-        self.adopt(&data)?;
-        let todo: Vec<(Shard, i64, i64)> = data
-            .into_iter()
+        let todo: Vec<(Shard, i64, i64)> = self
+            .data
+            .iter()
             .filter_map(|shard| {
                 let (at, end) = self.places.shards.get(&shard.id).filter(|place| place.reads())?.snapshot?;
-                Some((shard, at, end))
+                Some((shard.clone(), at, end))
             })
             .take(self.config.shards_at_once)
             .collect();
@@ -692,7 +709,10 @@ impl Poller {
             let (left_out, pos) = (std::mem::take(&mut self.left_out), self.position());
             return self.send(vec![Event::SnapshotEnded { pos, left_out }], None).await;
         }
-        self.tell_definitions().await?;
+        // What was written before the snapshot began brings no field that is not in a definition since.
+        if self.versions.is_none() {
+            self.tell_definitions().await?;
+        }
         self.moment = self.state.moment();
         let (client, count) = (&self.client, self.documents);
         let read = todo.iter().map(|(shard, at, end)| async move {
@@ -756,11 +776,12 @@ impl Poller {
             if self.list_due > Instant::now() {
                 return Ok(());
             }
+            let began = now_ms();
             let shards = self.data_shards().await?;
             documents::refresh(&self.client, &shards).await?;
             self.known.begin();
             let todo = shards.into_iter().map(|shard| (shard, -1)).collect();
-            self.listing = Some(Listing { todo, count: IDS_MAX });
+            self.listing = Some(Listing { began, todo, count: IDS_MAX });
         }
         let Some(listing) = &mut self.listing else { return Ok(()) };
         self.moment = self.state.moment();
@@ -781,9 +802,13 @@ impl Poller {
             }
             return Ok(());
         }
+        let began = listing.began;
         self.listing = None;
         self.list_due = Instant::now() + every;
         self.tell_deletes().await?;
+        if !self.known.is_unsure() {
+            self.current.listed(began);
+        }
         self.keep_ids().await
     }
 

@@ -33,6 +33,9 @@ pub(crate) struct EsSource {
     state: Arc<SiteState>,
     held: Option<Position>,
     moved: bool,
+    /// What was written before came out of `next`; and with what it gave last.
+    current: Option<u64>,
+    coming: Option<u64>,
     live: Option<Live>,
     acknowledged: u32,
     /// Of our own index, what the last restart point leaves behind, and the one before it, which the log surely holds.
@@ -66,6 +69,8 @@ impl EsSource {
             state,
             held: None,
             moved: false,
+            current: None,
+            coming: None,
             live: None,
             acknowledged: 0,
             restarts: unknown(),
@@ -169,6 +174,7 @@ impl Source for EsSource {
     async fn open(&mut self, from: Option<&Position>, snapshot: bool, _told: Told) -> Result<Opened> {
         self.live = None;
         self.moved = false;
+        (self.current, self.coming) = (None, None);
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let history = Bytes::from(documents::cluster_uuid(&client).await?);
         let own = names::own_index(&self.config.link, &self.config.channel);
@@ -228,8 +234,14 @@ impl Source for EsSource {
         self.moved
     }
 
+    /// As late as deletes are found.
+    fn current(&self) -> Option<u64> {
+        self.current
+    }
+
     async fn next(&mut self, events: &mut Vec<Event>, _bytes_max: usize) -> Result<()> {
         let before = events.len();
+        self.current = self.coming;
         while events.len() == before {
             let Some(live) = &mut self.live else {
                 return Err(unavailable("read on", "", "the stream is not open"));
@@ -246,8 +258,9 @@ impl Source for EsSource {
                 }
             };
             events.extend(chunk.events);
-            if let Some((look, places)) = chunk.taken {
-                self.state.take(look, places);
+            if let Some(taken) = chunk.taken {
+                self.state.take(taken.look, taken.places);
+                self.coming = taken.current;
             }
         }
         Ok(())

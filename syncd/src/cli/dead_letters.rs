@@ -5,7 +5,7 @@ use super::client::Client;
 use super::table::{Align, Table, Tone, thousands};
 use super::{Failure, output};
 use crate::config::Config;
-use crate::status::{Acknowledged, DeadLetterPage, DeadLetterQuery};
+use crate::status::{Acknowledged, DeadLetterPage, DeadLetterQuery, KeyAt};
 
 pub(super) async fn list(
     common: &Common,
@@ -64,8 +64,12 @@ fn render(page: &DeadLetterPage, colour: bool) -> String {
         ("KEY", Align::Left),
     ]);
     for letter in &page.dead_letters {
-        let db = letter.db.map(|db| format!("db {db}: "));
-        let place = db.or_else(|| Some(format!("{}: ", letter.table.as_ref()?))).unwrap_or_default();
+        let KeyAt { key, db, table: of_table, index, routing } = &letter.at;
+        let db = db.map(|db| format!("db {db}: "));
+        let named = || Some(format!("{}: ", of_table.as_ref().or(index.as_ref())?));
+        let place = db.or_else(named).unwrap_or_default();
+        let routing = routing.as_ref().map(|routing| format!(", routing {}", routing.escape_debug()));
+        let routing = routing.unwrap_or_default();
         let cells = [
             letter.id.to_string(),
             letter.channel.clone(),
@@ -73,7 +77,7 @@ fn render(page: &DeadLetterPage, colour: bool) -> String {
             letter.seq.to_string(),
             letter.op.clone(),
             letter.time.clone(),
-            format!("{place}{}", letter.key),
+            format!("{place}{key}{routing}"),
         ];
         table.row(cells.map(|text| (text, Tone::Plain)).into());
         table.note(&letter.reason, Tone::Bad);

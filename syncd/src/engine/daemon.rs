@@ -472,7 +472,7 @@ impl Daemon {
                 let of_it = letters.iter().filter(|l| l.channel == channel.name() && l.from == *from);
                 // Where what exists stays, a row must not come back as a state, which replaces.
                 let comes_back = of_it.filter(|l| l.op != Op::Read.as_str() || direction.origin_wins);
-                let keys: Vec<Key> = comes_back.filter_map(key_of).collect();
+                let keys: Vec<Key> = comes_back.filter_map(|letter| letter.at.key()).collect();
                 if keys.is_empty() {
                     continue;
                 }
@@ -561,11 +561,6 @@ fn line(site: &str, named: Named) -> WrittenLine {
             WrittenLine::Whole { site, whole: true, table }
         }
     }
-}
-
-/// The key of a dead letter; `None` if it was a change of none.
-fn key_of(letter: &DeadLetter) -> Option<Key> {
-    KeyAt { key: letter.key.clone(), db: letter.db, table: letter.table.clone() }.key()
 }
 
 fn progress(snapshot: &super::restart::SnapshotPoint, applied: u64, under_way: bool) -> Progress {

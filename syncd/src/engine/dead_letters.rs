@@ -61,7 +61,6 @@ impl DeadLetters {
         reason: &str,
     ) -> Result<(), EngineError> {
         let now = SystemTime::now();
-        let KeyAt { key, db, table } = KeyAt::of(&change.key);
         let letter = DeadLetter {
             id: 0,
             channel: channel.to_owned(),
@@ -69,9 +68,7 @@ impl DeadLetters {
             to: self.sites[to.index()].clone(),
             seq: change.seq.0,
             op: change.op.as_str().to_owned(),
-            key,
-            db,
-            table,
+            at: KeyAt::of(&change.key),
             reason: reason.to_owned(),
             time: rfc3339(now),
         };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::KeyText;
+use super::KeyAt;
 
 /// A change that the target refused for what it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,13 +21,8 @@ pub struct DeadLetter {
     /// What it was: `put`, `command`, `state`.
     pub op: String,
     /// The key.
-    pub key: KeyText,
-    /// The database it is in, for stores that have numbered ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub db: Option<u32>,
-    /// The table that it is a row of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub table: Option<String>,
+    #[serde(flatten)]
+    pub at: KeyAt,
     /// What the store said, without values.
     pub reason: String,
     /// When, RFC 3339.

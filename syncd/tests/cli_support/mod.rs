@@ -189,9 +189,7 @@ fn dead_letter(id: u64) -> DeadLetter {
         to: "cloud".into(),
         seq: 4_711,
         op: "command".into(),
-        key: KeyText::from(&b"push:\xff"[..]),
-        db: Some(3),
-        table: None,
+        at: KeyAt::of(&Key { space: Space::Db(3), name: b"push:\xff"[..].into() }),
         reason: "WRONGTYPE Operation against a key holding the wrong kind of value".into(),
         time: "2026-03-01T02:00:00.000Z".into(),
     }

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::Method;
@@ -42,7 +42,43 @@ impl Link {
         body: Option<String>,
         bytes_max: usize,
     ) -> Result<Answer> {
+        let answer = self.paced(action, method, path, body, bytes_max).await?;
+        match &answer {
+            Answer::TooLarge | Answer::Whole(200..=299 | 404, _) => Ok(answer),
+            Answer::Whole(status @ (401 | 403), _) => Err(self.site.failed(
+                action,
+                format!("{status}: the account needs `read`, `monitor` and `view_index_metadata`"),
+            )),
+            // Its text may show values.
+            Answer::Whole(status, _) => Err(self.site.failed(action, format!("the node answers {status}"))),
+        }
+    }
+
+    /// The same, whatever the status is.
+    pub(super) async fn paced(
+        &self,
+        action: &str,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+        bytes_max: usize,
+    ) -> Result<Answer> {
         self.pace.take(1).await;
+        let answer = self.at_once(action, method, path, body, bytes_max).await?;
+        if let Answer::Whole(_, body) = &answer {
+            self.pace.took(body.len()).await;
+        }
+        Ok(answer)
+    }
+
+    async fn at_once(
+        &self,
+        action: &str,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+        bytes_max: usize,
+    ) -> Result<Answer> {
         let mut request =
             self.client.request(method, format!("{}{path}", self.url.as_str().trim_end_matches('/')));
         if let Some(authorization) = &self.authorization {
@@ -57,21 +93,19 @@ impl Link {
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > bytes_max {
-                self.pace.took(body.len()).await;
                 return Ok(Answer::TooLarge);
             }
             body.extend_from_slice(&chunk);
         }
-        self.pace.took(body.len()).await;
-        match status {
-            200..=299 | 404 => Ok(Answer::Whole(status, body.freeze())),
-            401 | 403 => Err(self.site.failed(
-                action,
-                format!("{status}: the account needs `read`, `monitor` and `view_index_metadata`"),
-            )),
-            // Its text may show values.
-            _ => Err(self.site.failed(action, format!("the node answers {status}"))),
-        }
+        Ok(Answer::Whole(status, body.freeze()))
+    }
+
+    /// How long the node takes to answer that it is there, whatever the rates are.
+    pub(super) async fn probe(&self) -> Result<Duration> {
+        let began = Instant::now();
+        let path = "/_cluster/health?filter_path=status";
+        self.at_once("ask whether it is there", Method::GET, path, None, 1 << 20).await?;
+        Ok(began.elapsed())
     }
 
     /// The JSON that a request is answered with, and whether that was a 404.

@@ -39,5 +39,7 @@ pub(crate) async fn open_pair(
     let open = |n: usize| connect(&channel.name, &sites[n], &channel.endpoints[n], rates);
     let (first, second) = futures_util::try_join!(open(0), open(1))?;
     must_differ((&first.site, &first.identity), (&second.site, &second.identity), "cluster")?;
-    Ok([first, second].map(|link| EsReader::new(link, indices.clone())))
+    let read = |link| EsReader::new(link, indices.clone());
+    let (first, second) = futures_util::try_join!(read(first), read(second))?;
+    Ok([first, second])
 }

@@ -1,9 +1,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use causeway_core::Space;
+use causeway_core::{Space, document};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -13,8 +13,7 @@ use super::connect::{Answer, Link};
 use super::open::Indices;
 use crate::compare::{Page, Place, Reader, State};
 use crate::digest::never_equal;
-use crate::error::{Error, Result};
-use crate::undo::{Held, PutBack, Undoable, Value};
+use crate::error::Result;
 
 /// Ids of a page.
 const PAGE: u64 = 1_000;
@@ -24,10 +23,14 @@ const BYTES_AT_ONCE: usize = 16 << 20;
 /// How long a point in time is kept from one page to the next.
 const KEEP_ALIVE: &str = "5m";
 
+const INDICES: &str = "ask for the indices";
+
 /// One site's cluster. A document's name is its id, and its routing behind a zero byte where it has one, as the log has it.
 pub(crate) struct EsReader {
-    link: Link,
-    indices: Indices,
+    pub(super) link: Link,
+    pub(super) indices: Indices,
+    /// The open indices of the channel, as they were when it was opened.
+    pub(super) there: Vec<String>,
     /// Where pages go on: the point in time and the last document's place in it.
     pages: Mutex<Pages>,
 }
@@ -64,19 +67,32 @@ struct Hit {
     sort: Box<RawValue>,
 }
 
+/// A document as the store tells it when it is asked for its id.
 #[derive(Deserialize)]
-struct Got<'a> {
+pub(super) struct Got<'a> {
     #[serde(default)]
-    found: bool,
-    #[serde(borrow, default)]
-    _source: Option<&'a RawValue>,
-    error: Option<GotError>,
+    pub(super) found: bool,
+    #[serde(rename = "_seq_no", default)]
+    pub(super) seq_no: i64,
+    #[serde(rename = "_primary_term", default)]
+    pub(super) primary_term: u64,
+    #[serde(rename = "_source", borrow, default)]
+    pub(super) source: Option<&'a RawValue>,
+    pub(super) error: Option<GotError>,
 }
 
 #[derive(Deserialize)]
-struct GotError {
+pub(super) struct GotError {
     #[serde(rename = "type")]
-    kind: String,
+    pub(super) kind: String,
+}
+
+impl Got<'_> {
+    /// What is there. A document without `_source` equals no other.
+    pub(super) fn state(&self) -> Option<State> {
+        let digest = || self.source.and_then(|source| digest(source.get())).unwrap_or_else(never_equal);
+        self.found.then(|| State { what: "document", digest: digest(), expire_at: None })
+    }
 }
 
 #[derive(Deserialize)]
@@ -85,25 +101,48 @@ struct AllGot<'a> {
     docs: Vec<Got<'a>>,
 }
 
-fn name(id: &str, routing: Option<&str>) -> Bytes {
-    match routing {
-        Some(routing) => format!("{id}\0{routing}").into(),
-        None if id.contains('\0') => format!("{id}\0").into(),
-        None => Bytes::copy_from_slice(id.as_bytes()),
-    }
-}
-
 /// Of a part of a URL's path.
-fn in_url(text: &str) -> String {
+pub(super) fn in_url(text: &str) -> String {
     url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 impl EsReader {
-    pub(super) fn new(link: Link, indices: Indices) -> EsReader {
-        EsReader { link, indices, pages: Mutex::default() }
+    /// # Errors
+    ///
+    /// The site's.
+    pub(super) async fn new(link: Link, indices: Indices) -> Result<EsReader> {
+        let mut reader = EsReader { link, indices, there: Vec::new(), pages: Mutex::default() };
+        reader.there = reader.open_indices().await?;
+        Ok(reader)
     }
 
-    fn index<'a>(&self, space: &'a Space) -> Result<&'a str> {
+    /// The open indices that the channel carries, sorted.
+    async fn open_indices(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Resolved {
+            #[serde(default)]
+            indices: Vec<Named>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            name: String,
+        }
+        let globs: Vec<String> = self
+            .indices
+            .globs
+            .iter()
+            .map(|glob| glob.split('*').map(in_url).collect::<Vec<_>>().join("*"))
+            .collect();
+        let path = format!("/_resolve/index/{}?expand_wildcards=open", globs.join(","));
+        let found: Option<Resolved> = self.link.json(INDICES, Method::GET, &path, None).await?;
+        let mut names: Vec<String> =
+            found.map_or(Vec::new(), |found| found.indices.into_iter().map(|index| index.name).collect());
+        names.retain(|name| self.indices.carries(name));
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    pub(super) fn index<'a>(&self, space: &'a Space) -> Result<&'a str> {
         match space {
             Space::Index(name) => std::str::from_utf8(name).ok(),
             _ => None,
@@ -112,12 +151,12 @@ impl EsReader {
     }
 
     /// Hands `each` what the store says of each of `names`, by its place.
-    async fn get(
+    pub(super) async fn get(
         &self,
         index: &str,
         names: &[Bytes],
         source: bool,
-        mut each: impl FnMut(usize, Option<&RawValue>, bool),
+        mut each: impl FnMut(usize, &Got<'_>) -> Result<()>,
     ) -> Result<()> {
         const ACTION: &str = "read documents by their ids";
         let (mut from, mut count) = (0, DOCS_AT_ONCE);
@@ -126,10 +165,10 @@ impl EsReader {
             let docs: Vec<_> = now
                 .iter()
                 .map(|name| {
-                    let name = String::from_utf8_lossy(name);
-                    let (id, routing) = name.rsplit_once('\0').unwrap_or((&name, ""));
+                    // What is no name is that of no document.
+                    let (id, routing) = document::parts(name).unwrap_or(("\0", None));
                     let mut doc = serde_json::json!({"_index": index, "_id": id, "_source": source});
-                    if let (false, Some(doc)) = (routing.is_empty(), doc.as_object_mut()) {
+                    if let (Some(routing), Some(doc)) = (routing, doc.as_object_mut()) {
                         doc.insert("routing".to_owned(), routing.into());
                     }
                     doc
@@ -154,15 +193,11 @@ impl EsReader {
                 {
                     return Err(self.link.site.failed(ACTION, &error.kind));
                 }
-                each(from + n, got._source, got.found);
+                each(from + n, got)?;
             }
             from += now.len();
         }
         Ok(())
-    }
-
-    fn not_built(&self) -> Error {
-        self.link.site.failed("repair", "`repair` and `undo` are not built for Elasticsearch yet: `check` is")
     }
 }
 
@@ -170,39 +205,17 @@ impl Reader for EsReader {
     type Hint = ();
 
     async fn spaces(&self) -> Result<Vec<(Space, u64)>> {
-        const ACTION: &str = "ask for the indices";
-        #[derive(Deserialize)]
-        struct Resolved {
-            #[serde(default)]
-            indices: Vec<Named>,
-        }
-        #[derive(Deserialize)]
-        struct Named {
-            name: String,
-        }
         #[derive(Deserialize)]
         struct Count {
             count: u64,
         }
-        let globs: Vec<String> = self
-            .indices
-            .globs
-            .iter()
-            .map(|glob| glob.split('*').map(in_url).collect::<Vec<_>>().join("*"))
-            .collect();
-        let path = format!("/_resolve/index/{}?expand_wildcards=open", globs.join(","));
-        let found: Option<Resolved> = self.link.json(ACTION, Method::GET, &path, None).await?;
-        let mut names: Vec<String> =
-            found.map_or(Vec::new(), |found| found.indices.into_iter().map(|index| index.name).collect());
-        names.retain(|name| self.indices.carries(name));
-        names.sort_unstable();
         let mut spaces = Vec::new();
-        for name in names {
+        for name in self.open_indices().await? {
             // What was written and is not visible yet is neither counted nor listed.
             let path = format!("/{}/_refresh", in_url(&name));
             self.link.ask("refresh", Method::POST, &path, None, usize::MAX).await?;
             let path = format!("/{}/_count", in_url(&name));
-            if let Some(count) = self.link.json::<Count>(ACTION, Method::GET, &path, None).await? {
+            if let Some(count) = self.link.json::<Count>(INDICES, Method::GET, &path, None).await? {
                 spaces.push((Space::Index(name.into()), count.count));
             }
         }
@@ -248,7 +261,7 @@ impl Reader for EsReader {
             return Err(self.link.site.failed(ACTION, reason));
         };
         let names: Vec<Bytes> =
-            found.hits.hits.iter().map(|hit| name(&hit._id, hit._routing.as_deref())).collect();
+            found.hits.hits.iter().map(|hit| document::name(&hit._id, hit._routing.as_deref())).collect();
         let scanned = names.len() as u64;
         let last = found.hits.hits.into_iter().next_back().filter(|_| scanned == PAGE);
         let next = match last {
@@ -277,24 +290,18 @@ impl Reader for EsReader {
 
     async fn read(&self, space: &Space, names: &[Bytes], _: &[()]) -> Result<Vec<Option<State>>> {
         let mut states = vec![None; names.len()];
-        let one = |digest| State { what: "document", digest, expire_at: None };
-        self.get(self.index(space)?, names, true, |at, source, found| {
-            if let Some(state) = states.get_mut(at).filter(|_| found) {
-                // One without _source equals no other.
-                let digest = source.and_then(|source| digest(source.get())).unwrap_or_else(never_equal);
-                *state = Some(one(digest));
+        self.get(self.index(space)?, names, true, |at, got| {
+            if let Some(state) = states.get_mut(at) {
+                *state = got.state();
             }
+            Ok(())
         })
         .await?;
         Ok(states)
     }
 
     async fn probe(&self) -> Result<Duration> {
-        let began = Instant::now();
-        self.link
-            .ask("ask whether it is there", Method::GET, "/_cluster/health?filter_path=status", None, 1 << 20)
-            .await?;
-        Ok(began.elapsed())
+        self.link.probe().await
     }
 
     fn hold(&self, is_held: bool) {
@@ -303,42 +310,20 @@ impl Reader for EsReader {
 
     async fn absent(&self, space: &Space, names: &[Bytes]) -> Result<Vec<usize>> {
         let mut absent = Vec::new();
-        self.get(self.index(space)?, names, false, |at, _, found| {
-            if !found {
+        self.get(self.index(space)?, names, false, |at, got| {
+            if !got.found {
                 absent.push(at);
             }
+            Ok(())
         })
         .await?;
         Ok(absent)
     }
 
-    fn place(&self, _: &Space, _: &[u8]) -> Place {
-        Place::Key
-    }
-}
-
-impl Undoable for EsReader {
-    async fn keep(
-        &self,
-        _: &Space,
-        _: &[Bytes],
-        _: u64,
-        _: &mut (dyn FnMut(usize, Held) -> Result<()> + Send),
-    ) -> Result<()> {
-        Err(self.not_built())
-    }
-
-    fn obstacle(&self, _: &Space, _: Option<&Value>) -> Option<String> {
-        Some("`undo` is not built for Elasticsearch yet".to_owned())
-    }
-
-    async fn put_back(
-        &self,
-        _: &Space,
-        _: &Bytes,
-        _: Option<&Value>,
-        _: &(dyn Fn(Option<State>) -> bool + Send + Sync),
-    ) -> Result<PutBack> {
-        Err(self.not_built())
+    fn place(&self, space: &Space, name: &[u8]) -> Place {
+        match self.index(space) {
+            Ok(index) if self.indices.carries(index) && document::parts(name).is_some() => Place::Key,
+            _ => Place::Outside,
+        }
     }
 }

@@ -66,6 +66,9 @@ pub(crate) enum PutBack {
 
 /// A site whose values can be kept and put back.
 pub(crate) trait Undoable: Reader {
+    /// Whether a delete that nobody asks the daemon for goes on to the other site much later than a write.
+    const DELETES_LATE: bool = false;
+
     /// Hands `take` what each of `names` (by its index) holds, in any order, one value after the other: no more than one
     /// large one is in memory. A value of more than `value_max` bytes is [`Held::TooLarge`].
     fn keep(
@@ -76,7 +79,7 @@ pub(crate) trait Undoable: Reader {
         take: &mut (dyn FnMut(usize, Held) -> Result<()> + Send),
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Why nothing can be put back in `space`, or not this value.
+    /// Why nothing can be written in `space`, or not this value.
     fn obstacle(&self, space: &Space, back: Option<&Value>) -> Option<String> {
         let _ = (space, back);
         None

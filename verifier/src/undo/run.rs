@@ -22,7 +22,8 @@ use crate::config::{self, Channel, Config, Wanted};
 use crate::error::{Error, Result};
 use crate::pace::{Pace, Rates};
 use crate::pair::{Task, each};
-use crate::report::{KeyAt, SHOWN, grouped, place, printable, push};
+use crate::repair;
+use crate::report::{KeyAt, SHOWN, grouped, key_text, place, push};
 
 /// Keys looked at in one go, and about the most that their values take: a single one may take more.
 const KEYS_AT_ONCE: usize = 500;
@@ -164,7 +165,7 @@ impl Tally {
                 site: site.to_owned(),
                 at: KeyAt::of(space, name),
                 what,
-                shown: format!("  {what:<9} {} {}{why}", place(space), printable(name)),
+                shown: format!("  {what:<9} {} {}{why}", place(space), key_text(space, name)),
                 reason,
             });
         }
@@ -234,7 +235,6 @@ impl Task for Undoing<'_> {
         _: &impl Progress,
         settings: Settings,
     ) -> Result<Outcome> {
-        channel.takes("`undo`")?;
         self.sites = config.sites.to_vec();
         let mut pass = Pass {
             arguments: self.arguments,
@@ -245,6 +245,7 @@ impl Task for Undoing<'_> {
             pace: Pace::new(Rates { ops: self.arguments.keys_per_second, bytes: None }),
             tally: Tally::default(),
             done: Candidates::new(),
+            deleted: BTreeMap::new(),
             blocked: HashMap::new(),
         };
         pass.over_all(None).await?;
@@ -257,6 +258,9 @@ impl Task for Undoing<'_> {
             if pass.blocked.len() == before.len() {
                 break;
             }
+        }
+        if R::DELETES_LATE {
+            pass.carry_deleted().await;
         }
         let Pass { mut tally, done, blocked, .. } = pass;
         for ((at, space, name), reason) in blocked {
@@ -284,6 +288,8 @@ struct Pass<'a, 'b, R> {
     tally: Tally,
     /// What was put back.
     done: Candidates,
+    /// Of these what was deleted, by the site.
+    deleted: BTreeMap<String, Vec<KeyAt>>,
     /// Those in whose way another key stands, and how.
     blocked: HashMap<Place, String>,
 }
@@ -382,6 +388,26 @@ impl<R: Undoable> Pass<'_, '_, R> {
         Ok(back)
     }
 
+    /// Has the daemon carry what was deleted: nobody has to wait until it finds that by itself.
+    async fn carry_deleted(&self) {
+        let carry = async {
+            let client = repair::client()?;
+            for (site, keys) in &self.deleted {
+                let at = self.config.sites.iter().position(|name| name == site);
+                if at.and_then(|at| self.channel.carries.get(at)) == Some(&false) {
+                    continue;
+                }
+                for some in keys.chunks(repair::KEYS_AT_ONCE) {
+                    repair::carry(&client, (self.config, self.channel), site, some).await?;
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = carry.await {
+            eprintln!("verifier: {error}; what was deleted goes on once a daemon finds that it is gone");
+        }
+    }
+
     async fn put_back(&mut self, at: usize, site: &R, back: Vec<(&Record, Option<State>)>) -> Result<()> {
         let writes = back.into_iter().map(|(record, _)| async move {
             let is_as_before = AtomicBool::new(false);
@@ -399,6 +425,10 @@ impl<R: Undoable> Pass<'_, '_, R> {
             match done {
                 PutBack::Done => {
                     self.done.insert((record.space.clone(), record.name.clone()), None);
+                    if R::DELETES_LATE && record.held.is_none() {
+                        let deleted = self.deleted.entry(record.site.clone()).or_default();
+                        deleted.push(KeyAt::of(&record.space, &record.name));
+                    }
                     self.tally.put_back(record);
                 }
                 // By another name of the same row, or by another undo.

@@ -6,19 +6,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::{Pattern, Space};
+use causeway_testkit::elasticsearch::shared;
 use causeway_testkit::mysql::{MysqlOptions, mysql_server};
 use causeway_testkit::resp::Connection;
 use causeway_testkit::servers::{Options, RedisServer, redis_server, servers_required};
 
 use super::{Held, PutBack, Undoable, Value};
 use crate::config::{Channel, Endpoints, Store};
+use crate::elasticsearch::Indices;
 use crate::filter::Scope;
 use crate::mysql::Tables;
-use crate::{mysql, redis};
+use crate::{elasticsearch, mysql, redis};
 
 fn channel(urls: [String; 2], store: Store) -> Channel {
     let endpoints = urls.map(|url| Endpoints { urls: vec![url], ..Endpoints::default() });
-    Channel { name: "tags".into(), store, carries: [true; 2], endpoints }
+    Channel { name: "tags".into(), store, carries: [true; 2], late: Duration::ZERO, endpoints }
 }
 
 /// What `name` holds, as an undo file has it.
@@ -103,4 +105,38 @@ async fn a_write_between_the_comparison_and_the_write_stays_in_mysql() {
     let done = site.put_back(&space, &name, old.as_ref(), &is_expected).await.unwrap();
     writer.lock().unwrap().take().unwrap().join().unwrap().unwrap();
     assert_eq!((done, cloud.sql("SELECT v FROM shop.t").unwrap().trim()), (PutBack::Done, "old+"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_between_the_comparison_and_the_write_stays_in_elasticsearch() {
+    let Some(nodes) = shared() else { return };
+    let put = |source: &str| nodes[1].must("PUT", "/undo/_doc/1?routing=r", source).map(drop).unwrap();
+    let held = || nodes[1].request("GET", "/undo/_source/1?routing=r", "").unwrap().1;
+    nodes.iter().for_each(|node| _ = node.must("PUT", "/undo", "").unwrap());
+    put("{\"v\":\"old\"}");
+    let include = vec![Pattern::new("undo")];
+    let indices = Indices { globs: vec!["undo".into()], include, exclude: Vec::new() };
+    let channel = channel([nodes[0].url(), nodes[1].url()], Store::Elasticsearch(indices.clone()));
+    let sites = ["dc".to_owned(), "cloud".to_owned()];
+    let [_, site] =
+        elasticsearch::open_pair(&channel, &indices, &sites, crate::pace::Rates::default()).await.unwrap();
+    let (space, name) = (Space::Index("undo".into()), causeway_core::document::name("1", Some("r")));
+    let old = kept(&site, &space, &name).await;
+    // It holds what a repair put there, or is gone; then somebody writes it. What is put back is that, or nothing.
+    for (before, back) in [("PUT", old.as_ref()), ("DELETE", old.as_ref()), ("PUT", None)] {
+        let body = if before == "PUT" { "{\"v\":\"right\"}" } else { "" };
+        nodes[1].must(before, "/undo/_doc/1?routing=r", body).unwrap();
+        let asked = AtomicUsize::new(0);
+        let is_expected = |_| {
+            let is_first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+            if is_first {
+                put("{\"v\":\"newer\"}");
+            }
+            is_first
+        };
+        let done = site.put_back(&space, &name, back, &is_expected).await.unwrap();
+        assert_eq!((done, asked.into_inner(), held().as_str()), (PutBack::Changed, 2, "{\"v\":\"newer\"}"));
+    }
+    let done = site.put_back(&space, &name, old.as_ref(), &|now| now.is_some()).await.unwrap();
+    assert_eq!((done, held().as_str()), (PutBack::Done, "{\"v\":\"old\"}"));
 }

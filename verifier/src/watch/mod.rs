@@ -35,7 +35,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// is told and tried again.
 pub(crate) async fn run(arguments: &Watch) -> Result<bool> {
     let session = Session::begin(&arguments.common, arguments.list_max)?;
-    session.config.channels.iter().try_for_each(|channel| channel.takes("`watch`"))?;
     arguments.result.as_deref().map(Results::create).transpose()?;
     let state = |channel: &Channel| Arc::new(State::new(&channel.name, &session.config.sites, arguments));
     let channels: Vec<Arc<State>> = session.config.channels.iter().map(state).collect();
@@ -135,10 +134,10 @@ impl Task for Lately<'_> {
             Some(window) => Some(Written::ask(config, &channel.name, window).await?),
             None => None,
         };
-        let mut names = Names { open, written };
+        let mut names = Names { open: open.clone(), written };
         let outcome = compare_named(sites, &mut names, traffic, progress, settings).await?;
         let until = names.written.as_ref().and_then(Written::until);
-        self.state.compared_lately(&outcome, self.window, until);
+        self.state.compared_lately(&open, &outcome, self.window, until);
         Ok(outcome)
     }
 }

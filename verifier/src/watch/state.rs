@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Watch;
 use crate::compare::{Difference, DifferenceKind, Name, Outcome};
 use crate::error::Error;
-use crate::report::{KeyAt, grouped, place, printable, word};
+use crate::report::{KeyAt, grouped, key_text, place, printable, word};
 use crate::window::Window;
 
 /// Of one round so many differences are told one by one.
@@ -71,15 +71,26 @@ impl State {
         self.inner().open.keys().map(|(space, name)| Name::Key(space.clone(), name.clone())).collect()
     }
 
-    /// What was open, and what was written in `window`, known up to `until`, was compared.
-    pub(super) fn compared_lately(&self, outcome: &Outcome, window: Option<Window>, until: Option<u64>) {
+    /// These that were `open`, and what was written in `window`, known up to `until`, was compared.
+    pub(super) fn compared_lately(
+        &self,
+        open: &[Name],
+        outcome: &Outcome,
+        window: Option<Window>,
+        until: Option<u64>,
+    ) {
         let mut inner = self.inner();
         inner.compared[0] += outcome.compared;
         if let Some(window) = window {
             // A stream that does not tell how far it is is taken to be as far as the window.
             inner.known = until.unwrap_or(window.to).min(window.to).max(inner.known);
         }
-        let before = std::mem::take(&mut inner.open);
+        // What the comparison of everything found meanwhile was not looked at.
+        let looked_at = open.iter().filter_map(|name| match name {
+            Name::Key(space, name) => inner.open.remove_entry(&(space.clone(), name.clone())),
+            Name::Space(_) => None,
+        });
+        let before = looked_at.collect();
         self.take(&mut inner, &before, outcome);
         inner.prove();
         let mended: Vec<_> = before.keys().filter(|key| !inner.open.contains_key(*key)).cloned().collect();
@@ -124,7 +135,7 @@ impl State {
         let mut told = 0;
         for one in outcome.differences.iter().chain(&outcome.unsettled) {
             let key = (one.space.clone(), one.name.clone());
-            if before.get(&key) != Some(&one.kind) {
+            if before.get(&key).or(inner.open.get(&key)) != Some(&one.kind) {
                 told += 1;
                 if told <= TOLD_MAX {
                     self.say_difference(one);
@@ -201,7 +212,8 @@ impl State {
             write_line(&line);
             return;
         }
-        let key = key.map_or(String::new(), |(space, name)| format!(" {} {}", place(space), printable(name)));
+        let key =
+            key.map_or(String::new(), |(space, name)| format!(" {} {}", place(space), key_text(space, name)));
         let what = match what {
             "" => String::new(),
             what => format!(" {}", printable(what.as_bytes())),
