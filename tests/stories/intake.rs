@@ -16,10 +16,13 @@ use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
+use syncd::status::Phase;
 
 const DRAIN: Duration = Duration::from_secs(120);
 /// However long a node or the daemon is away in a story.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two requests: what two nodes on a small machine can write.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// An application: hands over what `draw` draws, a few changes at a time, until it is stopped. Keeps what the keys are to hold
 /// that it alone writes.
@@ -48,6 +51,7 @@ impl Application {
                 let lines: Vec<&Value> = drawn.iter().map(|(_, _, line)| line).collect();
                 runtime.block_on(client.hand_over(&lines))?;
                 kept.extend(drawn.into_iter().map(|(key, value, _)| (key, value)));
+                std::thread::sleep(PAUSE);
             }
             Ok(kept)
         });
@@ -178,6 +182,11 @@ fn what_is_handed_over_stands_beside_what_is_written() -> Result<()> {
         Application::start(client("dc"), seed, tag::<0>),
         Application::start(client("cloud"), seed ^ 1, tag::<1>),
     ];
+    // What is written before a stream has its first place is not carried.
+    link.wait_until("both streams", DRAIN, |status| {
+        let mut directions = status.channels.iter().flat_map(|channel| &channel.directions);
+        directions.all(|direction| direction.phase == Phase::Streaming)
+    })?;
     let end = Instant::now() + story_seconds(8);
     let (mut rng, mut n) = (SmallRng::seed_from_u64(seed), 0_u64);
     let mut servers = [link.stores[0].connect()?, link.stores[1].connect()?];

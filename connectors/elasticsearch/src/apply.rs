@@ -181,10 +181,13 @@ impl Worker {
                 continue;
             }
             let source = change.value.clone().filter(|_| change.op != Op::Delete);
-            let lifts = batch.watched || change.op == Op::State;
+            // What this batch writes itself has its version, and no number yet.
+            let is_written_here = now.as_ref().is_some_and(|now| now.primary_term == 0);
+            let deletes_ours = source.is_none() && is_written_here;
+            let lifts = (batch.watched || change.op == Op::State) && !deletes_ours;
             let guard = match &now {
                 // Nobody's write since the watch began is deleted.
-                Some(now) if batch.watched && source.is_none() => {
+                Some(now) if batch.watched && source.is_none() && !is_written_here => {
                     Guard::Unchanged { seq_no: now.seq_no, primary_term: now.primary_term }
                 }
                 _ => Guard::Version(self.version(change, now.as_ref(), lifts)),

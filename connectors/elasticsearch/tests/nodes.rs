@@ -491,6 +491,22 @@ async fn a_watched_delete_leaves_what_was_written_meanwhile() -> Result<()> {
     Ok(())
 }
 
+/// A watched batch may write a document and delete it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_batch_deletes_what_it_wrote_itself() -> Result<()> {
+    let pair = pair!("", Some(INDEX));
+    let mut applier = Applier::new(&pair, CLOUD).await?;
+    applier.target.watch(&[pair.key("k")]).await?;
+    let mut changes = vec![put(&pair, "k", "{\"text\":\"1\"}", hlc(DC, 0)), delete(&pair, "k", hlc(DC, 1))];
+    changes.iter_mut().zip(applier.next..).for_each(|(change, seq)| change.seq = Seq(seq));
+    let marker = Marker { term: Term(1), applied: Seq(applier.next + 2), ..Marker::default() };
+    applier.target.send(Batch { marker, changes, watched: true, keep_existing: false }).await?;
+    let outcome = applier.target.outcome().await?;
+    ensure!(matches!(&outcome, Outcome::Committed { refused, .. } if refused.is_empty()), "{outcome:?}");
+    ensure!(pair.source(CLOUD, "k").await?.is_none(), "it is there");
+    Ok(())
+}
+
 /// What comes within so many milliseconds.
 async fn told_within(source: &mut dyn Source, ms: u64) -> Result<Vec<Change>> {
     let until = tokio::time::Instant::now() + std::time::Duration::from_millis(ms);

@@ -369,8 +369,8 @@ impl ApplyTask {
         match change.op {
             Op::Fence | Op::Position | Op::Refresh => Way::Note,
             Op::Ddl => Way::Held,
-            // It must not take away what was written here meanwhile, not even for a moment.
-            Op::Delete if both => Way::Careful,
+            // It must not take away what was written here meanwhile, not even for a moment. What is handed over is known.
+            Op::Delete if both && !self.is_handed_over(&change.key) => Way::Careful,
             Op::Put | Op::Delete | Op::Command => Way::Plain,
             Op::State | Op::Read if change.key.name.is_empty() => Way::Plain,
             Op::State | Op::Read if change.part.is_some_and(|part| !part.last) => Way::Plain,
@@ -386,6 +386,11 @@ impl ApplyTask {
                 if careful { Way::Careful } else { Way::Fill }
             }
         }
+    }
+
+    /// Whether nobody writes `key` here but us.
+    pub(crate) fn is_handed_over(&self, key: &Key) -> bool {
+        self.intake.as_ref().is_some_and(|intake| intake.takes(key))
     }
 
     /// Whether the key is watched while the change goes in.

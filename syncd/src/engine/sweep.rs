@@ -207,7 +207,7 @@ async fn named(
         }
         let mut name = |key: &Key| {
             // Whoever hands over does so with deletes, too.
-            let now = now || task.intake.as_ref().is_some_and(|intake| intake.takes(key));
+            let now = now || task.is_handed_over(key);
             let digest = key_digest(key);
             if mine(digest) {
                 let known = named.entry(digest).or_insert(Named::Before);
