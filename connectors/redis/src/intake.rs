@@ -38,6 +38,20 @@ impl Argument {
     }
 }
 
+/// Words of a command at the least: of those that the stream brings the server has seen to that.
+const WORDS_MIN: [(&str, usize); 10] = [
+    ("SET", 3),
+    ("HSET", 4),
+    ("HMSET", 4),
+    ("HDEL", 3),
+    ("SADD", 3),
+    ("SREM", 3),
+    ("ZADD", 4),
+    ("ZREM", 3),
+    ("PEXPIREAT", 3),
+    ("EXPIREAT", 3),
+];
+
 /// Reads a line. That the command does not depend on what is there is for the caller to see, by its class.
 ///
 /// # Errors
@@ -50,6 +64,9 @@ pub(crate) fn change(line: &[u8]) -> Result<Change, String> {
     let args: Vec<&[u8]> = args.iter().map(Vec::as_slice).collect();
     let command = Command::of(&args);
     let name = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).to_ascii_uppercase();
+    if let Some((_, min)) = WORDS_MIN.iter().find(|(known, min)| *known == name && args.len() < *min) {
+        return Err(format!("{name} with {} words is no command: it has {min} at least", args.len()));
+    }
     let key = |name: &Bytes| Key { space: Space::Db(db), name: name.clone() };
     let made = |op, name: &Bytes, value| Ok(Change::captured(op, key(name), value, Position::default(), 0));
     match effects(&command, db) {
