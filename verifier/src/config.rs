@@ -43,6 +43,8 @@ pub(crate) struct Channel {
     pub(crate) store: Store,
     /// Of each site whether what is written there is carried to the other one.
     pub(crate) carries: [bool; 2],
+    /// Some of it is told by applications, and what is written into a store itself stays there.
+    pub(crate) intake: bool,
     /// How long a daemon may not know yet of what was written, as it asks the store now and then.
     pub(crate) late: Duration,
     /// How to reach it at each site.
@@ -301,7 +303,8 @@ fn channel(
     };
     let from = direction.split_once("->").map(|(from, _)| from.trim());
     let carries = [0, 1].map(|n: usize| from.is_none_or(|from| from == sites[n]));
-    Ok(Channel { endpoints: [of_site(&sites[0])?, of_site(&sites[1])?], name, store, carries, late })
+    let endpoints = [of_site(&sites[0])?, of_site(&sites[1])?];
+    Ok(Channel { endpoints, name, store, carries, intake: table.get("intake").is_some(), late })
 }
 
 /// Which keys a channel of Redis carries.

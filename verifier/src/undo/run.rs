@@ -245,7 +245,7 @@ impl Task for Undoing<'_> {
             pace: Pace::new(Rates { ops: self.arguments.keys_per_second, bytes: None }),
             tally: Tally::default(),
             done: Candidates::new(),
-            deleted: BTreeMap::new(),
+            to_carry: BTreeMap::new(),
             blocked: HashMap::new(),
         };
         pass.over_all(None).await?;
@@ -259,9 +259,7 @@ impl Task for Undoing<'_> {
                 break;
             }
         }
-        if R::DELETES_LATE {
-            pass.carry_deleted().await;
-        }
+        pass.carry().await;
         let Pass { mut tally, done, blocked, .. } = pass;
         for ((at, space, name), reason) in blocked {
             let site = config.sites.get(at).map_or("", String::as_str);
@@ -288,8 +286,8 @@ struct Pass<'a, 'b, R> {
     tally: Tally,
     /// What was put back.
     done: Candidates,
-    /// Of these what was deleted, by the site.
-    deleted: BTreeMap<String, Vec<KeyAt>>,
+    /// Of these what no stream tells of soon, by the site.
+    to_carry: BTreeMap<String, Vec<KeyAt>>,
     /// Those in whose way another key stands, and how.
     blocked: HashMap<Place, String>,
 }
@@ -388,11 +386,11 @@ impl<R: Undoable> Pass<'_, '_, R> {
         Ok(back)
     }
 
-    /// Has the daemon carry what was deleted: nobody has to wait until it finds that by itself.
-    async fn carry_deleted(&self) {
+    /// Has the daemon carry what it would not find by itself, or late.
+    async fn carry(&self) {
         let carry = async {
             let client = repair::client()?;
-            for (site, keys) in &self.deleted {
+            for (site, keys) in &self.to_carry {
                 let at = self.config.sites.iter().position(|name| name == site);
                 if at.and_then(|at| self.channel.carries.get(at)) == Some(&false) {
                     continue;
@@ -404,7 +402,7 @@ impl<R: Undoable> Pass<'_, '_, R> {
             Ok::<_, Error>(())
         };
         if let Err(error) = carry.await {
-            eprintln!("verifier: {error}; what was deleted goes on once a daemon finds that it is gone");
+            eprintln!("verifier: {error}; what the other site does not hear of a repair from this one carries");
         }
     }
 
@@ -425,9 +423,9 @@ impl<R: Undoable> Pass<'_, '_, R> {
             match done {
                 PutBack::Done => {
                     self.done.insert((record.space.clone(), record.name.clone()), None);
-                    if R::DELETES_LATE && record.held.is_none() {
-                        let deleted = self.deleted.entry(record.site.clone()).or_default();
-                        deleted.push(KeyAt::of(&record.space, &record.name));
+                    if self.channel.intake || R::DELETES_LATE && record.held.is_none() {
+                        let to_carry = self.to_carry.entry(record.site.clone()).or_default();
+                        to_carry.push(KeyAt::of(&record.space, &record.name));
                     }
                     self.tally.put_back(record);
                 }

@@ -20,7 +20,7 @@ use crate::{elasticsearch, mysql, redis};
 
 fn channel(urls: [String; 2], store: Store) -> Channel {
     let endpoints = urls.map(|url| Endpoints { urls: vec![url], ..Endpoints::default() });
-    Channel { name: "tags".into(), store, carries: [true; 2], late: Duration::ZERO, endpoints }
+    Channel { name: "tags".into(), store, carries: [true; 2], intake: false, late: Duration::ZERO, endpoints }
 }
 
 /// What `name` holds, as an undo file has it.
