@@ -61,6 +61,8 @@ pub(crate) struct Worker {
     pub(crate) own: String,
     pub(crate) state: Arc<SiteState>,
     pub(crate) marker_at: MarkerAt,
+    /// The highest version that was written.
+    pub(crate) top: u64,
 }
 
 /// An item of a batch.
@@ -217,7 +219,7 @@ impl Worker {
     }
 
     /// Writes the documents, in their order, in requests of `bulk.bytes_max` at the most.
-    async fn write(&self, mut todo: Vec<Planned>) -> Result<Wrote> {
+    async fn write(&mut self, mut todo: Vec<Planned>) -> Result<Wrote> {
         let deleted = todo.iter().filter(|planned| planned.item.source.is_none());
         let key = |doc: &Doc| names::key(&doc.index, &doc.id, doc.routing.as_deref());
         let deleted: Vec<Key> = deleted.map(|planned| key(&planned.item.doc)).collect();
@@ -225,6 +227,13 @@ impl Worker {
         let mut refused = Vec::new();
         let (mut tries, mut lifts, mut wait) = (0, 0, BUSY_WAIT_MIN);
         while !todo.is_empty() {
+            for planned in &todo {
+                if let Guard::Version(version) = planned.item.guard
+                    && !version::is_beyond(version, now_ms())
+                {
+                    self.top = self.top.max(version);
+                }
+            }
             let done = self.write_once(&todo).await?;
             let (mut again, mut busy) = (Vec::new(), None);
             for (mut planned, done) in todo.into_iter().zip(done) {
@@ -306,7 +315,8 @@ impl Worker {
 
     /// Leaves the marker: for the stream of this site, and as what the next applier begins with.
     async fn leave(&mut self, marker: &Marker, deleted: Vec<(String, String)>) -> Result<()> {
-        let own = Own { marker: Some(marker.to_string()), time: now_ms(), term: marker.term.0, deleted };
+        let (time, term, top) = (now_ms(), marker.term.0, self.top);
+        let own = Own { marker: Some(marker.to_string()), time, term, top, deleted };
         let text = serde_json::to_vec(&own).unwrap_or_default();
         let MarkerAt { seq_no, primary_term } = self.marker_at;
         let batch = serde_json::json!({"create": {"_id": format!("{BATCH}{}", Token::unique().text())}});

@@ -61,6 +61,9 @@ pub(crate) struct Own {
     /// The applier's reign.
     #[serde(default)]
     pub(crate) term: u64,
+    /// The highest version that was written: of what has to take effect it may be above the change's.
+    #[serde(default)]
+    pub(crate) top: u64,
     /// Index and name of each document that the batch deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) deleted: Vec<(String, String)>,
@@ -586,7 +589,7 @@ impl Poller {
         } else if hit.id.starts_with(BATCH)
             && let Some(marker) = own.marker.and_then(|text| text.parse::<Marker>().ok())
         {
-            self.marked = self.marked.max(marker.hlc);
+            self.marked = self.marked.max(marker.hlc).max(Hlc(own.top));
             let pos = self.own_position(hit.seq_no);
             events.push(Event::Marker { marker, pos });
         }

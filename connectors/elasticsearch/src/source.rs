@@ -178,11 +178,13 @@ impl Source for EsSource {
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let history = Bytes::from(documents::cluster_uuid(&client).await?);
         let own = names::own_index(&self.config.link, &self.config.channel);
-        let marker = match marker_at(&client, &own).await? {
-            Some((_, last)) => last.parsed(&client, &own)?,
-            None => None,
+        let marked = match marker_at(&client, &own).await? {
+            Some((_, last)) => {
+                let marker = last.parsed(&client, &own)?.unwrap_or_default();
+                marker.hlc.max(Hlc(last.top))
+            }
+            None => Hlc(0),
         };
-        let marked = marker.map_or(Hlc(0), |marker| marker.hlc);
         let mut opened = Opened::Anew { lost: None };
         let mut begin = None;
         if let Some(from) = from {
