@@ -115,8 +115,7 @@ async fn take_over(client: &Client, own: &str, term: Term) -> Result<(MarkerAt, 
         };
         let last = found.map(|(_, last)| last).unwrap_or_default();
         let parsed = last.parsed(client, own)?;
-        let mine =
-            Own { marker: last.marker, time: now_ms(), term: term.0, top: last.top, ..Own::default() };
+        let mine = Own { marker: last.marker, time: now_ms(), term: term.0, top: last.top, ..Own::default() };
         let body = Some(Bytes::from(serde_json::to_vec(&mine).unwrap_or_default()));
         let path = format!("/{}/_doc/{MARKER}?{guard}", in_url(own));
         let answer = client.send(ACTION, Method::PUT, &path, body).await?;

@@ -224,6 +224,7 @@ impl Capture {
         first: Handed,
     ) -> Result<(), EngineError> {
         let mut batch = Batch::default();
+        let remembered = task.intake.as_ref().map_or(0, |intake| intake.remembered);
         let mut next = Some(first);
         while let Some(handed) = next {
             let Handed { request, changes, told } = handed;
@@ -236,6 +237,11 @@ impl Capture {
                         let intake = Some(name(&request, line));
                         let (pos, time) = (self.last.clone(), (task.clock)());
                         self.place(task, Change { intake, pos, time, ..change }, &mut batch)?;
+                        batch
+                            .changes
+                            .last()
+                            .into_iter()
+                            .for_each(|held| self.requests.note(held, remembered));
                     }
                     let (answer, durable) = oneshot::channel();
                     batch.answers.push(answer);

@@ -402,7 +402,9 @@ impl<R: Undoable> Pass<'_, '_, R> {
             Ok::<_, Error>(())
         };
         if let Err(error) = carry.await {
-            eprintln!("verifier: {error}; what the other site does not hear of a repair from this one carries");
+            eprintln!(
+                "verifier: {error}; what the other site does not hear of a repair from this one carries"
+            );
         }
     }
 
