@@ -221,6 +221,13 @@ const INTAKE: &str = "direction = \"both\"\nsnapshot = \"none\"\nintake = { deli
                       waiting_max = 3 }\n";
 
 impl Running {
+    /// With an intake, and all of it begun.
+    async fn with_intake(memory: Memory) -> Running {
+        let run = Running::start_as(memory, INTAKE, u64::MAX).await;
+        run.drained().await;
+        run
+    }
+
     async fn hand_over(
         &self,
         site: &str,
@@ -243,8 +250,7 @@ impl Running {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_handed_over_is_in_both_stores_once() {
-    let mut run = Running::start_as(Memory::new(), INTAKE, u64::MAX).await;
-    run.drained().await;
+    let mut run = Running::with_intake(Memory::new()).await;
     let both = "HSET h:1 f 1\nSET h:2 x\n";
     assert_eq!(run.hand_over("dc", Some("a"), both).await.unwrap(), HandedOver { accepted: 2, repeated: 0 });
     run.equal().await;
@@ -272,8 +278,7 @@ async fn what_is_handed_over_is_in_both_stores_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_intake_takes_what_it_can_while_the_sites_own_store_is_away() {
-    let run = Running::start_as(Memory::new(), INTAKE, u64::MAX).await;
-    run.drained().await;
+    let run = Running::with_intake(Memory::new()).await;
     run.memory.stop(Site::First);
     for n in 0..3 {
         run.hand_over("dc", None, &format!("SET h:{n} {n}")).await.unwrap();
@@ -296,8 +301,7 @@ async fn the_intake_takes_what_it_can_while_the_sites_own_store_is_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_line_is_named_and_nothing_of_its_request_is_taken() {
-    let run = Running::start_as(Memory::new(), INTAKE, u64::MAX).await;
-    run.drained().await;
+    let run = Running::with_intake(Memory::new()).await;
     let body = "SET h:1 x\n\nINCRBY h:2 1\nSET other 1\nSET\nRENAME h:1 h:2";
     let NotHandedOver::Lines(lines) = run.hand_over("dc", None, body).await.unwrap_err() else { panic!() };
     let named: Vec<u64> = lines.iter().map(|line| line.line).collect();
@@ -325,8 +329,7 @@ async fn a_wrong_line_is_named_and_nothing_of_its_request_is_taken() {
 async fn what_the_sites_own_store_refuses_is_a_dead_letter_there() {
     let memory = Memory::new();
     memory.write(Site::First, &["RPUSH h:1 x"]).unwrap();
-    let run = Running::start_as(memory, INTAKE, u64::MAX).await;
-    run.drained().await;
+    let run = Running::with_intake(memory).await;
     run.hand_over("dc", None, "HSET h:1 f 1\nSET h:2 x").await.unwrap();
     run.drained().await;
     assert_eq!(run.memory.read(Site::Second, "h:1").unwrap().0, "hash f 1");

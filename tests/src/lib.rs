@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_testkit::data::{Traffic, TrafficOptions, judge};
+use causeway_testkit::elasticsearch::ElasticsearchServer;
 use causeway_testkit::kafka::KafkaServer;
 use causeway_testkit::servers::{AppendOnly, Options, RedisServer, free_port, other_redis_server};
 use syncd::status::{Phase, Status};
@@ -234,14 +235,6 @@ impl Seat {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// Copies the folder under this name into the one of `CAUSEWAY_STORY_KEEP`, if that is set.
-    pub fn keep(&self, name: &str) {
-        if let Some(kept) = std::env::var_os("CAUSEWAY_STORY_KEEP") {
-            let kept = Path::new(&kept).join(name);
-            let _best_effort = Command::new("cp").arg("-r").arg(self.dir.path()).arg(kept).status();
-        }
-    }
-
     /// SIGTERM; the exit code.
     pub fn terminate(&mut self) -> Result<Option<i32>> {
         self.signal("TERM")?;
@@ -264,8 +257,16 @@ impl Seat {
 }
 
 impl Drop for Seat {
+    /// Copies its folder into the one of `CAUSEWAY_STORY_KEEP`, if that is set, under the name of the test.
     fn drop(&mut self) {
         let _gone = self.kill();
+        if let (Some(kept), Some(folder)) =
+            (std::env::var_os("CAUSEWAY_STORY_KEEP"), self.dir.path().file_name())
+        {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            let kept = Path::new(&kept).join(format!("{test}-{}", folder.display()));
+            let _best_effort = Command::new("cp").arg("-r").arg(self.dir.path()).arg(kept).status();
+        }
     }
 }
 
@@ -311,6 +312,21 @@ fn wait_until_drained(
         ensure!(Instant::now() < end, "not drained: {now:#?}\n{}", log_end());
     }
     Ok(now)
+}
+
+/// Kills syncd or one of two nodes, each in its turn, and starts it again; `kills`: how many there were before.
+pub fn kill_in_turn(kills: usize, seat: &mut Seat, nodes: &mut [ElasticsearchServer; 2]) -> Result<()> {
+    match kills % 4 {
+        0 | 2 => {
+            seat.kill()?;
+            seat.start(None)
+        }
+        n => {
+            let node = &mut nodes[n / 2];
+            node.kill();
+            node.restart()
+        }
+    }
 }
 
 impl Link {
@@ -637,13 +653,6 @@ impl Link {
     /// The end of what the daemon, or each of them, has logged, for messages.
     pub fn log_end(&self) -> String {
         self.seats().map(Seat::log_end).collect::<Vec<_>>().join("\n\n")
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        let _gone = self.kill();
-        self.seats().zip(["dc", "cloud"]).for_each(|(seat, name)| seat.keep(name));
     }
 }
 

@@ -126,17 +126,6 @@ impl Sites {
     }
 }
 
-/// What `CAUSEWAY_STORY_KEEP` asks for.
-impl Drop for Sites {
-    fn drop(&mut self) {
-        for (site, seats) in SITES.iter().zip(&self.daemons) {
-            for (n, seat) in seats.iter().enumerate() {
-                seat.keep(&format!("{site}-{n}"));
-            }
-        }
-    }
-}
-
 fn name(channel: usize) -> String {
     format!("push{channel}")
 }

@@ -1,6 +1,6 @@
 //! Stories of applications that hand over what they do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_client::{Client, Error};
-use causeway_stories::{Link, Seat, Setup, seed, story_seconds};
+use causeway_stories::{Link, Seat, Setup, kill_in_turn, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home};
 use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
@@ -92,10 +92,7 @@ fn documents_that_are_handed_over_end_equal_whatever_is_killed() -> Result<()> {
     for node in &nodes {
         node.must("PUT", "/push-1", index)?;
     }
-    let mut body = String::new();
-    (0..500)
-        .for_each(|n| body.push_str(&format!("{{\"index\":{{\"_id\":\"old-{n}\"}}}}\n{{\"v\":\"old\"}}\n")));
-    nodes[0].must("POST", "/push-1/_bulk", &body)?;
+    nodes[0].fill("push-1", 500)?;
     let mut seat = Seat::with(&format!(
         "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"push\"\nstore = \"elasticsearch\"\n\
          direction = \"both\"\nsnapshot = \"dc\"\nindices = [\"push-*\"]\npoll = \"100ms\"\nintake = {{ deliver = \"both\" }}\n\
@@ -114,34 +111,17 @@ fn documents_that_are_handed_over_end_equal_whatever_is_killed() -> Result<()> {
     let mut kills = 0;
     while Instant::now() < end || kills < 4 {
         std::thread::sleep(Duration::from_millis(rng.random_range(1_500..4_000)));
-        match kills % 4 {
-            0 | 2 => {
-                seat.kill()?;
-                seat.start(None)?;
-            }
-            n => {
-                nodes[n / 2].kill();
-                nodes[n / 2].restart()?;
-            }
-        }
+        kill_in_turn(kills, &mut seat, &mut nodes)?;
         kills += 1;
     }
     let kept: Vec<_> = applications.into_iter().map(Application::finish).collect::<Result<_>>()?;
     let status = seat.wait_until_drained(DRAIN)?;
     let dead: u64 = status.channels.iter().flat_map(|c| &c.directions).map(|d| d.dead_letters).sum();
     ensure!(dead == 0, "{dead} dead letters\n{}", seat.log_end());
-    let held = |node: &ElasticsearchServer| -> Result<BTreeMap<String, Value>> {
-        node.must("POST", "/push-1/_refresh", "")?;
-        let found = node.must("POST", "/push-1/_search", r#"{"size":10000}"#)?;
-        let hits = found.pointer("/hits/hits").and_then(Value::as_array).context("no hits")?;
-        Ok(hits
-            .iter()
-            .filter_map(|hit| Some((hit.get("_id")?.as_str()?.to_owned(), hit.get("_source")?.clone())))
-            .collect())
-    };
-    let [dc, cloud] = [held(&nodes[0])?, held(&nodes[1])?];
+    let [dc, cloud] = [nodes[0].documents("push-1")?, nodes[1].documents("push-1")?];
     ensure!(dc == cloud, "seed {seed}: {:?}\n{}", differing(&dc, &cloud), seat.log_end());
     for (id, value) in kept.iter().flatten().filter(|(id, _)| id.starts_with("own-")) {
+        let value = value.as_ref().map(Value::to_string);
         ensure!(dc.get(id) == value.as_ref(), "seed {seed}: {id} holds {:?}, not {value:?}", dc.get(id));
     }
     let old = dc.keys().filter(|id| id.starts_with("old-")).count();
@@ -150,8 +130,14 @@ fn documents_that_are_handed_over_end_equal_whatever_is_killed() -> Result<()> {
     Ok(())
 }
 
-fn differing<'a>(dc: &'a BTreeMap<String, Value>, cloud: &'a BTreeMap<String, Value>) -> Vec<&'a String> {
-    dc.keys().chain(cloud.keys()).filter(|id| dc.get(*id) != cloud.get(*id)).take(5).collect()
+/// What differs: the id, what dc holds, what cloud holds.
+fn differing<'a>(
+    dc: &'a BTreeMap<String, String>,
+    cloud: &'a BTreeMap<String, String>,
+) -> Vec<(&'a String, Option<&'a String>, Option<&'a String>)> {
+    let ids: BTreeSet<_> = dc.keys().chain(cloud.keys()).collect();
+    let both = ids.into_iter().map(|id| (id, dc.get(id), cloud.get(id)));
+    both.filter(|(_, dc, cloud)| dc != cloud).take(5).collect()
 }
 
 fn tag<const SITE: usize>(rng: &mut SmallRng, n: u64) -> Drawn {

@@ -204,6 +204,6 @@ impl Change {
     /// What it costs to hold, in bytes.
     pub fn cost(&self) -> usize {
         let len = |b: &Option<Bytes>| b.as_ref().map_or(0, Bytes::len);
-        Self::COST_MIN + self.key.name.len() + len(&self.value) + len(&self.before)
+        Self::COST_MIN + self.key.name.len() + len(&self.value) + len(&self.before) + len(&self.intake)
     }
 }

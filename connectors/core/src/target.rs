@@ -3,7 +3,7 @@ use async_trait::async_trait;
 use crate::{Change, Key, Marker, Result, Seq, Term, Token};
 
 /// One transaction for a target.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// Committed together with the changes.
     pub marker: Marker,
@@ -11,6 +11,9 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// Commits only if none of the keys given to [`Target::watch`] before was touched since.
     pub watched: bool,
+    /// What the changes come to was worked out with all that is known of their keys: each takes effect on what is there, also
+    /// where a store that goes by the changes' [`hlc`](Change::hlc) holds something that counts as newer.
+    pub decided: bool,
     /// A `read` takes effect only where the key does not exist; where it does, its seq comes back in
     /// `existing` of [`Outcome::Committed`]. Otherwise it replaces, as a `state` does.
     pub keep_existing: bool,

@@ -13,7 +13,7 @@
 //! of that stream. Between that and the write lie milliseconds in which an application's write could still be lost:
 //! Elasticsearch takes either a version or a condition, not both.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,8 +70,27 @@ struct Planned {
     /// Index into the batch's changes.
     index: usize,
     item: Item,
-    /// What has been decided has to take effect, whatever version is there.
-    lifts: bool,
+    lifts: Lifts,
+}
+
+/// On top of which versions a change takes effect, though they are not below its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifts {
+    Never,
+    /// Those that were given to changes of the origin.
+    OverOrigin,
+    /// All.
+    Always,
+}
+
+impl Lifts {
+    fn over(self, version: u64, origin: Site) -> bool {
+        match self {
+            Lifts::Never => false,
+            Lifts::OverOrigin => version::is_of(version, origin),
+            Lifts::Always => true,
+        }
+    }
 }
 
 /// What became of a batch's documents.
@@ -108,6 +127,7 @@ impl Worker {
         let both = self.config.is_source(self.site);
         let looks = both
             || batch.watched
+            || batch.decided
             || batch.changes.iter().any(|change| matches!(change.op, Op::State | Op::Read));
         let mut held = if looks { self.look(&docs).await? } else { HashMap::new() };
         if batch.watched {
@@ -169,6 +189,7 @@ impl Worker {
         docs: Vec<Option<Doc>>,
         mut held: HashMap<Doc, Got>,
     ) -> (Vec<Planned>, Vec<Refused>, Vec<usize>) {
+        let origin = self.site.peer();
         let (mut planned, mut refused, mut existing) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (change, doc)) in batch.changes.iter().zip(docs).enumerate() {
             let carried = doc.filter(|doc| self.config.indices.carries(&doc.index));
@@ -185,8 +206,14 @@ impl Worker {
             let source = change.value.clone().filter(|_| change.op != Op::Delete);
             // What this batch writes itself has its version, and no number yet.
             let is_written_here = now.as_ref().is_some_and(|now| now.primary_term == 0);
-            let deletes_ours = source.is_none() && is_written_here;
-            let lifts = (batch.watched || change.op == Op::State) && !deletes_ours;
+            let lifts = match change.op {
+                Op::State => Lifts::Always,
+                Op::Read => Lifts::Never,
+                _ if batch.decided => Lifts::Always,
+                // Of one site's changes the order of its log is the right one.
+                _ if version::is_of(change.hlc.0, origin) => Lifts::OverOrigin,
+                _ => Lifts::Never,
+            };
             let guard = match &now {
                 // Nobody's write since the watch began is deleted.
                 Some(now) if batch.watched && source.is_none() && !is_written_here => {
@@ -204,7 +231,7 @@ impl Worker {
 
     /// The version that a change's document gets. That of a copy is of before the copy began, so that it never beats what
     /// was written since.
-    fn version(&self, change: &Change, now: Option<&Got>, lifts: bool) -> u64 {
+    fn version(&self, change: &Change, now: Option<&Got>, lifts: Lifts) -> u64 {
         let origin = self.site.peer();
         let own = if change.op == Op::Read && change.hlc == Hlc(0) {
             let offset = u64::try_from(self.config.clock_offset.as_millis()).unwrap_or(u64::MAX);
@@ -213,7 +240,13 @@ impl Worker {
             change.hlc.0
         };
         match now {
-            Some(now) if lifts && now.version >= own => version::above(now.version, origin),
+            Some(&Got { version, .. })
+                if version >= own
+                    && lifts.over(version, origin)
+                    && !version::is_beyond(version, now_ms()) =>
+            {
+                version::above(version, origin)
+            }
             _ => own,
         }
     }
@@ -224,6 +257,7 @@ impl Worker {
         let key = |doc: &Doc| names::key(&doc.index, &doc.id, doc.routing.as_deref());
         let deleted: Vec<Key> = deleted.map(|planned| key(&planned.item.doc)).collect();
         self.state.deletes(&deleted);
+        let origin = self.site.peer();
         let mut refused = Vec::new();
         let (mut tries, mut lifts, mut wait) = (0, 0, BUSY_WAIT_MIN);
         while !todo.is_empty() {
@@ -235,26 +269,36 @@ impl Worker {
                 }
             }
             let done = self.write_once(&todo).await?;
-            let (mut again, mut busy) = (Vec::new(), None);
-            for (mut planned, done) in todo.into_iter().zip(done) {
+            let (mut again, mut busy, mut lifted) = (Vec::new(), None, false);
+            // Those of which something later is there, or goes in again: what was before it must not come after it.
+            let mut overwritten: HashSet<Doc> = HashSet::new();
+            for (mut planned, done) in todo.into_iter().zip(done).rev() {
                 match done {
-                    Done::Written => {}
                     Done::Refused(reason) => refused.push(Refused { index: planned.index, reason }),
+                    _ if overwritten.contains(&planned.item.doc) => {}
+                    Done::Written => _ = overwritten.insert(planned.item.doc),
                     Done::Busy(reason) => {
                         busy = Some(reason);
+                        overwritten.insert(planned.item.doc.clone());
                         again.push(planned);
                     }
                     Done::Conflict(current) => match (planned.item.guard, current) {
                         (Guard::Unchanged { .. }, _) => return Ok(Wrote::Touched),
-                        (Guard::Version(wanted), Some(current)) if current > wanted => {
-                            if planned.lifts && lifts < LIFTS_MAX {
-                                planned.item.guard =
-                                    Guard::Version(version::above(current, self.site.peer()));
-                                again.push(planned);
-                            } else if version::is_beyond(current, now_ms()) {
+                        (Guard::Version(wanted), Some(current)) if current >= wanted => {
+                            if version::is_beyond(current, now_ms()) {
                                 let reason = "the document has a version of somebody else's, which is above ours: \
                                     Causeway cannot write documents that get versions from outside";
                                 refused.push(Refused { index: planned.index, reason: reason.to_owned() });
+                            } else if planned.lifts.over(current, origin) {
+                                if lifts >= LIFTS_MAX {
+                                    return Ok(Wrote::Busy(
+                                        "somebody else writes the document all the time".to_owned(),
+                                    ));
+                                }
+                                lifted = true;
+                                planned.item.guard = Guard::Version(version::above(current, origin));
+                                overwritten.insert(planned.item.doc.clone());
+                                again.push(planned);
                             }
                         }
                         // It is there, or something newer is.
@@ -262,8 +306,9 @@ impl Worker {
                     },
                 }
             }
+            again.reverse();
             todo = again;
-            lifts += 1;
+            lifts += usize::from(lifted);
             if let Some(reason) = busy {
                 tries += 1;
                 if tries >= self.config.bulk_tries_max {

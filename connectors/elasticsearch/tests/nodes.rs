@@ -475,7 +475,7 @@ async fn a_watched_delete_leaves_what_was_written_meanwhile() -> Result<()> {
         let mut change = delete(&pair, "k", hlc(DC, 0));
         change.seq = Seq(applier.next);
         let marker = Marker { term: Term(1), applied: Seq(applier.next + 1), ..Marker::default() };
-        Batch { marker, changes: vec![change], watched: true, keep_existing: false }
+        Batch { marker, changes: vec![change], watched: true, decided: true, ..Batch::default() }
     };
     applier.target.watch(&[pair.key("k")]).await?;
     pair.put(CLOUD, "k", "{\"text\":\"2\"}").await?;
@@ -500,10 +500,36 @@ async fn a_watched_batch_deletes_what_it_wrote_itself() -> Result<()> {
     let mut changes = vec![put(&pair, "k", "{\"text\":\"1\"}", hlc(DC, 0)), delete(&pair, "k", hlc(DC, 1))];
     changes.iter_mut().zip(applier.next..).for_each(|(change, seq)| change.seq = Seq(seq));
     let marker = Marker { term: Term(1), applied: Seq(applier.next + 2), ..Marker::default() };
-    applier.target.send(Batch { marker, changes, watched: true, keep_existing: false }).await?;
+    applier.target.send(Batch { marker, changes, watched: true, decided: true, ..Batch::default() }).await?;
     let outcome = applier.target.outcome().await?;
     ensure!(matches!(&outcome, Outcome::Committed { refused, .. } if refused.is_empty()), "{outcome:?}");
     ensure!(pair.source(CLOUD, "k").await?.is_none(), "it is there");
+    Ok(())
+}
+
+/// A state may have a higher version than its own change says: what follows it in the order of the log stands all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_state_stands_whatever_version_that_got() -> Result<()> {
+    let pair = pair!("", Some(INDEX));
+    let mut applier = Applier::new(&pair, CLOUD).await?;
+    let (ours, theirs) = (hlc(CLOUD, 5), hlc(DC, 5));
+    let text = |n: u64| format!("{{\"text\":\"{n}\"}}");
+    let state = |key, n| Change { op: Op::State, ..put(&pair, key, &text(n), theirs) };
+    for key in ["one", "two", "gone"] {
+        applier.must(vec![put(&pair, key, &text(1), ours)]).await?;
+        applier.must(vec![state(key, 2)]).await?;
+    }
+    // As they are evaluated again: in one batch behind another state, and in one of its own.
+    applier.decided(vec![state("one", 3), put(&pair, "one", &text(4), ours)]).await?;
+    applier.decided(vec![put(&pair, "two", &text(4), ours)]).await?;
+    applier.decided(vec![state("gone", 3), delete(&pair, "gone", ours)]).await?;
+    // What the same site wrote next, by a clock that stood still.
+    applier.must(vec![state("three", 2), state("three", 3), put(&pair, "three", &text(4), theirs)]).await?;
+    for key in ["one", "two", "three"] {
+        let held = pair.source(CLOUD, key).await?;
+        ensure!(held == Some(text(4)), "{key}: {held:?}");
+    }
+    ensure!(pair.source(CLOUD, "gone").await?.is_none(), "it is there");
     Ok(())
 }
 

@@ -32,7 +32,7 @@ async fn batch(applied: u64, commands: &[&str]) -> Batch {
         changes.push(change(command).await);
     }
     let marker = Marker { applied: Seq(applied), ..Marker::default() };
-    Batch { marker, changes, watched: false, keep_existing: false }
+    Batch { marker, changes, ..Batch::default() }
 }
 
 async fn taken(memory: &Memory) -> (Box<dyn Target>, Option<Marker>) {

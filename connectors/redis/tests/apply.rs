@@ -60,7 +60,7 @@ fn command(db: u32, words: &[&str]) -> Change {
 fn batch(from: u64, changes: Vec<Change>) -> Batch {
     let applied = Seq(from + changes.len() as u64);
     let marker = Marker { term: Term(1), applied, from: Seq(from), ..Marker::default() };
-    Batch { marker, changes, watched: false, keep_existing: false }
+    Batch { marker, changes, ..Batch::default() }
 }
 
 /// Sends one and returns what became of it: the indices of those refused, and of those that exist.

@@ -3,6 +3,7 @@
 //!
 //! A start takes some 15 s and a node some 450 MB: tests that need none of their own share two, [`shared`].
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -114,6 +115,32 @@ impl ElasticsearchServer {
         let (status, answer) = self.request(method, path, body)?;
         ensure!((200..300).contains(&status), "{method} {path}: {status} {answer}");
         serde_json::from_str(&answer).with_context(|| format!("{method} {path}: {answer}"))
+    }
+
+    /// What `index` holds, at most 10,000 documents: by their ids, as text.
+    ///
+    /// # Errors
+    ///
+    /// As [`must`](ElasticsearchServer::must).
+    pub fn documents(&self, index: &str) -> Result<BTreeMap<String, String>> {
+        self.must("POST", &format!("/{index}/_refresh"), "")?;
+        let found = self.must("POST", &format!("/{index}/_search"), r#"{"size":10000}"#)?;
+        let hits = found.pointer("/hits/hits").and_then(|hits| hits.as_array()).context("no hits")?;
+        let document = |hit: &serde_json::Value| {
+            Some((hit.get("_id")?.as_str()?.to_owned(), hit.get("_source")?.to_string()))
+        };
+        Ok(hits.iter().filter_map(document).collect())
+    }
+
+    /// Writes the documents `old-0` and on into `index`, which each hold their number.
+    ///
+    /// # Errors
+    ///
+    /// As [`must`](ElasticsearchServer::must).
+    pub fn fill(&self, index: &str, count: u64) -> Result<()> {
+        let line = |n| format!("{{\"index\":{{\"_id\":\"old-{n}\"}}}}\n{{\"v\":\"old {n}\"}}\n");
+        let body: String = (0..count).map(line).collect();
+        self.must("POST", &format!("/{index}/_bulk?refresh=true"), &body).map(drop)
     }
 
     /// Ends it as a crash does (SIGKILL). Does nothing if it doesn't run.

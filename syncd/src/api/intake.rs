@@ -19,9 +19,9 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 /// What the handler gets: the bytes of bodies that may be held at once bound what they take of memory.
 #[derive(Clone)]
 pub(super) struct Intake {
-    pub(super) control: Arc<dyn Control>,
-    pub(super) bodies: Arc<Semaphore>,
-    pub(super) body_max: usize,
+    control: Arc<dyn Control>,
+    bodies: Arc<Semaphore>,
+    body_max: usize,
 }
 
 #[derive(Deserialize)]

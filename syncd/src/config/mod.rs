@@ -248,13 +248,14 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Whether `key` is one of those.
+    /// Whether `key` is one of those; what has no name is none.
     pub fn takes(&self, key: &Key) -> bool {
         let name = match &key.space {
             Space::Whole | Space::Db(_) => &key.name,
             Space::Table(name) | Space::Index(name) | Space::Bucket(name) => name,
         };
-        self.keys.is_empty() || self.keys.iter().any(|pattern| pattern.matches(name))
+        let is_named = || self.keys.is_empty() || self.keys.iter().any(|pattern| pattern.matches(name));
+        !key.name.is_empty() && is_named()
     }
 }
 

@@ -33,7 +33,7 @@ use super::redos::{SentUnits, Units};
 use super::restart::{
     SnapshotPoint, first_data, is_damaged, recover, restart_point, touched_keys, walk_kept,
 };
-use super::shared::{Asks, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
+use super::shared::{ASKED_AGAIN, Asks, DirectionStats, KnownMarker, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, shown, store_unavailable};
 use crate::config::Intake;
 use crate::log::{Error as LogError, Log, Offset, PartitionId};
@@ -682,7 +682,7 @@ impl Reign {
             let answered = capture.states(keys.clone()).await;
             if !answered {
                 // Capture was opened anew meanwhile, or is about to end.
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(ASKED_AGAIN).await;
             }
             (capture, pin, keys, answered)
         }));
@@ -952,8 +952,13 @@ impl Reign {
                 seq = %change.seq, fill, "sent");
         }
         let (decided, pairs) = (plan.decided, plan.pairs);
-        let sent = decided.clone().unwrap_or_else(|| changes.to_vec());
-        let batch = Batch { marker: marker.clone(), changes: sent, watched: false, keep_existing: fill };
+        let batch = Batch {
+            marker: marker.clone(),
+            decided: decided.is_some(),
+            changes: decided.clone().unwrap_or_else(|| changes.to_vec()),
+            keep_existing: fill,
+            ..Batch::default()
+        };
         target.send(batch).await?;
         let (at, end, low) = (Instant::now(), self.reader.offset(), self.low);
         self.under_way.push_back(Sent { changes, decided, pairs, marker, fill, from, to, at, end, low });
@@ -1144,8 +1149,13 @@ impl Reign {
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
             let marker = self.announce(task, &sent.changes, (sent.from..sent.to, sent.low), &mut plan);
             let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
-            let changes = sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec());
-            let batch = Batch { marker, changes, watched: false, keep_existing: sent.fill };
+            let batch = Batch {
+                marker,
+                decided: sent.decided.is_some(),
+                changes: sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec()),
+                keep_existing: sent.fill,
+                ..Batch::default()
+            };
             match transact(task, target, batch).await? {
                 Outcome::Rejected { transient: true, reason } => {
                     *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
@@ -1279,7 +1289,7 @@ impl Reign {
             let span = self.marker.applied.min(to)..to;
             let marker = self.announce(task, &changes, (span, self.low), &mut plan);
             let sent = plan.decided.unwrap_or_else(|| changes.to_vec());
-            let batch = Batch { marker, changes: sent, watched: false, keep_existing: false };
+            let batch = Batch { marker, changes: sent, ..Batch::default() };
             let outcome = tokio::select! {
                 biased;
                 // It may take hours.

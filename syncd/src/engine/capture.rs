@@ -142,7 +142,7 @@ impl CaptureTask {
                     Some((appended, batch)) = capture.under_way.next() => {
                         capture.durable(&self, source.as_mut(), appended?, batch);
                     }
-                    Some(handed) = self.handed.recv() => capture.take_over(&mut self, handed).await?,
+                    Some(handed) = self.handed.recv() => capture.take_handed(&mut self, handed).await?,
                 }
             }
         }
@@ -199,7 +199,7 @@ async fn carry(
             },
             _ = position_due.tick() => capture.position(task, source).await?,
             Some(handed) = task.handed.recv(), if capture.under_way.len() < APPENDS_MAX => {
-                capture.take_over(task, handed).await?;
+                capture.take_handed(task, handed).await?;
             }
             read = source.next(&mut events, EVENTS_BYTES), if capture.under_way.len() < APPENDS_MAX => {
                 read?;
@@ -214,13 +214,7 @@ async fn carry(
 /// A group without what has to be handed over.
 fn without_handed_over(task: &CaptureTask, mut group: Vec<Change>) -> Vec<Change> {
     let whole = group.len();
-    group.retain(|change| {
-        let is_past = task.is_past_the_intake(change);
-        if is_past {
-            task.note_past_the_intake(change);
-        }
-        !is_past
-    });
+    group.retain(|change| !task.is_for_the_intake(change));
     let last = group.len().saturating_sub(1);
     if group.len() < whole {
         for (n, change) in group.iter_mut().enumerate() {
@@ -863,9 +857,8 @@ impl Capture {
             self.stamp(task, change, batch)?;
         } else {
             let pos = change.pos.clone();
-            if task.is_past_the_intake(&change) {
-                task.note_past_the_intake(&change);
-            } else if change.op != Op::State || self.may_tell(task, &change) {
+            let is_told = !task.is_for_the_intake(&change);
+            if is_told && (change.op != Op::State || self.may_tell(task, &change)) {
                 let ship = self.answers(&change);
                 self.stamp(task, change, batch)?;
                 // Its version is told by what the ship has kept.
@@ -1021,12 +1014,6 @@ impl Capture {
     pub(super) async fn append(&mut self, task: &CaptureTask, mut batch: Batch) -> Result<(), EngineError> {
         batch.last = self.last.clone();
         batch.end = self.next_seq;
-        if batch.changes.is_empty() && !batch.answers.is_empty() {
-            // What is asked for is under way already.
-            self.begun.push_back((task.clock)());
-            self.under_way.push_back(Box::pin(async move { (Ok(Offset(0)), batch) }));
-            return Ok(());
-        }
         if batch.data > 0 {
             // What waits for room in the log is outstanding, too.
             task.stats.data_end.fetch_max(batch.end.0, Ordering::SeqCst);

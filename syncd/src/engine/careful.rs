@@ -80,7 +80,7 @@ impl Reign {
             let marker = self.announce(task, &changes, (self.marker.applied..to, self.low), &mut plan);
             let decided = plan.decided.unwrap_or_else(|| changes.to_vec());
             let keep_existing = !task.origin_wins;
-            let batch = Batch { marker, changes: decided.clone(), watched, keep_existing };
+            let batch = Batch { marker, changes: decided.clone(), watched, decided: true, keep_existing };
             match transact(task, target, batch).await? {
                 Outcome::Touched => {
                     self.marker = before.clone();
@@ -143,7 +143,7 @@ impl Reign {
     ) -> Result<(), EngineError> {
         let mut plan = self.plan(task, &[], false).await?;
         let marker = self.announce(task, &Arc::default(), (self.marker.applied..to, self.low), &mut plan);
-        let batch = Batch { marker, changes: Vec::new(), watched: false, keep_existing: false };
+        let batch = Batch { marker, ..Batch::default() };
         match transact(task, target, batch).await? {
             Outcome::Committed { .. } => {
                 task.stats.counts.applied.fetch_add(count, Ordering::SeqCst);

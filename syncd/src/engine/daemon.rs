@@ -477,8 +477,7 @@ impl Daemon {
                     continue;
                 }
                 let Some(live) = direction.live() else { return Err(self.elsewhere(channel)) };
-                let asked = live.origin.states(keys);
-                if !tokio::time::timeout(ANSWER_AT_MOST, asked).await.unwrap_or(false) {
+                if !live.origin.states_within(&keys, ANSWER_AT_MOST).await {
                     return Err(ControlError::Failed(format!(
                         "{}: {from} was not reached, and has to be asked for the keys; nothing is acknowledged: try \
                          again once `syncd status` shows no error",
@@ -666,7 +665,7 @@ impl Control for Daemon {
     }
 
     async fn hand_over(&self, channel: &str, request: HandOver) -> Result<HandedOver, NotHandedOver> {
-        self.take_over(self.channel(channel)?, request).await
+        self.take_handed(self.channel(channel)?, request).await
     }
 
     async fn repair(&self, channel: &str, from: &str, keys: Vec<Key>) -> Result<u64, ControlError> {
@@ -683,7 +682,7 @@ impl Control for Daemon {
         }
         let Some(live) = direction.live() else { return Err(self.elsewhere(run)) };
         let count = keys.len() as u64;
-        if tokio::time::timeout(ANSWER_AT_MOST, live.origin.states(keys)).await.unwrap_or(false) {
+        if live.origin.states_within(&keys, ANSWER_AT_MOST).await {
             return Ok(count);
         }
         Err(ControlError::Failed(format!(
@@ -776,6 +775,7 @@ impl Control for Daemon {
             counter("causeway_changes_captured_total", run.counts.captured.load(Ordering::SeqCst));
             counter("causeway_changes_applied_total", run.counts.applied.load(Ordering::SeqCst));
             counter("causeway_gaps_total", run.counts.gaps_total.load(Ordering::SeqCst));
+            counter("causeway_intake_past_total", run.counts.past_intake.load(Ordering::SeqCst));
             for resolution in Resolution::ALL {
                 let mut labels = run.labels.clone();
                 labels.push(metrics::Label::new("resolution", resolution.as_str()));
@@ -794,10 +794,7 @@ impl Control for Daemon {
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
                 gauge("causeway_log_damaged", self.log.damaged(&run.partition).len() as f64);
                 let read = |number: &AtomicU64| number.load(Ordering::SeqCst) as f64;
-                let intake = direction.intake.unwrap_or_default();
-                gauge("causeway_intake_waiting", intake.waiting as f64);
-                let past = self.metrics.counter("causeway_intake_past_total", run.labels.clone());
-                past.absolute(intake.past);
+                gauge("causeway_intake_waiting", direction.intake.unwrap_or_default().waiting as f64);
                 gauge("causeway_asked_keys", read(&stats.asked));
                 gauge("causeway_under_way_batches", read(&stats.under_way));
                 gauge("causeway_capture_behind", shared.backlog.behind().unwrap_or(f64::NAN));

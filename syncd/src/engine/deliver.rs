@@ -10,7 +10,7 @@ use tracing::{trace, warn};
 use super::apply::{ApplyTask, Reign};
 use super::careful::unavailable;
 use super::recent::{key_digest, touched_of_key};
-use super::redo::{KEYS_MAX, met, written};
+use super::redo::{KEYS_MAX, leave_marker};
 use super::redos::Redo;
 use super::shared::lock;
 use super::switch::{Part, is_off};
@@ -84,8 +84,8 @@ impl ApplyTask {
 impl Reign {
     /// Notes which keys of the intake the peer's `changes` touch.
     pub(super) fn note_lately(&mut self, task: &ApplyTask, changes: &[Change]) {
-        let Some(intake) = &task.intake else { return };
-        for change in changes.iter().filter(|change| change.op.is_data() && intake.takes(&change.key)) {
+        for change in changes.iter().filter(|change| change.op.is_data() && task.is_handed_over(&change.key))
+        {
             self.lately.note(change.seq, key_digest(&change.key));
         }
     }
@@ -143,22 +143,19 @@ impl Reign {
                 place: Position::default(),
                 is_sent: true,
             };
+            // It is nobody's: the marker says what is delivered.
             redos.push((0, redo));
         }
         let mut pairs = Vec::new();
         for redos in redos.chunks(KEYS_MAX) {
-            let (_, records, contents) = self.evaluate(task, redos).await?;
-            for ((_, redo), content) in redos.iter().zip(contents) {
-                let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
-                let Some(content) = content else { continue };
-                pairs.extend(met(redo, records, &content));
-                sent.extend(written(redo, records, &content));
-            }
+            let (_, changes, met) = self.evaluated(task, redos).await?;
+            sent.extend(changes);
+            pairs.extend(met);
         }
         let before = self.marker.delivered;
         self.marker.delivered = to;
         let marker = self.marker_for_none(task);
-        let batch = Batch { marker, changes: sent.clone(), watched: false, keep_existing: false };
+        let batch = Batch { marker, changes: sent.clone(), decided: true, ..Batch::default() };
         target.send(batch).await?;
         match target.outcome().await? {
             Outcome::Committed { refused, .. } => {
@@ -179,13 +176,7 @@ impl Reign {
                 self.not_delivered(task, &handed, &handed, all).await?;
                 self.marker.delivered = to;
                 let marker = self.marker_for_none(task);
-                target
-                    .send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false })
-                    .await?;
-                match target.outcome().await? {
-                    Outcome::Rejected { reason, .. } => Err(unavailable(task, "write the marker", reason)),
-                    _ => Ok(()),
-                }
+                leave_marker(task, target, marker).await
             }
             Outcome::Rejected { reason, .. } => {
                 self.marker.delivered = before;

@@ -1,13 +1,14 @@
 //! The way in for applications: a request is read and checked here, and goes to the capture of its site (`intake.rs`).
 
 use bytes::Bytes;
-use causeway_core::{Change, Class, Connector, Key, Site};
+use causeway_core::{Change, Class, Connector, Site};
 use tokio::sync::{mpsc, oneshot};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::daemon::Daemon;
 use super::intake::{Handed, NotTaken, Request, Taken};
 use super::run::ChannelRun;
+use super::shown;
 use crate::config::Intake;
 use crate::status::{ControlError, HandOver, HandedOver, LineError, NotHandedOver};
 
@@ -16,7 +17,7 @@ const ERRORS_MAX: usize = 100;
 
 impl Daemon {
     /// As [`Control::hand_over`](crate::status::Control::hand_over).
-    pub(super) async fn take_over(
+    pub(super) async fn take_handed(
         &self,
         run: &ChannelRun,
         request: HandOver,
@@ -61,8 +62,8 @@ impl Daemon {
         let site = match site {
             Some(name) => Site::named(name, &self.sites).ok_or_else(|| wrong("no such site"))?,
             None => {
-                let mut served = run.directions.iter().map(|direction| direction.from);
-                let mut served = served.by_ref().filter(|site| self.serves(*site));
+                let origins = run.directions.iter().map(|direction| direction.from);
+                let mut served = origins.filter(|site| self.serves(*site));
                 match (served.next(), served.next()) {
                     (Some(site), None) => site,
                     _ => return Err(wrong("both sites are served here, say at which one you are")),
@@ -117,29 +118,28 @@ fn lines(connector: &dyn Connector, intake: &Intake, body: &Bytes) -> Result<Vec
 }
 
 /// The change that `line` is, if it may be handed over.
-pub(super) fn change(connector: &dyn Connector, intake: &Intake, line: &[u8]) -> Result<Change, String> {
+fn change(connector: &dyn Connector, intake: &Intake, line: &[u8]) -> Result<Change, String> {
     let change = connector.intake(line)?;
     if change.key.name.is_empty() {
         return Err("it has no key".to_owned());
     }
-    let named = |key: &Key| super::shown(key);
     if !connector.carries(&change.key) {
-        return Err(format!("{} is not carried by this channel", named(&change.key)));
+        return Err(format!("{} is not carried by this channel", shown(&change.key)));
     }
     if !intake.takes(&change.key) {
         return Err(format!(
             "{}: the store's stream tells of it, not the intake: see intake.keys",
-            named(&change.key)
+            shown(&change.key)
         ));
     }
     for (unit, class) in connector.units(&change) {
         if unit.key != change.key {
-            return Err(format!("{} and {}: a line is of one key", named(&change.key), named(&unit.key)));
+            return Err(format!("{} and {}: a line is of one key", shown(&change.key), shown(&unit.key)));
         }
         if !matches!(class, Class::Absolute | Class::Observed) {
             return Err(format!(
                 "{}: what comes of it depends on what is there: hand over what it results in",
-                named(&change.key)
+                shown(&change.key)
             ));
         }
     }

@@ -185,22 +185,21 @@ const TAKEN_MAX: usize = 4096;
 impl CaptureTask {
     /// Whether applications hand over what is done to `key`.
     pub(super) fn is_handed_over(&self, key: &Key) -> bool {
-        !key.name.is_empty() && self.intake.as_ref().is_some_and(|intake| intake.takes(key))
+        self.intake.as_ref().is_some_and(|intake| intake.takes(key))
     }
 
-    /// Whether the store's stream tells of a write that has to be handed over as well.
-    pub(super) fn is_past_the_intake(&self, change: &Change) -> bool {
+    /// Whether the store's stream tells of a write that is for the intake to tell. One past the intake is counted: not with
+    /// `deliver = "peer"`, which says that the application writes it itself, and no delete, as the key may have expired.
+    pub(super) fn is_for_the_intake(&self, change: &Change) -> bool {
         let is_write = matches!(change.op, Op::Put | Op::Delete | Op::Command | Op::State);
-        is_write && !change.was_asked_for() && self.is_handed_over(&change.key)
-    }
-
-    /// Counts one that was not. What `deliver = "peer"` says is written by the application itself; and a delete may be
-    /// none: the key has expired.
-    pub(super) fn note_past_the_intake(&self, change: &Change) {
+        if !is_write || change.was_asked_for() || !self.is_handed_over(&change.key) {
+            return false;
+        }
         let by_us = self.intake.as_ref().is_some_and(|intake| intake.deliver == Deliver::Both);
         if by_us && change.op != Op::Delete && change.part.is_none_or(|part| part.last) {
             self.stats.counts.past_intake.fetch_add(1, Ordering::SeqCst);
         }
+        true
     }
 
     /// Whether something for `digest`'s key stands in the log and not yet in the store.
@@ -218,7 +217,7 @@ impl CaptureTask {
 
 impl Capture {
     /// Takes what applications hand over, `first` and what waits behind it, into one append.
-    pub(super) async fn take_over(
+    pub(super) async fn take_handed(
         &mut self,
         task: &mut CaptureTask,
         first: Handed,
@@ -236,12 +235,9 @@ impl Capture {
                     for (line, change) in changes.into_iter().enumerate().skip(repeated) {
                         let intake = Some(name(&request, line));
                         let (pos, time) = (self.last.clone(), (task.clock)());
-                        self.place(task, Change { intake, pos, time, ..change }, &mut batch)?;
-                        batch
-                            .changes
-                            .last()
-                            .into_iter()
-                            .for_each(|held| self.requests.note(held, remembered));
+                        let change = Change { intake, pos, time, ..change };
+                        self.requests.note(&change, remembered);
+                        self.place(task, change, &mut batch)?;
                     }
                     let (answer, durable) = oneshot::channel();
                     batch.answers.push(answer);

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use causeway_core::{Batch, Change, Op, Outcome, Position, Refused, Seq, Site, Target};
+use causeway_core::{Batch, Change, Marker, Op, Outcome, Position, Refused, Seq, Site, Target};
 use tracing::{debug, warn};
 
 use super::apply::{ApplyTask, Reign};
@@ -24,9 +24,9 @@ pub(super) const KEYS_MAX: usize = 64;
 /// How far the log is read back at first for the beginning of a value that came in pieces.
 const PIECES_WINDOW: u64 = 1024;
 
-type Numbered = (u64, Redo);
+pub(super) type Numbered = (u64, Redo);
 /// Of each key, by its digest.
-pub(super) type Records = HashMap<u128, Vec<Record>>;
+type Records = HashMap<u128, Vec<Record>>;
 
 impl Reign {
     /// Evaluates the keys that wait for it. Nothing is under way, neither before nor after.
@@ -51,20 +51,10 @@ impl Reign {
         target: &mut dyn Target,
         redos: Vec<Numbered>,
     ) -> Result<(), EngineError> {
-        let (basis, records, contents) = self.evaluate(task, &redos).await?;
-        let mut changes = Vec::new();
-        let mut pairs = Vec::new();
-        for ((id, redo), content) in redos.iter().zip(contents) {
-            let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
-            debug!(partition = %task.partition, id, key = %shown(&redo.key), ?content, "evaluated again");
-            let Some(content) = content else { continue };
-            lock(&task.shared.redos).widen(*id, rule::extent(records, &content));
-            pairs.extend(met(redo, records, &content));
-            changes.extend(written(redo, records, &content));
-        }
+        let (basis, changes, pairs) = self.evaluated(task, &redos).await?;
         let mut marker = self.marker_for_none(task);
         (marker.basis, marker.redone) = (basis, redos.iter().map(|(id, _)| *id).collect());
-        let batch = Batch { marker, changes: changes.clone(), watched: false, keep_existing: false };
+        let batch = Batch { marker, changes: changes.clone(), decided: true, ..Batch::default() };
         target.send(batch).await?;
         match target.outcome().await? {
             Outcome::Committed { refused, .. } => {
@@ -105,15 +95,31 @@ impl Reign {
         self.refused(task, &changes, &changes, all).await?;
         let mut marker = self.marker_for_none(task);
         marker.redone = redos.iter().map(|(id, _)| *id).collect();
-        target.send(Batch { marker, changes: Vec::new(), watched: false, keep_existing: false }).await?;
-        match target.outcome().await? {
-            Outcome::Rejected { reason, .. } => Err(unavailable(task, "write the marker", reason)),
-            _ => Ok(()),
+        leave_marker(task, target, marker).await
+    }
+
+    /// What brings the keys of `redos` to what they are to hold, up to where our own changes are known for that, and how those
+    /// that met came out.
+    pub(super) async fn evaluated(
+        &mut self,
+        task: &ApplyTask,
+        redos: &[Numbered],
+    ) -> Result<(Seq, Vec<Change>, Vec<Pair>), EngineError> {
+        let (basis, records, contents) = self.evaluate(task, redos).await?;
+        let (mut changes, mut pairs) = (Vec::new(), Vec::new());
+        for ((id, redo), content) in redos.iter().zip(contents) {
+            let records = records.get(&key_digest(&redo.key)).map_or(&[][..], Vec::as_slice);
+            debug!(partition = %task.partition, id, key = %shown(&redo.key), ?content, "evaluated again");
+            let Some(content) = content else { continue };
+            lock(&task.shared.redos).widen(*id, rule::extent(records, &content));
+            pairs.extend(met(redo, records, &content));
+            changes.extend(written(redo, records, &content));
         }
+        Ok((basis, changes, pairs))
     }
 
     /// Up to where our own changes are known, the records of the keys, and what these say of each redo.
-    pub(super) async fn evaluate(
+    async fn evaluate(
         &mut self,
         task: &ApplyTask,
         redos: &[Numbered],
@@ -195,6 +201,19 @@ impl Reign {
     }
 }
 
+/// Leaves `marker` in the store, with nothing else.
+pub(super) async fn leave_marker(
+    task: &ApplyTask,
+    target: &mut dyn Target,
+    marker: Marker,
+) -> Result<(), EngineError> {
+    target.send(Batch { marker, ..Batch::default() }).await?;
+    match target.outcome().await? {
+        Outcome::Rejected { reason, .. } => Err(unavailable(task, "write the marker", reason)),
+        _ => Ok(()),
+    }
+}
+
 /// Adds the peer's changes below `end` to the keys `wanted`, each from its seq on.
 async fn add_theirs(
     task: &ApplyTask,
@@ -242,7 +261,7 @@ async fn whole(task: &ApplyTask, partition: &PartitionId, last: Change) -> Resul
 }
 
 /// What brings the key to `content`.
-pub(super) fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec<Change> {
+fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec<Change> {
     let mut written = Vec::new();
     if content.from_absent {
         let gone = Change::captured(Op::Delete, redo.key.clone(), None, Position::default(), 0);
@@ -255,7 +274,7 @@ pub(super) fn written(redo: &Redo, records: &[Record], content: &Content) -> Vec
 }
 
 /// For the conflict log: how those that met came out.
-pub(super) fn met(redo: &Redo, records: &[Record], content: &Content) -> Vec<Pair> {
+fn met(redo: &Redo, records: &[Record], content: &Content) -> Vec<Pair> {
     let place = |own: bool, seq: Seq| {
         records
             .iter()

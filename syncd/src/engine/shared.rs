@@ -89,6 +89,9 @@ pub(crate) enum Asks {
     ByLog(mpsc::Sender<Ask>),
 }
 
+/// Before what was not answered is asked again.
+pub(crate) const ASKED_AGAIN: Duration = Duration::from_millis(200);
+
 impl Asks {
     /// As [`Ask::Refresh`]; whether it was answered. By the log that is once the question is durable, as
     /// whoever reads it answers it.
@@ -99,6 +102,17 @@ impl Asks {
             Asks::ByLog(capture) => capture.send(Ask::Peer { keys, done }).await,
         };
         sent.is_ok() && durable.await.is_ok()
+    }
+
+    /// As [`states`](Asks::states), asked again where they are not told, as while one of the keys is evaluated again or capture is
+    /// opened anew; whether that came to an end in time.
+    pub(crate) async fn states_within(&self, keys: &[Key], at_most: Duration) -> bool {
+        let told = async {
+            while !self.states(keys.to_vec()).await {
+                tokio::time::sleep(ASKED_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(at_most, told).await.is_ok()
     }
 
     /// As [`Ask::Paused`]; whether it was answered.

@@ -182,7 +182,9 @@ fn encode(partition: &Partition, group: &[Item], end: u64) -> (Vec<Sealed>, Vec<
 /// About how many bytes `change` takes in a block, rather too many.
 fn estimate(change: &Change) -> usize {
     let len = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, |bytes| bytes.len() + 4);
-    40 + change.key.name.len() + len(&change.value) + len(&change.before) + len(&change.tenant)
+    let [value, before, tenant, intake] =
+        [&change.value, &change.before, &change.tenant, &change.intake].map(len);
+    40 + change.key.name.len() + value + before + tenant + intake
 }
 
 /// How large the next block should be when `left` bytes are to come: the store gives a block a page whose

@@ -369,10 +369,9 @@ impl Driver {
             tokio::time::sleep(super::line::MOMENT).await;
             let directions = self.directions();
             let quiet = self.applications.iter().all(|applications| applications.is_done())
-                && directions.iter().all(|d| {
-                    let waits = d.intake.is_some_and(|intake| intake.waiting > 0);
-                    d.phase == Phase::Streaming && d.lag.changes == Some(0) && d.error.is_none() && !waits
-                });
+                && directions
+                    .iter()
+                    .all(|d| d.phase == Phase::Streaming && d.lag.changes == Some(0) && d.error.is_none());
             if !quiet {
                 since = self.world.elapsed();
             }

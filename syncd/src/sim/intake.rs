@@ -16,7 +16,7 @@ use crate::status::{Control as _, HandOver, NotHandedOver};
 pub(super) const KEYS: [&str; 4] = ["r*", "t*", "h*", "s*"];
 
 /// Whether a key's writes are handed over.
-pub(super) fn is_handed_over(command: &str) -> bool {
+fn is_handed_over(command: &str) -> bool {
     command.split(' ').nth(1).is_some_and(|key| KEYS.iter().any(|pattern| key.starts_with(&pattern[..1])))
 }
 

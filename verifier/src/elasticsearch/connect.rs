@@ -28,8 +28,8 @@ pub(super) struct Link {
 /// What a node answered.
 pub(super) enum Answer {
     Whole(u16, Bytes),
-    /// It is larger than was allowed.
-    TooLarge,
+    /// It is larger than was allowed: so many bytes of it were read.
+    TooLarge(usize),
 }
 
 impl Link {
@@ -42,9 +42,9 @@ impl Link {
         body: Option<String>,
         bytes_max: usize,
     ) -> Result<Answer> {
-        let answer = self.paced(action, method, path, body, bytes_max).await?;
+        let answer = self.paced(self.at_once(action, method, path, body, bytes_max)).await?;
         match &answer {
-            Answer::TooLarge | Answer::Whole(200..=299 | 404, _) => Ok(answer),
+            Answer::TooLarge(_) | Answer::Whole(200..=299 | 404, _) => Ok(answer),
             Answer::Whole(status @ (401 | 403), _) => Err(self.site.failed(
                 action,
                 format!("{status}: the account needs `read`, `monitor` and `view_index_metadata`"),
@@ -54,24 +54,20 @@ impl Link {
         }
     }
 
-    /// The same, whatever the status is.
-    pub(super) async fn paced(
-        &self,
-        action: &str,
-        method: Method,
-        path: &str,
-        body: Option<String>,
-        bytes_max: usize,
-    ) -> Result<Answer> {
+    /// Begins to wait for `answer` when the rates allow that.
+    pub(super) async fn paced(&self, answer: impl Future<Output = Result<Answer>>) -> Result<Answer> {
         self.pace.take(1).await;
-        let answer = self.at_once(action, method, path, body, bytes_max).await?;
-        if let Answer::Whole(_, body) = &answer {
-            self.pace.took(body.len()).await;
-        }
+        let answer = answer.await?;
+        let bytes = match &answer {
+            Answer::Whole(_, body) => body.len(),
+            Answer::TooLarge(read) => *read,
+        };
+        self.pace.took(bytes).await;
         Ok(answer)
     }
 
-    async fn at_once(
+    /// As [`ask`](Link::ask), whatever the rates and the status are.
+    pub(super) async fn at_once(
         &self,
         action: &str,
         method: Method,
@@ -93,7 +89,7 @@ impl Link {
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > bytes_max {
-                return Ok(Answer::TooLarge);
+                return Ok(Answer::TooLarge(body.len()));
             }
             body.extend_from_slice(&chunk);
         }
@@ -117,7 +113,7 @@ impl Link {
         body: Option<String>,
     ) -> Result<Option<T>> {
         match self.ask(action, method, path, body, usize::MAX).await? {
-            Answer::Whole(404, _) | Answer::TooLarge => Ok(None),
+            Answer::Whole(404, _) | Answer::TooLarge(_) => Ok(None),
             Answer::Whole(_, body) => self.parse(action, &body).map(Some),
         }
     }

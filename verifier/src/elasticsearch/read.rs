@@ -178,7 +178,7 @@ impl EsReader {
             let bytes_max = if now.len() == 1 { usize::MAX } else { BYTES_AT_ONCE };
             let body = match self.link.ask(ACTION, Method::POST, "/_mget", Some(body), bytes_max).await? {
                 Answer::Whole(_, body) => body,
-                Answer::TooLarge => {
+                Answer::TooLarge(_) => {
                     count = (count / 4).max(1);
                     continue;
                 }

@@ -65,7 +65,8 @@ impl EsReader {
             (false, Some(_)) => (Method::PUT, "op_type=create&pipeline=_none".to_owned()),
         };
         let path = format!("{path}?{guard}{routing}");
-        let answer = self.link.paced(action, method, &path, back.map(str::to_owned), usize::MAX).await?;
+        let answer = self.link.at_once(action, method, &path, back.map(str::to_owned), usize::MAX);
+        let answer = self.link.paced(answer).await?;
         let Answer::Whole(status, body) = answer else { return Ok(Tried::Again) };
         let kind = || {
             let answer = serde_json::from_slice::<Got<'_>>(&body).ok();

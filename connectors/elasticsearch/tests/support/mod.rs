@@ -213,7 +213,11 @@ impl Applier {
     }
 
     /// One batch; changes without an hlc, but for reads, get that of now.
-    pub(crate) async fn apply(&mut self, mut changes: Vec<Change>) -> Result<Outcome> {
+    pub(crate) async fn apply(&mut self, changes: Vec<Change>) -> Result<Outcome> {
+        self.apply_as(changes, false).await
+    }
+
+    async fn apply_as(&mut self, mut changes: Vec<Change>, decided: bool) -> Result<Outcome> {
         let from = Seq(self.next);
         let mut highest = Hlc(0);
         for change in &mut changes {
@@ -226,18 +230,26 @@ impl Applier {
         }
         let marker =
             Marker { term: Term(1), applied: Seq(self.next), from, hlc: highest, ..Marker::default() };
-        self.target.send(Batch { marker, changes, watched: false, keep_existing: false }).await?;
+        self.target.send(Batch { marker, changes, decided, ..Batch::default() }).await?;
         let outcome = tokio::time::timeout(WAIT_MAX, self.target.outcome()).await;
         outcome.context("an outcome doesn't come")?.map_err(Into::into)
     }
 
     /// The same, where all of it has to go in.
     pub(crate) async fn must(&mut self, changes: Vec<Change>) -> Result<()> {
-        let outcome = self.apply(changes).await?;
-        anyhow::ensure!(
-            matches!(&outcome, Outcome::Committed { refused, existing } if refused.is_empty() && existing.is_empty()),
-            "{outcome:?}"
-        );
-        Ok(())
+        whole(&self.apply(changes).await?)
     }
+
+    /// The same, as what was worked out with all that is known.
+    pub(crate) async fn decided(&mut self, changes: Vec<Change>) -> Result<()> {
+        whole(&self.apply_as(changes, true).await?)
+    }
+}
+
+fn whole(outcome: &Outcome) -> Result<()> {
+    anyhow::ensure!(
+        matches!(outcome, Outcome::Committed { refused, existing } if refused.is_empty() && existing.is_empty()),
+        "{outcome:?}"
+    );
+    Ok(())
 }

@@ -117,7 +117,7 @@ pub(crate) fn values(changes: &[Change]) -> BTreeMap<String, String> {
 /// One batch of these, behind those before.
 pub(crate) fn batch(term: u64, seq: u64, changes: Vec<Change>) -> Batch {
     let marker = Marker { term: Term(term), applied: Seq(seq), hlc: Hlc(seq << 9), ..Marker::default() };
-    Batch { marker, changes, watched: false, keep_existing: false }
+    Batch { marker, changes, ..Batch::default() }
 }
 
 /// Sends a batch and waits for what comes of it.

@@ -158,7 +158,7 @@ impl Applier {
             log: 17,
             ..Marker::default()
         };
-        Batch { marker, changes, watched: false, keep_existing: false }
+        Batch { marker, changes, ..Batch::default() }
     }
 
     /// Sends a batch and waits for its outcome.

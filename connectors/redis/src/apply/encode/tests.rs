@@ -17,7 +17,7 @@ fn words(words: &[&str]) -> BytesMut {
 
 /// A transaction, a command a line, and what was refused.
 fn encoded(changes: Vec<Change>, keep_existing: bool) -> (Vec<String>, Vec<usize>) {
-    let batch = Batch { marker: Marker::default(), changes, watched: false, keep_existing };
+    let batch = Batch { marker: Marker::default(), changes, keep_existing, ..Batch::default() };
     let names = Names::new("l", "c");
     let mut out = BytesMut::new();
     let expected = Encoder {
