@@ -263,7 +263,7 @@ fn the_examples_are_taken_and_say_what_they_do() {
         );
         seen += 1;
     }
-    assert_eq!(seen, 3);
+    assert_eq!(seen, 4);
 }
 
 #[test]

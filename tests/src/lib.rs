@@ -314,8 +314,8 @@ fn wait_until_drained(
     Ok(now)
 }
 
-/// Kills syncd or one of two nodes, each in its turn, and starts it again; `kills`: how many there were before.
-pub fn kill_in_turn(kills: usize, seat: &mut Seat, nodes: &mut [ElasticsearchServer; 2]) -> Result<()> {
+/// Kills syncd or one of the two nodes, each in its turn, and starts it again; `kills`: how many there were before.
+pub fn kill_in_turn(kills: usize, seat: &mut Seat, nodes: &mut [ElasticsearchServer]) -> Result<()> {
     match kills % 4 {
         0 | 2 => {
             seat.kill()?;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use causeway_core::time::{now_ms, rfc3339};
 use causeway_core::{Hlc, Site};
 use causeway_stories::{Seat, kill_in_turn, seed, story_seconds};
-use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home, request};
+use causeway_testkit::elasticsearch::{ElasticsearchServer, LentNodes, elasticsearch_home, request};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::Status;
@@ -24,8 +24,9 @@ const OLD: u64 = 1_000;
 
 /// Two nodes and a daemon for both, with one channel `push` between them.
 struct Pair {
-    nodes: [ElasticsearchServer; 2],
     seat: Seat,
+    /// Behind the daemon, which ends first.
+    nodes: LentNodes,
 }
 
 /// An index's documents by their ids, as text.
@@ -36,7 +37,7 @@ impl Pair {
         if elasticsearch_home().is_none() {
             return Ok(None);
         }
-        let nodes = ElasticsearchServer::start_both(&[])?;
+        let nodes = LentNodes::take()?;
         let poll = if more.contains("poll =") { "" } else { "poll = \"100ms\"" };
         let text = format!(
             "[link]\nname = \"dc-cloud\"\nsites = [\"dc\", \"cloud\"]\n[[channel]]\nname = \"push\"\n\
@@ -239,7 +240,7 @@ fn what_exists_and_what_follows_arrive_at_the_other_site() -> Result<()> {
     ensure!(pair.seat.terminate()? == Some(0), "{}", pair.seat.log_end());
     let cleaned = pair.seat.syncd(&["cleanup"])?;
     ensure!(cleaned.status.success(), "cleanup: {}", String::from_utf8_lossy(&cleaned.stderr));
-    for node in &pair.nodes {
+    for node in pair.nodes.iter() {
         let left = node.request("GET", "/_cat/indices/.causeway*?expand_wildcards=all&h=index", "")?.1;
         ensure!(left.trim().is_empty(), "{left} is left");
     }
@@ -253,7 +254,7 @@ fn writes_at_both_sites_end_equal_whatever_is_killed() -> Result<()> {
     let Some(mut pair) = Pair::new("")? else { return Ok(()) };
     let seed = seed();
     let mut rng = SmallRng::seed_from_u64(seed);
-    for node in &pair.nodes {
+    for node in pair.nodes.iter() {
         node.must("PUT", "/push-1", INDEX)?;
     }
     pair.nodes[0].fill("push-1", OLD)?;
@@ -264,7 +265,7 @@ fn writes_at_both_sites_end_equal_whatever_is_killed() -> Result<()> {
     // Until each site has listed them: what comes and goes between two listings is not found if nobody runs then.
     std::thread::sleep(Duration::from_secs(3));
     let writers = [0, 1].map(|site| Writer::start(site, pair.nodes[site].port(), seed ^ site as u64));
-    let end = Instant::now() + story_seconds(40);
+    let end = Instant::now() + story_seconds(25);
     let mut kills = 0;
     while Instant::now() < end || kills < 4 {
         std::thread::sleep(Duration::from_millis(rng.random_range(1_500..5_000)));

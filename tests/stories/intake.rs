@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_client::{Client, Error};
-use causeway_stories::{Link, Seat, Setup, kill_in_turn, seed, story_seconds};
+use causeway_stories::{Link, Seat, Setup, kill_in_turn, program, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home};
 use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
@@ -247,5 +247,52 @@ fn the_example_in_python_hands_over() -> Result<()> {
     let wrong = [json!({"command": ["SET", "k", "v"]}), json!({"command": ["FLUSHALL"]})];
     let refused = runtime.block_on(Client::new(&link.api(), "push").at("dc").hand_over(&wrong));
     ensure!(matches!(&refused, Err(Error::Refused { lines, .. }) if lines[0].line == 2), "{refused:?}");
+    Ok(())
+}
+
+/// The runbook of docs/INTAKE.md: what applications wrote themselves until they all handed over is at both sites in the end.
+#[test]
+fn a_runbook_moves_the_applications_to_the_intake() -> Result<()> {
+    let channel = "intake = { deliver = \"both\" }".to_owned();
+    let setup = Setup { channel, snapshot: "dc", ..Setup::default() };
+    let mut link = Link::new([Options::default(), Options::default()], &setup)?;
+    let mut dc = link.stores[0].connect()?;
+    for n in 0..500 {
+        dc.must(&["SET", &format!("old-{n}"), "copied"])?;
+    }
+    link.start()?;
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/runbooks/move-to-the-intake.yaml");
+    let book = link.dir().join("move-to-the-intake.yaml");
+    std::fs::write(&book, std::fs::read_to_string(shipped)?.replace("for: 30m", "for: 2s"))?;
+    let run = |words: &[&str]| -> Result<(Option<i32>, String)> {
+        let mut syncd = Command::new(program("syncd")?);
+        syncd.arg("runbook").args(words).arg(&book).arg("--config").arg(link.config());
+        let out = syncd.stdin(Stdio::null()).output()?;
+        let said = [out.stdout, out.stderr].concat();
+        Ok((out.status.code(), String::from_utf8_lossy(&said).into_owned()))
+    };
+    let (code, said) = run(&["run"])?;
+    ensure!(code == Some(1) && said.contains("hand its changes over by now"), "{code:?} {said}");
+    // One that has not changed over, and one that has.
+    dc.must(&["SET", "old-1", "written past the intake"])?;
+    dc.must(&["SET", "new-1", "written past the intake"])?;
+    dc.must(&["DEL", "old-2"])?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let lines = [json!({"command": ["SET", "old-3", "handed over"]}), json!({"command": ["DEL", "old-4"]})];
+    runtime.block_on(Client::new(&link.api(), "push").at("cloud").patient_for(PATIENCE).hand_over(&lines))?;
+    let (code, said) = run(&["resume", "--approve"])?;
+    ensure!(code == Some(0), "{code:?} {said}\n{}", link.log_end());
+    link.verify()?;
+    let mut cloud = link.stores[1].connect()?;
+    for (key, held) in [
+        ("old-1", Some("written past the intake")),
+        ("new-1", Some("written past the intake")),
+        ("old-2", None),
+        ("old-3", Some("handed over")),
+        ("old-4", None),
+        ("old-5", Some("copied")),
+    ] {
+        ensure!(cloud.must(&["GET", key])?.text().as_deref() == held, "{key}");
+    }
     Ok(())
 }

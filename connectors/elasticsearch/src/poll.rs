@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use causeway_core::time::now_ms;
-use causeway_core::{Change, Error, Event, Hlc, Key, Marker, Op, Position, Result, Site, Token};
+use causeway_core::{Change, Error, ErrorKind, Event, Hlc, Key, Marker, Op, Position, Result, Site, Token};
 use futures_util::future::try_join_all;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ const PAGE_MAX: usize = 1_000;
 const IDS_MAX: usize = 5_000;
 /// How long a shard waits for the marker of what a document was written on top of.
 const MARKER_MAX: Duration = Duration::from_secs(10);
+/// How long an index of ours that was just made may have no primary, and how often that is looked at.
+const PRIMARY_WAIT: Duration = Duration::from_secs(5);
+const PRIMARY_LOOK: Duration = Duration::from_millis(100);
 /// How often an idle stream says where it is.
 const IDLE_EVERY: Duration = Duration::from_millis(500);
 /// How long a batch's marker is kept: a restart reads again what it had not settled.
@@ -291,8 +294,15 @@ impl Poller {
 
     /// All documents of an index of ours with one shard, behind a number.
     async fn all_of(&self, index: &str, mut after: i64) -> Result<Vec<Hit>> {
-        let shard =
-            documents::shards(&self.client, index, |name| name == index, |_| true).await?.into_iter().next();
+        let until = Instant::now() + PRIMARY_WAIT;
+        let shard = loop {
+            match documents::shards(&self.client, index, |name| name == index, |_| true).await {
+                Err(error) if error.kind() == ErrorKind::Retry && Instant::now() < until => {
+                    tokio::time::sleep(PRIMARY_LOOK).await;
+                }
+                shards => break shards?.into_iter().next(),
+            }
+        };
         let Some(shard) = shard else { return Ok(Vec::new()) };
         documents::refresh(&self.client, [&shard]).await?;
         let (mut all, mut count) = (Vec::new(), PAGE_MAX);

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
@@ -21,6 +22,8 @@ use crate::servers::free_port;
 const START_MAX: Duration = Duration::from_secs(240);
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// Of a request that is worked on after who sent it was killed nothing comes after this time.
+const QUIET: Duration = Duration::from_millis(1_000);
 /// Bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 
@@ -143,6 +146,20 @@ impl ElasticsearchServer {
         self.must("POST", &format!("/{index}/_bulk?refresh=true"), &body).map(drop)
     }
 
+    /// Deletes all indices, until none comes any more: a request of who was killed may still be worked on, and makes one.
+    fn delete_all(&self) -> Result<()> {
+        let mut none_since = Instant::now();
+        while none_since.elapsed() < QUIET {
+            let all = self.must("GET", "/_cat/indices?format=json&h=index&expand_wildcards=all", "")?;
+            for name in all.as_array().into_iter().flatten().filter_map(|one| one["index"].as_str()) {
+                self.must("DELETE", &format!("/{name}"), "")?;
+                none_since = Instant::now();
+            }
+            std::thread::sleep(QUIET / 5);
+        }
+        Ok(())
+    }
+
     /// Ends it as a crash does (SIGKILL). Does nothing if it doesn't run.
     pub fn kill(&mut self) {
         self.launched.kill();
@@ -186,6 +203,52 @@ impl ElasticsearchServer {
         // With security on it knows nobody yet, and says so.
         let answers = || request(port, "GET", path, "").is_ok_and(|(status, _)| matches!(status, 200 | 401));
         self.launched.wait_until(&format!("Elasticsearch on port {port}"), START_MAX, answers)
+    }
+}
+
+/// Two nodes, `dc`'s first, that one test has to itself. When it is dropped all indices there are deleted, and another test of
+/// this process gets them, which spares it the start.
+#[derive(Debug)]
+pub struct LentNodes(Vec<ElasticsearchServer>);
+
+static FREE_NODES: Mutex<Vec<Vec<ElasticsearchServer>>> = Mutex::new(Vec::new());
+
+impl LentNodes {
+    /// Takes two that are free, or starts them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ElasticsearchServer::start`].
+    pub fn take() -> Result<LentNodes> {
+        let free = FREE_NODES.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match free {
+            Some(nodes) => Ok(LentNodes(nodes)),
+            None => Ok(LentNodes(ElasticsearchServer::start_both(&[])?.into())),
+        }
+    }
+}
+
+impl Deref for LentNodes {
+    type Target = [ElasticsearchServer];
+
+    fn deref(&self) -> &[ElasticsearchServer] {
+        &self.0
+    }
+}
+
+impl DerefMut for LentNodes {
+    fn deref_mut(&mut self) -> &mut [ElasticsearchServer] {
+        &mut self.0
+    }
+}
+
+impl Drop for LentNodes {
+    fn drop(&mut self) {
+        let nodes = std::mem::take(&mut self.0);
+        // Those that do not answer any more are ended.
+        if nodes.iter().all(|node| node.delete_all().is_ok()) {
+            FREE_NODES.lock().unwrap_or_else(PoisonError::into_inner).push(nodes);
+        }
     }
 }
 
