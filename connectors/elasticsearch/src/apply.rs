@@ -155,6 +155,9 @@ impl Worker {
             }
         }
         let (planned, mut refused, existing) = self.plan(&batch, docs, held);
+        let keys: Vec<Key> =
+            if both { batch.changes.iter().map(|change| change.key.clone()).collect() } else { Vec::new() };
+        self.state.writes(&keys);
         let deleted: Vec<(String, String)> = planned
             .iter()
             .filter(|planned| planned.item.source.is_none())
@@ -170,6 +173,7 @@ impl Worker {
         }
         refused.sort_unstable_by_key(|refused| refused.index);
         self.leave(&batch.marker, deleted).await?;
+        self.state.has_marked(&keys);
         Ok(Outcome::Committed { refused, existing })
     }
 

@@ -47,8 +47,8 @@ const PRIMARY_LOOK: Duration = Duration::from_millis(100);
 const IDLE_EVERY: Duration = Duration::from_millis(500);
 /// How long a batch's marker is kept: a restart reads again what it had not settled.
 const KEEP_MARKERS_MS: u64 = 3_600_000;
-/// Looks that a state waits for the marker of what its document holds.
-const STATE_LOOKS_MAX: u32 = 5;
+/// How long states wait for the markers of what their documents hold.
+const STATE_WAIT: Duration = Duration::from_secs(5);
 /// Reasons why something was left out that are kept.
 const LEFT_OUT_MAX: usize = 1_000;
 
@@ -174,7 +174,8 @@ pub(crate) struct Poller {
     current: Current,
     /// Tokens of looks that did not come to their end.
     tokens: Vec<Token>,
-    states: VecDeque<(Vec<Key>, Token, u32)>,
+    /// Since when they wait.
+    states: VecDeque<(Vec<Key>, Token, Instant)>,
     /// Of our own index: number, id, time.
     prunable: VecDeque<(i64, String, u64)>,
     said: (Places, Instant),
@@ -411,7 +412,7 @@ impl Poller {
 
     async fn take(&mut self, ask: Ask) -> Result<()> {
         match ask {
-            Ask::States(keys, token) => self.states.push_back((keys, token, 0)),
+            Ask::States(keys, token) => self.states.push_back((keys, token, Instant::now())),
             Ask::Prune(place) => self.prune(place).await?,
         }
         Ok(())
@@ -854,7 +855,7 @@ impl Poller {
 
     /// Tells the states that were asked for: what the documents hold now, as far as markers tell of it.
     async fn answer_states(&mut self) -> Result<()> {
-        while let Some((keys, token, looks)) = self.states.pop_front() {
+        while let Some((keys, token, since)) = self.states.pop_front() {
             let (docs, keys): (Vec<_>, Vec<_>) = keys
                 .into_iter()
                 .filter(|key| names::index(key).is_some_and(|index| self.config.indices.carries(index)))
@@ -866,8 +867,13 @@ impl Poller {
                 let base = version::base(version).map_or(version, |base| base.0);
                 version::is_of(base, self.site.peer()) && Hlc(base) > self.marked
             };
-            if both && looks < STATE_LOOKS_MAX && got.iter().any(|got| got.found && unmarked(got.version)) {
-                self.states.push_front((keys, token, looks + 1));
+            // Of one that is gone nothing but our applier can tell who wrote it last.
+            let waits = || {
+                got.iter().any(|got| got.found && unmarked(got.version))
+                    || keys.iter().any(|key| self.state.is_unmarked(key))
+            };
+            if both && since.elapsed() < STATE_WAIT && waits() {
+                self.states.push_front((keys, token, since));
                 return Ok(());
             }
             let mut events = Vec::new();

@@ -29,6 +29,9 @@ struct Inner {
     places: HashMap<String, i64>,
     /// With the moment at which that was done; `None`: it may be done any moment.
     deleted: HashMap<Key, Option<u64>>,
+    /// What the target writes, and its marker does not count yet; with the look that had begun when it did. Those of looks
+    /// before the newest one are forgotten.
+    written: HashMap<Key, Option<u64>>,
     /// Counts moments.
     moment: u64,
     /// Deletes were forgotten: there were too many.
@@ -57,8 +60,27 @@ impl SiteState {
         self.with(|inner| {
             inner.begun += 1;
             inner.had_source = true;
+            inner.written.retain(|_, marked| marked.is_none());
             inner.begun
         })
+    }
+
+    /// The target is about to write these.
+    pub(crate) fn writes(&self, keys: &[Key]) {
+        self.with(|inner| inner.written.extend(keys.iter().map(|key| (key.clone(), None))));
+    }
+
+    /// A marker counts them: the next look tells it.
+    pub(crate) fn has_marked(&self, keys: &[Key]) {
+        self.with(|inner| {
+            let begun = inner.begun;
+            keys.iter().for_each(|key| _ = inner.written.insert(key.clone(), Some(begun)));
+        });
+    }
+
+    /// Whether something was written there of which the newest look may not have told the marker.
+    pub(crate) fn is_unmarked(&self, key: &Key) -> bool {
+        self.with(|inner| inner.written.contains_key(key))
     }
 
     /// All that the look found was taken from the source.
@@ -126,9 +148,13 @@ impl SiteState {
     }
 
     /// Nothing of an applier before this one is under way.
-    pub(crate) fn has_deleted_all(&self) {
+    pub(crate) fn has_ended(&self) {
         let now = self.moment();
-        self.with(|inner| inner.deleted.values_mut().for_each(|done| _ = done.get_or_insert(now)));
+        self.with(|inner| {
+            inner.deleted.values_mut().for_each(|done| _ = done.get_or_insert(now));
+            // What it did not mark is written once more, unless something of the site's own counts more.
+            inner.written.clear();
+        });
     }
 
     /// Whether the target deleted the key, or may have.
@@ -181,7 +207,7 @@ mod tests {
         state.met(&k, state.moment());
         assert!(!state.was_deleted(&k));
         state.deletes(std::slice::from_ref(&k));
-        state.has_deleted_all();
+        state.has_ended();
         state.noted(&k);
         assert!(!state.was_deleted(&k));
     }

@@ -98,8 +98,9 @@ pub(crate) async fn make_own(client: &Client, own: &str) -> Result<()> {
     answer.ok(ACTION).map(drop)
 }
 
-/// Takes the marker's document over: what an older applier still does fails from here on.
-async fn take_over(client: &Client, own: &str, term: Term) -> Result<(MarkerAt, Option<Marker>)> {
+/// Takes the marker's document over: what an older applier still does fails from here on. Where it stands, the marker, and the
+/// highest version that was written.
+async fn take_over(client: &Client, own: &str, term: Term) -> Result<(MarkerAt, Option<Marker>, u64)> {
     const ACTION: &str = "take over";
     #[derive(serde::Deserialize)]
     struct Written {
@@ -124,7 +125,7 @@ async fn take_over(client: &Client, own: &str, term: Term) -> Result<(MarkerAt, 
         }
         let written: Written = answer.ok(ACTION)?.parse(ACTION)?;
         let at = MarkerAt { seq_no: written._seq_no, primary_term: written._primary_term };
-        return Ok((at, parsed));
+        return Ok((at, parsed, last.top));
     }
     Err(unavailable(ACTION, &client.label(), "another applier takes over all the time"))
 }
@@ -138,8 +139,8 @@ impl Target for EsTarget {
         self.listing = None;
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let own = names::own_index(&self.config.link, &self.config.channel);
-        let (marker_at, marker) = take_over(&client, &own, term).await?;
-        self.state.has_deleted_all();
+        let (marker_at, marker, top) = take_over(&client, &own, term).await?;
+        self.state.has_ended();
         let worker = Worker {
             config: Arc::clone(&self.config),
             site: self.site,
@@ -147,7 +148,7 @@ impl Target for EsTarget {
             own: own.clone(),
             state: Arc::clone(&self.state),
             marker_at,
-            top: 0,
+            top,
         };
         let (jobs, todo) = mpsc::channel(JOBS_MAX);
         let (out, outcomes) = mpsc::channel(JOBS_MAX);

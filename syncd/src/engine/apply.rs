@@ -456,8 +456,8 @@ async fn is_same_log(task: &ApplyTask, marker: &Marker) -> Result<(), EngineErro
     Err(EngineError::OtherLog { partition: task.partition.clone(), applied })
 }
 
-/// Whom was asked, what waits for it, for which keys, and whether their states are in the log.
-type Answered = (Asks, Seq, Vec<Key>, bool);
+/// Who was asked, what waits for it, for how many keys, and which of them have to be asked for again.
+type Answered = (Asks, Seq, usize, Vec<Key>);
 type Refreshing = futures_util::future::BoxFuture<'static, Answered>;
 
 /// What is known while one connection to the target lasts.
@@ -679,12 +679,13 @@ impl Reign {
         self.asked += keys.len();
         let capture = capture.clone();
         self.refreshing.push(Box::pin(async move {
-            let answered = capture.states(keys.clone()).await;
-            if !answered {
-                // Capture was opened anew meanwhile, or is about to end.
+            let count = keys.len();
+            let again = capture.states(keys).await;
+            if !again.is_empty() {
+                // Capture was opened anew meanwhile, or is about to end; or these are evaluated again.
                 tokio::time::sleep(ASKED_AGAIN).await;
             }
-            (capture, pin, keys, answered)
+            (capture, pin, count, again)
         }));
     }
 
@@ -700,11 +701,11 @@ impl Reign {
         }
     }
 
-    fn asked(&mut self, (capture, pin, keys, answered): Answered) {
+    fn asked(&mut self, (capture, pin, count, again): Answered) {
         self.unpin(pin);
-        self.asked -= keys.len();
-        if !answered {
-            self.ask(&capture, pin, keys);
+        self.asked -= count;
+        if !again.is_empty() {
+            self.ask(&capture, pin, again);
         }
     }
 

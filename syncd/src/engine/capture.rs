@@ -186,7 +186,9 @@ async fn carry(
             biased;
             Some((appended, batch)) = capture.under_way.next() => capture.durable(task, source, appended?, batch),
             Some(ask) = task.asks.recv() => match ask {
-                Ask::Refresh { keys, done } => capture.refresh_keys(source, keys, Some(done)).await?,
+                Ask::Refresh { keys, done, missed } => {
+                    capture.refresh_keys(source, keys, Some(done), missed).await?;
+                }
                 Ask::Peer { keys, done } => capture.hand_on(task, &keys, done).await?,
                 Ask::Paused { done } => {
                     capture.position_answers.push(done);
@@ -746,7 +748,7 @@ impl Capture {
                     self.reached(pos);
                 }
                 Event::Token(token) => match self.refreshes.remove(&token) {
-                    Some(asked) => batch.answers.extend(asked.answer()),
+                    Some(asked) => batch.answers.extend(asked.done),
                     None => batch.tokens.push(token),
                 },
                 Event::MarkerLost { pos } => {

@@ -13,7 +13,7 @@ use super::recent::{Recent, Touch, key_digest};
 use super::redos::{Redo, Redos, Theirs, units_of};
 use super::restart::walk_seqs;
 use super::rule::{self, Applied, Race};
-use super::shared::lock;
+use super::shared::{Missed, lock};
 use super::switch::{Part, is_off};
 use super::{EngineError, shown};
 
@@ -21,16 +21,8 @@ use super::{EngineError, shown};
 pub(super) struct Refresh {
     pub(super) keys: HashSet<Key>,
     /// Who waits; nobody for the keys that are shipped.
-    done: Option<oneshot::Sender<()>>,
-    /// A key could not be told: whoever waits asks again.
-    missed: bool,
-}
-
-impl Refresh {
-    /// To be told once the states are durable.
-    pub(super) fn answer(self) -> Option<oneshot::Sender<()>> {
-        self.done.filter(|_| !self.missed)
-    }
+    pub(super) done: Option<oneshot::Sender<()>>,
+    missed: Missed,
 }
 
 /// Keys whose state is to be told to the peer.
@@ -195,14 +187,15 @@ impl Capture {
         Ok(())
     }
 
-    /// Asks the source for states; `done` is told once they are durable.
+    /// Asks the source for states; `done` is told once they are durable, but for those that are `missed`.
     pub(super) async fn refresh_keys(
         &mut self,
         source: &mut dyn Source,
         keys: Vec<Key>,
         done: Option<oneshot::Sender<()>>,
+        missed: Missed,
     ) -> Result<(), EngineError> {
-        let asked = Refresh { keys: keys.iter().cloned().collect(), done, missed: false };
+        let asked = Refresh { keys: keys.iter().cloned().collect(), done, missed };
         let token = source.refresh(keys).await?;
         self.refreshes.insert(token, asked);
         Ok(())
@@ -228,7 +221,7 @@ impl Capture {
             return Ok(());
         }
         let digests: Vec<u128> = keys.iter().map(key_digest).collect();
-        self.refresh_keys(source, keys, None).await?;
+        self.refresh_keys(source, keys, None, Missed::default()).await?;
         for digest in digests {
             self.ships.open.entry(digest).and_modify(|ship| ship.is_asked = true);
         }
@@ -261,7 +254,7 @@ impl Capture {
         }
         if state.uncertain && self.is_contested(task, &state.key) {
             let asked = self.refreshes.values_mut().filter(|asked| asked.keys.contains(&state.key));
-            asked.for_each(|asked| asked.missed = true);
+            asked.for_each(|asked| lock(&asked.missed).push(state.key.detached()));
             self.ships.open.entry(key_digest(&state.key)).and_modify(|ship| ship.is_asked = false);
             return false;
         }

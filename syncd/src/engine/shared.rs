@@ -67,11 +67,14 @@ pub(crate) struct SiteShared {
     pub(crate) ask: Asks,
 }
 
+/// Keys that could not be told, as they do not hold what they should: to be asked for again.
+pub(crate) type Missed = Arc<Mutex<Vec<Key>>>;
+
 /// What a site's capture can be asked for.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    /// States of `keys`; answered once they are durable in the log.
-    Refresh { keys: Vec<Key>, done: oneshot::Sender<()> },
+    /// States of `keys`; answered once they are durable in the log, but for those of the `missed`.
+    Refresh { keys: Vec<Key>, done: oneshot::Sender<()>, missed: Missed },
     /// A snapshot anew, with a sweep; `gap` if it closes one.
     Snapshot { gap: bool },
     /// A restart point, which says whether the channel is paused; answered once it is durable.
@@ -93,22 +96,30 @@ pub(crate) enum Asks {
 pub(crate) const ASKED_AGAIN: Duration = Duration::from_millis(200);
 
 impl Asks {
-    /// As [`Ask::Refresh`]; whether it was answered. By the log that is once the question is durable, as
-    /// whoever reads it answers it.
-    pub(crate) async fn states(&self, keys: Vec<Key>) -> bool {
+    /// As [`Ask::Refresh`]; which of them have to be asked for again: all of them where nobody answers. By the log it is
+    /// answered once the question is durable, as whoever reads it answers it.
+    pub(crate) async fn states(&self, keys: Vec<Key>) -> Vec<Key> {
+        let (all, missed) = (keys.clone(), Missed::default());
         let (done, durable) = oneshot::channel();
         let sent = match self {
-            Asks::Here(capture) => capture.send(Ask::Refresh { keys, done }).await,
+            Asks::Here(capture) => {
+                capture.send(Ask::Refresh { keys, done, missed: Arc::clone(&missed) }).await
+            }
             Asks::ByLog(capture) => capture.send(Ask::Peer { keys, done }).await,
         };
-        sent.is_ok() && durable.await.is_ok()
+        if sent.is_ok() && durable.await.is_ok() { std::mem::take(&mut *lock(&missed)) } else { all }
     }
 
     /// As [`states`](Asks::states), asked again where they are not told, as while one of the keys is evaluated again or capture is
     /// opened anew; whether that came to an end in time.
     pub(crate) async fn states_within(&self, keys: &[Key], at_most: Duration) -> bool {
         let told = async {
-            while !self.states(keys.to_vec()).await {
+            let mut keys = keys.to_vec();
+            loop {
+                keys = self.states(keys).await;
+                if keys.is_empty() {
+                    return;
+                }
                 tokio::time::sleep(ASKED_AGAIN).await;
             }
         };
