@@ -155,9 +155,9 @@ impl Worker {
             }
         }
         let (planned, mut refused, existing) = self.plan(&batch, docs, held);
-        let keys: Vec<Key> =
-            if both { batch.changes.iter().map(|change| change.key.clone()).collect() } else { Vec::new() };
-        self.state.writes(&keys);
+        if both {
+            self.state.writes(batch.changes.iter().map(|change| change.key.clone()));
+        }
         let deleted: Vec<(String, String)> = planned
             .iter()
             .filter(|planned| planned.item.source.is_none())
@@ -173,7 +173,7 @@ impl Worker {
         }
         refused.sort_unstable_by_key(|refused| refused.index);
         self.leave(&batch.marker, deleted).await?;
-        self.state.has_marked(&keys);
+        self.state.has_marked();
         Ok(Outcome::Committed { refused, existing })
     }
 

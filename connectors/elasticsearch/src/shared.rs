@@ -10,6 +10,8 @@ use tokio::sync::{Notify, watch};
 
 /// Keys that the target deletes and the source has not met since.
 const DELETED_MAX: usize = 1 << 20;
+/// Keys that the target wrote and no look was begun since.
+const WRITTEN_MAX: usize = 1 << 16;
 /// How long a write of the site's own may take to come out of its stream.
 const TAKEN_MAX: Duration = Duration::from_secs(10);
 
@@ -66,15 +68,21 @@ impl SiteState {
     }
 
     /// The target is about to write these.
-    pub(crate) fn writes(&self, keys: &[Key]) {
-        self.with(|inner| inner.written.extend(keys.iter().map(|key| (key.clone(), None))));
+    pub(crate) fn writes(&self, keys: impl Iterator<Item = Key>) {
+        self.with(|inner| {
+            // Nobody looks for long: then all that is there comes before what is asked for.
+            if inner.written.len() >= WRITTEN_MAX {
+                inner.written.retain(|_, marked| marked.is_none());
+            }
+            inner.written.extend(keys.map(|key| (key, None)));
+        });
     }
 
-    /// A marker counts them: the next look tells it.
-    pub(crate) fn has_marked(&self, keys: &[Key]) {
+    /// A marker counts all that was written: the next look tells it.
+    pub(crate) fn has_marked(&self) {
         self.with(|inner| {
             let begun = inner.begun;
-            keys.iter().for_each(|key| _ = inner.written.insert(key.clone(), Some(begun)));
+            inner.written.values_mut().for_each(|marked| _ = marked.get_or_insert(begun));
         });
     }
 
@@ -210,5 +218,20 @@ mod tests {
         state.has_ended();
         state.noted(&k);
         assert!(!state.was_deleted(&k));
+    }
+
+    #[test]
+    fn what_is_written_is_unmarked_until_a_look_begins_behind_its_marker() {
+        let (state, k) = (SiteState::default(), key("i", "k", None));
+        state.writes(std::iter::once(k.clone()));
+        state.begin();
+        assert!(state.is_unmarked(&k), "no marker counts it");
+        state.has_marked();
+        assert!(state.is_unmarked(&k), "the look may have begun before the marker");
+        state.begin();
+        assert!(!state.is_unmarked(&k));
+        state.writes(std::iter::once(k.clone()));
+        state.has_ended();
+        assert!(!state.is_unmarked(&k));
     }
 }
