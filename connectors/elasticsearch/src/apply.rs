@@ -241,7 +241,8 @@ impl Worker {
             let offset = u64::try_from(self.config.clock_offset.as_millis()).unwrap_or(u64::MAX);
             Hlc::at(change.time.saturating_sub(offset), origin).0
         } else {
-            change.hlc.0
+            // A state of which nobody knows when it was written has none, and must not pass for an application's.
+            change.hlc.0.max(version::lowest(origin))
         };
         match now {
             Some(&Got { version, .. })

@@ -21,6 +21,11 @@ pub(crate) fn is_ours(version: u64) -> bool {
     version & COUNT == 0 && version >= Hlc::at(OURS_MIN_MS, Site::First).0
 }
 
+/// The lowest that an applier of ours gives to a change of `site`.
+pub(crate) fn lowest(site: Site) -> u64 {
+    Hlc::at(OURS_MIN_MS, site).0
+}
+
 /// Whether an applier of ours gave it to a change of `site`.
 pub(crate) fn is_of(version: u64, site: Site) -> bool {
     is_ours(version) && (version & SITE != 0) == (site == Site::Second)
@@ -51,6 +56,7 @@ mod tests {
         let ours = Hlc::at(1_790_000_000_000, Site::Second).0;
         assert!(is_ours(ours) && is_of(ours, Site::Second) && !is_of(ours, Site::First));
         assert_eq!(base(ours), None);
+        assert!(Site::BOTH.iter().all(|site| is_of(lowest(*site), *site)));
         assert_eq!((is_ours(ours + 1), base(ours + 1)), (false, Some(Hlc(ours))));
         for small in [0, 1, 256, 1 << 40] {
             assert_eq!((is_ours(small), base(small)), (false, None));
