@@ -4,6 +4,7 @@ pub mod hot;
 pub mod proxy;
 pub mod watch;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -312,6 +313,16 @@ fn wait_until_drained(
         ensure!(Instant::now() < end, "not drained: {now:#?}\n{}", log_end());
     }
     Ok(now)
+}
+
+/// What two sites hold of the first five ids of which they hold something else: the id, what dc holds, what cloud holds.
+pub fn differing<'a>(
+    dc: &'a BTreeMap<String, String>,
+    cloud: &'a BTreeMap<String, String>,
+) -> Vec<(&'a String, Option<&'a String>, Option<&'a String>)> {
+    let ids: BTreeSet<_> = dc.keys().chain(cloud.keys()).collect();
+    let both = ids.into_iter().map(|id| (id, dc.get(id), cloud.get(id)));
+    both.filter(|(_, dc, cloud)| dc != cloud).take(5).collect()
 }
 
 /// Kills syncd or one of the two nodes, each in its turn, and starts it again; `kills`: how many there were before.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use causeway_core::time::{now_ms, rfc3339};
 use causeway_core::{Hlc, Site};
-use causeway_stories::{Seat, kill_in_turn, seed, story_seconds};
+use causeway_stories::{Seat, differing, kill_in_turn, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, LentNodes, elasticsearch_home, request};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -110,13 +110,7 @@ impl Pair {
             if dc == cloud {
                 return Ok((status, dc));
             }
-            let differs: Vec<_> = dc
-                .keys()
-                .chain(cloud.keys())
-                .filter(|id| dc.get(*id) != cloud.get(*id))
-                .map(|id| format!("{id}: {:?}, {:?}", dc.get(id), cloud.get(id)))
-                .take(5)
-                .collect();
+            let differs = differing(&dc, &cloud);
             ensure!(Instant::now() < until, "they differ in {differs:?}\n{}", self.seat.log_end());
         }
     }

@@ -1,6 +1,6 @@
 //! Stories of applications that hand over what they do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_client::{Client, Error};
-use causeway_stories::{Link, Seat, Setup, kill_in_turn, program, seed, story_seconds};
+use causeway_stories::{Link, Seat, Setup, differing, kill_in_turn, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home};
 use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
@@ -128,16 +128,6 @@ fn documents_that_are_handed_over_end_equal_whatever_is_killed() -> Result<()> {
     ensure!(old == 500, "{old} of 500 are copied");
     println!("{kills} kills, {} documents", dc.len());
     Ok(())
-}
-
-/// What differs: the id, what dc holds, what cloud holds.
-fn differing<'a>(
-    dc: &'a BTreeMap<String, String>,
-    cloud: &'a BTreeMap<String, String>,
-) -> Vec<(&'a String, Option<&'a String>, Option<&'a String>)> {
-    let ids: BTreeSet<_> = dc.keys().chain(cloud.keys()).collect();
-    let both = ids.into_iter().map(|id| (id, dc.get(id), cloud.get(id)));
-    both.filter(|(_, dc, cloud)| dc != cloud).take(5).collect()
 }
 
 fn tag<const SITE: usize>(rng: &mut SmallRng, n: u64) -> Drawn {
@@ -264,10 +254,9 @@ fn a_runbook_moves_the_applications_to_the_intake() -> Result<()> {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/runbooks/move-to-the-intake.yaml");
     let book = link.dir().join("move-to-the-intake.yaml");
     std::fs::write(&book, std::fs::read_to_string(shipped)?.replace("for: 30m", "for: 2s"))?;
+    let book = book.to_str().context("a path")?;
     let run = |words: &[&str]| -> Result<(Option<i32>, String)> {
-        let mut syncd = Command::new(program("syncd")?);
-        syncd.arg("runbook").args(words).arg(&book).arg("--config").arg(link.config());
-        let out = syncd.stdin(Stdio::null()).output()?;
+        let out = link.syncd(&[&["runbook"], words, &[book]].concat())?;
         let said = [out.stdout, out.stderr].concat();
         Ok((out.status.code(), String::from_utf8_lossy(&said).into_owned()))
     };

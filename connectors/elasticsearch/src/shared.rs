@@ -1,6 +1,6 @@
 //! What the source and the target of one site know of each other, in one process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -31,9 +31,10 @@ struct Inner {
     places: HashMap<String, i64>,
     /// With the moment at which that was done; `None`: it may be done any moment.
     deleted: HashMap<Key, Option<u64>>,
-    /// What the target writes, and its marker does not count yet; with the look that had begun when it did. Those of looks
-    /// before the newest one are forgotten.
-    written: HashMap<Key, Option<u64>>,
+    /// What the target writes, and no marker counts yet.
+    unmarked: HashSet<Key>,
+    /// What markers count, and no look was begun since.
+    marked: HashSet<Key>,
     /// Counts moments.
     moment: u64,
     /// Deletes were forgotten: there were too many.
@@ -62,7 +63,7 @@ impl SiteState {
         self.with(|inner| {
             inner.begun += 1;
             inner.had_source = true;
-            inner.written.retain(|_, marked| marked.is_none());
+            inner.marked.clear();
             inner.begun
         })
     }
@@ -71,24 +72,21 @@ impl SiteState {
     pub(crate) fn writes(&self, keys: impl Iterator<Item = Key>) {
         self.with(|inner| {
             // Nobody looks for long: then all that is there comes before what is asked for.
-            if inner.written.len() >= WRITTEN_MAX {
-                inner.written.retain(|_, marked| marked.is_none());
+            if inner.unmarked.len() + inner.marked.len() >= WRITTEN_MAX {
+                inner.marked.clear();
             }
-            inner.written.extend(keys.map(|key| (key, None)));
+            inner.unmarked.extend(keys);
         });
     }
 
     /// A marker counts all that was written: the next look tells it.
     pub(crate) fn has_marked(&self) {
-        self.with(|inner| {
-            let begun = inner.begun;
-            inner.written.values_mut().for_each(|marked| _ = marked.get_or_insert(begun));
-        });
+        self.with(|inner| inner.marked.extend(inner.unmarked.drain()));
     }
 
     /// Whether something was written there of which the newest look may not have told the marker.
     pub(crate) fn is_unmarked(&self, key: &Key) -> bool {
-        self.with(|inner| inner.written.contains_key(key))
+        self.with(|inner| inner.unmarked.contains(key) || inner.marked.contains(key))
     }
 
     /// All that the look found was taken from the source.
@@ -161,7 +159,8 @@ impl SiteState {
         self.with(|inner| {
             inner.deleted.values_mut().for_each(|done| _ = done.get_or_insert(now));
             // What it did not mark is written once more, unless something of the site's own counts more.
-            inner.written.clear();
+            inner.unmarked.clear();
+            inner.marked.clear();
         });
     }
 

@@ -1,7 +1,8 @@
 //! Real Elasticsearch nodes for tests, each a cluster of its own, on free loopback ports and in directories of their own.
 //! They end when they are dropped, and when the test's process ends, however it does.
 //!
-//! A start takes some 15 s and a node some 450 MB: tests that need none of their own share two, [`shared`].
+//! A start takes some 15 s and a node some 450 MB: tests that need none of their own share two, [`shared`],
+//! and those that need two for themselves hand them on, [`LentNodes`].
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

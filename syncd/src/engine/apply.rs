@@ -952,15 +952,8 @@ impl Reign {
             trace!(partition = %task.partition, key = %shown(&change.key), op = change.op.as_str(),
                 seq = %change.seq, fill, "sent");
         }
+        target.send(plan.batch(marker.clone(), &changes, fill)).await?;
         let (decided, pairs) = (plan.decided, plan.pairs);
-        let batch = Batch {
-            marker: marker.clone(),
-            decided: decided.is_some(),
-            changes: decided.clone().unwrap_or_else(|| changes.to_vec()),
-            keep_existing: fill,
-            ..Batch::default()
-        };
-        target.send(batch).await?;
         let (at, end, low) = (Instant::now(), self.reader.offset(), self.low);
         self.under_way.push_back(Sent { changes, decided, pairs, marker, fill, from, to, at, end, low });
         Ok(())
@@ -1149,14 +1142,8 @@ impl Reign {
             }
             let mut plan = self.plan(task, &sent.changes, sent.fill).await?;
             let marker = self.announce(task, &sent.changes, (sent.from..sent.to, sent.low), &mut plan);
+            let batch = plan.batch(marker, &sent.changes, sent.fill);
             let sent = Sent { decided: plan.decided, pairs: plan.pairs, ..sent };
-            let batch = Batch {
-                marker,
-                decided: sent.decided.is_some(),
-                changes: sent.decided.clone().unwrap_or_else(|| sent.changes.to_vec()),
-                keep_existing: sent.fill,
-                ..Batch::default()
-            };
             match transact(task, target, batch).await? {
                 Outcome::Rejected { transient: true, reason } => {
                     *lock(&task.stats.apply_error) = Some(Trouble::waits(&reason));
@@ -1289,8 +1276,7 @@ impl Reign {
             let mut plan = self.plan(task, &changes, false).await?;
             let span = self.marker.applied.min(to)..to;
             let marker = self.announce(task, &changes, (span, self.low), &mut plan);
-            let sent = plan.decided.unwrap_or_else(|| changes.to_vec());
-            let batch = Batch { marker, changes: sent, ..Batch::default() };
+            let batch = plan.batch(marker, &changes, false);
             let outcome = tokio::select! {
                 biased;
                 // It may take hours.

@@ -477,7 +477,7 @@ impl Daemon {
                     continue;
                 }
                 let Some(live) = direction.live() else { return Err(self.elsewhere(channel)) };
-                if !live.origin.states_within(&keys, ANSWER_AT_MOST).await {
+                if !live.origin.states_within(keys, ANSWER_AT_MOST).await {
                     return Err(ControlError::Failed(format!(
                         "{}: {from} was not reached, and has to be asked for the keys; nothing is acknowledged: try \
                          again once `syncd status` shows no error",
@@ -682,7 +682,7 @@ impl Control for Daemon {
         }
         let Some(live) = direction.live() else { return Err(self.elsewhere(run)) };
         let count = keys.len() as u64;
-        if live.origin.states_within(&keys, ANSWER_AT_MOST).await {
+        if live.origin.states_within(keys, ANSWER_AT_MOST).await {
             return Ok(count);
         }
         Err(ControlError::Failed(format!(

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
-use causeway_core::{Change, Key, Op, Seq, Site};
+use causeway_core::{Batch, Change, Key, Marker, Op, Seq, Site};
 use tracing::trace;
 
 use super::apply::{ApplyTask, Reign};
@@ -37,6 +37,19 @@ pub(crate) struct Plan {
     pub(crate) pairs: Vec<Pair>,
     /// What the batch touches, for the race check; `None`: nobody has looked.
     pub(crate) units: Option<Vec<Theirs>>,
+}
+
+impl Plan {
+    /// What is sent for `changes`, of which this is the plan.
+    pub(crate) fn batch(&self, marker: Marker, changes: &[Change], keep_existing: bool) -> Batch {
+        Batch {
+            marker,
+            decided: self.decided.is_some(),
+            changes: self.decided.clone().unwrap_or_else(|| changes.to_vec()),
+            keep_existing,
+            ..Batch::default()
+        }
+    }
 }
 
 /// A change that meets some of ours.

@@ -112,11 +112,10 @@ impl Asks {
 
     /// As [`states`](Asks::states), asked again where they are not told, as while one of the keys is evaluated again or capture is
     /// opened anew; whether that came to an end in time.
-    pub(crate) async fn states_within(&self, keys: &[Key], at_most: Duration) -> bool {
+    pub(crate) async fn states_within(&self, mut keys: Vec<Key>, at_most: Duration) -> bool {
         let told = async {
-            let mut keys = keys.to_vec();
             loop {
-                keys = self.states(keys).await;
+                keys = self.states(std::mem::take(&mut keys)).await;
                 if keys.is_empty() {
                     return;
                 }
