@@ -182,10 +182,10 @@ async fn main() -> Result<()> {
             };
             let cluster = KafkaCluster { brokers: brokers.clone(), client: BTreeMap::new() };
             let clusters = BTreeMap::from([("dc".to_owned(), cluster)]);
-            let log = KafkaLog::open(&clusters, std::slice::from_ref(&id), options.clone()).await?;
+            let log = KafkaLog::open(&clusters, std::slice::from_ref(&id), &[], options.clone()).await?;
             let ((), write) = measured(count, append(log.as_ref(), &id, &changes)).await?;
             log.close().await;
-            let log = KafkaLog::open(&clusters, std::slice::from_ref(&id), options).await?;
+            let log = KafkaLog::open(&clusters, std::slice::from_ref(&id), &[], options).await?;
             let ((), again) = measured(count, read(log.as_ref(), &id, count)).await?;
             log.close().await;
             rows.push(("the log on Kafka", write, again));

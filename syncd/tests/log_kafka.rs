@@ -55,7 +55,7 @@ impl Link {
     async fn try_open(&self) -> Result<Arc<KafkaLog>, Error> {
         let cluster = KafkaCluster { brokers: self.brokers.clone(), client: BTreeMap::new() };
         let clusters = BTreeMap::from([("dc".to_owned(), cluster)]);
-        KafkaLog::open(&clusters, &[id()], self.options.clone()).await
+        KafkaLog::open(&clusters, &[id()], &[], self.options.clone()).await
     }
 
     async fn open(&self) -> Arc<KafkaLog> {
@@ -587,7 +587,7 @@ async fn why_a_group_cannot_be_joined_is_told() {
     let client = client.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let cluster = KafkaCluster { brokers: link.brokers.clone(), client };
     let clusters = BTreeMap::from([("dc".to_owned(), cluster)]);
-    let log = KafkaLog::open(&clusters, &[id()], link.options.clone()).await.unwrap();
+    let log = KafkaLog::open(&clusters, &[id()], &[], link.options.clone()).await.unwrap();
     let group = log.join("dc", "hasty".to_owned()).unwrap();
     let end = Instant::now() + Duration::from_secs(20);
     let trouble = loop {

@@ -691,6 +691,14 @@ pub fn log_in_kafka(dc: &KafkaServer, cloud: &KafkaServer) -> String {
     format!("[log]\nkind = \"kafka\"\nreplication = 1\n{of_sites}")
 }
 
+/// One of Kafka's own tools, for a broker: `consumer.ConsoleConsumer`, `ConsoleProducer`.
+pub fn kafkas_own(tool: &str, broker: &str) -> Result<Command> {
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(causeway_testkit::kafka::kafka_home().context("no Kafka")?.join("*"));
+    command.arg(format!("org.apache.kafka.tools.{tool}")).args(["--bootstrap-server", broker]);
+    Ok(command)
+}
+
 /// A program of this workspace, beside the test's own: `cargo test --workspace` builds it.
 pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;

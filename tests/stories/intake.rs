@@ -1,5 +1,7 @@
 //! Stories of applications that hand over what they do.
 
+mod produced;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};

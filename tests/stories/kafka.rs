@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_stories::proxy::Proxy;
-use causeway_stories::{Link, Setup, durable, log_in_kafka, program, seed, servers, story_seconds};
+use causeway_stories::{
+    Link, Setup, durable, kafkas_own, log_in_kafka, program, seed, servers, story_seconds,
+};
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
 use causeway_testkit::servers::free_port;
 use rand::rngs::SmallRng;
@@ -403,14 +405,6 @@ fn an_application_reads_the_changes_from_kafka() -> Result<()> {
     let sets = lines.iter().filter(|line| line.contains("op:command") && line.contains("\tuser:1\t")).count();
     ensure!(sets as u64 == CHANGES, "the console consumer shows {sets} changes of user:1");
     Ok(())
-}
-
-/// One of Kafka's own tools, for a broker.
-fn kafkas_own(tool: &str, broker: &str) -> Result<Command> {
-    let mut command = Command::new("java");
-    command.arg("-cp").arg(kafka_home().context("no Kafka")?.join("*"));
-    command.arg(format!("org.apache.kafka.tools.{tool}")).args(["--bootstrap-server", broker]);
-    Ok(command)
 }
 
 /// The lines of what `command` prints, up to the `last`; then it is killed.

@@ -7,7 +7,7 @@ use super::client::Client;
 use super::table::{Align, Table, Tone, thousands};
 use super::{Failure, output, progress};
 use crate::config::Config;
-use crate::status::{ChannelState, GroupStatus, HeldAnswer, Phase, Status};
+use crate::status::{ChannelState, DirectionStatus, GroupStatus, HeldAnswer, IntakeStatus, Phase, Status};
 
 /// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -113,6 +113,9 @@ fn render(status: &Status, colour: bool) -> String {
             if d.phase == Phase::Snapshot {
                 table.note(progress::snapshot_text(d), Tone::Busy);
             }
+            if let Some(intake) = &d.intake {
+                table.note(intake_text(intake, d), if intake.past > 0 { Tone::Bad } else { Tone::Plain });
+            }
             if d.left_out > 0 {
                 let note = format!(
                     "left out: {} keys or commands that cannot be carried; the log names them",
@@ -157,6 +160,17 @@ fn render(status: &Status, colour: bool) -> String {
     )
 }
 
+fn intake_text(intake: &IntakeStatus, d: &DirectionStatus) -> String {
+    let mut text = format!("intake: {} wait for the store at {}", thousands(intake.waiting), d.from);
+    if let Some(messages) = intake.in_topic {
+        text += &format!(", {} messages in the topic", thousands(messages));
+    }
+    if intake.past > 0 {
+        text += &format!("; {} were written past it and are at {} alone", thousands(intake.past), d.from);
+    }
+    text
+}
+
 fn render_group(group: &GroupStatus, colour: bool) -> String {
     let mut table = Table::new(&[("DAEMON", Align::Left), ("FROM", Align::Left), ("CHANNELS", Align::Right)]);
     for member in &group.members {
@@ -179,7 +193,7 @@ fn render_group(group: &GroupStatus, colour: bool) -> String {
 mod tests {
     use super::super::table::WIDTH;
     use super::*;
-    use crate::status::{ChannelStatus, DirectionStatus, Lag, MemberStatus, Progress};
+    use crate::status::{ChannelStatus, Lag, MemberStatus, Progress};
 
     fn status() -> Status {
         let direction = DirectionStatus {
@@ -199,7 +213,7 @@ mod tests {
             held: None,
             error: None,
             warning: None,
-            intake: None,
+            intake: Some(IntakeStatus { waiting: 12, past: 7, in_topic: Some(3_000) }),
         };
         let back = DirectionStatus {
             from: "cloud".into(),
@@ -267,6 +281,7 @@ mod tests {
             "error: write at",
             "warning: cloud: SCAN",
             "since 2026-03-01T02:00:00.000Z",
+            "intake: 12 wait for the store at dc, 3,000 messages in the topic; 7 were written past it",
             "served by the daemon host-b-2",
             "served by no daemon",
             "host-a-1 (this one)",

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::intake::{Handed, Requests};
+use super::intake::{Handed, Requests, TopicPlace};
 use super::key_set::KeySet;
 use super::known::{Known, News};
 use super::order::Side;
@@ -52,6 +52,8 @@ pub(crate) struct CaptureTask {
     /// Where applications hand over what they do.
     pub(crate) intake: Option<Arc<Intake>>,
     pub(crate) handed: mpsc::Receiver<Handed>,
+    /// Told up to where the log holds the intake topic.
+    pub(crate) topic_begun: Option<oneshot::Sender<Option<TopicPlace>>>,
     /// What stamps the changes.
     pub(crate) clock: Clock,
     /// The channel's `keep_alive`.
@@ -115,6 +117,9 @@ impl CaptureTask {
             begun = Capture::begin(&self) => begun?,
             () = stop.cancelled() => return Ok(()),
         };
+        if let Some(begun) = self.topic_begun.take() {
+            let _nobody_reads = begun.send(capture.point.topic);
+        }
         let mut source = self.connector.source(self.site);
         self.shared.backlog.told_by(source.as_ref());
         let mut backoff = Backoff::new(&format!("capture {}", self.partition), BACKOFF_MIN);

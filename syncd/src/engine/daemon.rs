@@ -175,7 +175,9 @@ impl Daemon {
                     fetch_bytes,
                     ..options.clone()
                 };
-                let log = KafkaLog::open(clusters, &partitions, options).await?;
+                let with_intake = config.channels.iter().filter(|channel| channel.intake.is_some());
+                let intakes: Vec<PartitionId> = with_intake.flat_map(of).collect();
+                let log = KafkaLog::open(clusters, &partitions, &intakes, options).await?;
                 if let Some(site) = site {
                     group = Some(log.join(config.site_name(site), member_name(dir).map_err(folder)?)?);
                 }
@@ -440,6 +442,7 @@ impl Daemon {
         let snapshot_first = told.as_ref().map(|snapshot| snapshot.first);
         let snapshot = told.unwrap_or_default();
         let undelivered = lock(&shared.undelivered).len() as u64;
+        let topic = lock(&stats.topic).clone();
         Some(DirectionStatus {
             from: self.sites[direction.from.index()].clone(),
             to: self.sites[direction.from.peer().index()].clone(),
@@ -456,10 +459,13 @@ impl Daemon {
             applied_per_second: rates.applied.1,
             held,
             error: trouble.map(|trouble| trouble.text).or(full),
-            warning: warning.map(|warning| format!("{}: {warning}", self.sites[direction.from.index()])),
+            warning: warning
+                .or(topic.trouble)
+                .map(|warning| format!("{}: {warning}", self.sites[direction.from.index()])),
             intake: (channel.config.intake.is_some() && self.serves(direction.from)).then(|| IntakeStatus {
                 waiting: undelivered,
                 past: direction.counts.past_intake.load(Ordering::SeqCst),
+                in_topic: topic.behind,
             }),
         })
     }
@@ -794,7 +800,9 @@ impl Control for Daemon {
                 gauge("causeway_dead_letters", direction.dead_letters as f64);
                 gauge("causeway_log_damaged", self.log.damaged(&run.partition).len() as f64);
                 let read = |number: &AtomicU64| number.load(Ordering::SeqCst) as f64;
-                gauge("causeway_intake_waiting", direction.intake.unwrap_or_default().waiting as f64);
+                let intake = direction.intake.unwrap_or_default();
+                gauge("causeway_intake_waiting", intake.waiting as f64);
+                gauge("causeway_intake_in_topic", intake.in_topic.map_or(f64::NAN, |n| n as f64));
                 gauge("causeway_asked_keys", read(&stats.asked));
                 gauge("causeway_under_way_batches", read(&stats.under_way));
                 gauge("causeway_capture_behind", shared.backlog.behind().unwrap_or(f64::NAN));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use causeway_core::{Change, Site};
+use causeway_core::{Change, Key, Site};
 use tracing::error;
 
 use super::EngineError;
@@ -60,8 +60,7 @@ impl DeadLetters {
         change: &Change,
         reason: &str,
     ) -> Result<(), EngineError> {
-        let now = SystemTime::now();
-        let letter = DeadLetter {
+        self.keep_one(DeadLetter {
             id: 0,
             channel: channel.to_owned(),
             from: partition.origin.clone(),
@@ -70,11 +69,41 @@ impl DeadLetters {
             op: change.op.as_str().to_owned(),
             at: KeyAt::of(&change.key),
             reason: reason.to_owned(),
-            time: rfc3339(now),
-        };
+            time: rfc3339(SystemTime::now()),
+        })
+        .await
+    }
+
+    /// The same of a message of the intake topic at `site`, which stands at `offset` and in no log.
+    pub(crate) async fn keep_produced(
+        &self,
+        channel: &str,
+        partition: &PartitionId,
+        site: Site,
+        offset: u64,
+        reason: String,
+    ) -> Result<(), EngineError> {
+        self.keep_one(DeadLetter {
+            id: 0,
+            channel: channel.to_owned(),
+            from: partition.origin.clone(),
+            to: self.sites[site.index()].clone(),
+            seq: offset,
+            op: DeadLetter::PRODUCED.to_owned(),
+            at: KeyAt::of(&Key::none()),
+            reason,
+            time: rfc3339(SystemTime::now()),
+        })
+        .await
+    }
+
+    async fn keep_one(&self, letter: DeadLetter) -> Result<(), EngineError> {
+        let now = SystemTime::now();
         let same = |known: &DeadLetter| {
             [&known.channel, &known.from, &known.to] == [&letter.channel, &letter.from, &letter.to]
                 && known.seq == letter.seq
+                // A message has no seq: it has another number of its own.
+                && [&known.op, &letter.op].into_iter().filter(|op| *op == DeadLetter::PRODUCED).count() != 1
         };
         let count = {
             let kept = lock(&self.kept);

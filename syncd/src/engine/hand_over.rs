@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::daemon::Daemon;
-use super::intake::{Handed, NotTaken, Request, Taken};
+use super::intake::{By, Handed, NotTaken, Request, Taken};
 use super::run::ChannelRun;
 use super::shown;
 use crate::config::Intake;
@@ -34,11 +34,15 @@ impl Daemon {
             let max = HandOver::KEY_MAX;
             return Err(NotHandedOver::Wrong(format!("an idempotency key has 1 to {max} bytes")));
         }
-        let changes = lines(run.connector().as_ref(), intake, &request.body)?;
+        let mut changes = lines(run.connector().as_ref(), intake, &request.body)?;
         let accepted = changes.len() as u64;
         let request = Request { key, body: xxh3_64(&request.body) };
+        for (line, change) in changes.iter_mut().enumerate() {
+            change.intake = Some(request.name(line));
+        }
         let (told, taken) = oneshot::channel();
-        handing.try_send(Handed { request, changes, told }).map_err(|error| match error {
+        let by = By::Request(request);
+        handing.try_send(Handed { by, changes, told }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
                 NotHandedOver::Full("many requests wait already".to_owned())
             }
@@ -91,7 +95,11 @@ fn not_now(text: &str) -> NotHandedOver {
 }
 
 /// The changes of `body`, one a line.
-fn lines(connector: &dyn Connector, intake: &Intake, body: &Bytes) -> Result<Vec<Change>, NotHandedOver> {
+pub(super) fn lines(
+    connector: &dyn Connector,
+    intake: &Intake,
+    body: &Bytes,
+) -> Result<Vec<Change>, NotHandedOver> {
     let (mut changes, mut errors) = (Vec::new(), Vec::new());
     for (n, line) in body.split(|byte| *byte == b'\n').enumerate() {
         let line = line.trim_ascii();

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use causeway_core::{Change, Key, Op, Seq};
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::EngineError;
@@ -14,13 +15,22 @@ use super::recent::key_digest;
 use super::shared::lock;
 use crate::config::Deliver;
 
-/// A request as it comes to capture.
+/// What is handed over at once, as it comes to capture.
 #[derive(Debug)]
 pub(crate) struct Handed {
-    pub(crate) request: Request,
-    /// One a line.
+    pub(crate) by: By,
+    /// Each named, as `intake`.
     pub(crate) changes: Vec<Change>,
     pub(crate) told: oneshot::Sender<Result<Taken, NotTaken>>,
+}
+
+/// Who hands over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum By {
+    /// A request.
+    Request(Request),
+    /// The reader of the intake topic, which has come to this place with it.
+    Topic(TopicPlace),
 }
 
 /// What tells a request from others.
@@ -29,6 +39,17 @@ pub(crate) struct Request {
     /// Its idempotency key; `None`: each time it comes it is another one.
     pub(crate) key: Option<Bytes>,
     /// Digest of its body.
+    pub(crate) body: u64,
+}
+
+/// Of the intake topic, the newest message that the log holds something of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TopicPlace {
+    /// Its offset.
+    pub(crate) offset: u64,
+    /// So many of its changes are in the log; more than it has: it was refused.
+    pub(crate) changes: u64,
+    /// Digest of its value: another message at this offset is of another topic.
     pub(crate) body: u64,
 }
 
@@ -55,21 +76,40 @@ pub(crate) enum NotTaken {
     OtherBody,
 }
 
-/// `line:body:key`; empty where the request has no key.
-fn name(request: &Request, line: usize) -> Bytes {
-    match &request.key {
-        None => Bytes::new(),
-        Some(key) => [format!("{line}:{:016x}:", request.body).as_bytes(), key].concat().into(),
+impl Request {
+    /// Of one of its lines: `line:body:key`; empty where the request has no key.
+    pub(crate) fn name(&self, line: usize) -> Bytes {
+        match &self.key {
+            None => Bytes::new(),
+            Some(key) => [format!("{line}:{:016x}:", self.body).as_bytes(), key].concat().into(),
+        }
+    }
+
+    /// Reads what [`name`](Request::name) wrote.
+    fn of(name: &Bytes) -> Option<(usize, Request)> {
+        let mut parts = name.splitn(3, |byte| *byte == b':');
+        let mut text = || std::str::from_utf8(parts.next()?).ok();
+        let (line, body) = (text()?.parse().ok()?, u64::from_str_radix(text()?, 16).ok()?);
+        let key = name.slice_ref(parts.next()?);
+        Some((line, Request { key: Some(key), body }))
     }
 }
 
-/// Reads what [`name`] wrote.
-fn parsed(name: &Bytes) -> Option<(usize, Request)> {
-    let mut parts = name.splitn(3, |byte| *byte == b':');
-    let mut text = || std::str::from_utf8(parts.next()?).ok();
-    let (line, body) = (text()?.parse().ok()?, u64::from_str_radix(text()?, 16).ok()?);
-    let key = name.slice_ref(parts.next()?);
-    Some((line, Request { key: Some(key), body }))
+impl TopicPlace {
+    /// Of a change up to which this is the place: `@offset:line:body`.
+    pub(crate) fn name(&self) -> Bytes {
+        let TopicPlace { offset, changes, body } = self;
+        format!("@{offset}:{}:{body:016x}", changes.saturating_sub(1)).into()
+    }
+
+    /// Reads what [`name`](TopicPlace::name) wrote.
+    pub(crate) fn of(name: &[u8]) -> Option<TopicPlace> {
+        let mut parts = std::str::from_utf8(name).ok()?.strip_prefix('@')?.splitn(3, ':');
+        let mut number = || parts.next()?.parse().ok();
+        let (offset, line): (u64, u64) = (number()?, number()?);
+        let body = u64::from_str_radix(parts.next()?, 16).ok()?;
+        Some(TopicPlace { offset, changes: line.saturating_add(1), body })
+    }
 }
 
 /// The requests that the log holds, by their idempotency keys: the last so many.
@@ -83,7 +123,8 @@ pub(super) struct Requests {
 impl Requests {
     /// Takes note of a change of the log.
     pub(super) fn note(&mut self, change: &Change, max: usize) {
-        let Some((line, Request { key: Some(key), body })) = change.intake.as_ref().and_then(parsed) else {
+        let Some((line, Request { key: Some(key), body })) = change.intake.as_ref().and_then(Request::of)
+        else {
             return;
         };
         match self.held.get_mut(&key) {
@@ -226,18 +267,19 @@ impl Capture {
         let remembered = task.intake.as_ref().map_or(0, |intake| intake.remembered);
         let mut next = Some(first);
         while let Some(handed) = next {
-            let Handed { request, changes, told } = handed;
-            let taken = self.admit(task, &request, changes.len());
+            let Handed { by, changes, told } = handed;
+            let taken = self.admit(task, &by, changes.len());
             let _gone = match taken {
                 Err(not) => told.send(Err(not)),
                 Ok(repeated) => {
                     let count = changes.len();
-                    for (line, change) in changes.into_iter().enumerate().skip(repeated) {
-                        let intake = Some(name(&request, line));
-                        let (pos, time) = (self.last.clone(), (task.clock)());
-                        let change = Change { intake, pos, time, ..change };
+                    for change in changes.into_iter().skip(repeated) {
+                        let change = Change { pos: self.last.clone(), time: (task.clock)(), ..change };
                         self.requests.note(&change, remembered);
                         self.place(task, change, &mut batch)?;
+                    }
+                    if let By::Topic(place) = by {
+                        self.point.topic = Some(place);
                     }
                     let (answer, durable) = oneshot::channel();
                     batch.answers.push(answer);
@@ -250,10 +292,14 @@ impl Capture {
         self.append(task, batch).await
     }
 
-    /// How many lines of `request` the log holds already, if the others may come in.
-    fn admit(&self, task: &CaptureTask, request: &Request, lines: usize) -> Result<usize, NotTaken> {
-        let repeated = self.requests.lines(request)?;
-        if repeated >= lines {
+    /// How many of the first of `changes` the log holds already, if the others may come in.
+    fn admit(&self, task: &CaptureTask, by: &By, changes: usize) -> Result<usize, NotTaken> {
+        let repeated = match by {
+            By::Request(request) => self.requests.lines(request)?,
+            // Its reader knows where it is.
+            By::Topic(_) => 0,
+        };
+        if repeated >= changes {
             return Ok(repeated);
         }
         if self.resume_at.is_none() {
@@ -290,18 +336,31 @@ mod tests {
             |key: &'static str, body| Request { key: Some(Bytes::from_static(key.as_bytes())), body };
         let mut requests = Requests::default();
         for line in 0..3 {
-            requests.note(&handed(line, "k", name(&request("a:1", 7), line as usize)), 2);
+            requests.note(&handed(line, "k", request("a:1", 7).name(line as usize)), 2);
         }
         assert_eq!(requests.lines(&request("a:1", 7)), Ok(3));
         assert_eq!(requests.lines(&request("a:1", 8)), Err(NotTaken::OtherBody));
         assert_eq!(requests.lines(&request("a", 7)), Ok(0));
-        requests.note(&handed(3, "k", name(&Request { key: None, body: 7 }, 0)), 2);
+        requests.note(&handed(3, "k", Request { key: None, body: 7 }.name(0)), 2);
         assert_eq!(requests.lines(&Request { key: None, body: 7 }), Ok(0), "it has no key");
-        requests.note(&handed(4, "k", name(&request("b", 1), 0)), 2);
-        requests.note(&handed(5, "k", name(&request("c", 1), 0)), 2);
+        requests.note(&handed(4, "k", request("b", 1).name(0)), 2);
+        requests.note(&handed(5, "k", request("c", 1).name(0)), 2);
         assert_eq!(requests.lines(&request("a:1", 7)), Ok(0), "too long ago");
         assert_eq!(requests.lines(&request("c", 1)), Ok(1));
         requests.note(&handed(6, "k", Bytes::from_static(b"x:y")), 2);
+    }
+
+    #[test]
+    fn a_change_says_which_message_it_is_of() {
+        let place = TopicPlace { offset: 7, changes: 3, body: 0xabc };
+        assert_eq!(place.name(), "@7:2:0000000000000abc");
+        assert_eq!(TopicPlace::of(&place.name()), Some(place));
+        for other in ["", "@", "@7", "@7:x:1", "7:2:a", "@7:2:", "@-1:2:a"] {
+            assert_eq!(TopicPlace::of(other.as_bytes()), None, "{other}");
+        }
+        assert!(Request::of(&place.name()).is_none());
+        let request = Request { key: Some(Bytes::from_static(b"@7:2:a")), body: 1 };
+        assert_eq!(TopicPlace::of(&request.name(0)), None, "a key that looks like one");
     }
 
     #[test]

@@ -42,6 +42,7 @@ impl Metrics {
             ("causeway_lag_seconds", "Age of the oldest change that is not applied."),
             ("causeway_dead_letters", "Changes that the target refused."),
             ("causeway_intake_waiting", "Changes handed over that the origin's own store does not hold yet."),
+            ("causeway_intake_in_topic", "Messages of the origin's intake topic that were not taken yet."),
             ("causeway_left_out", "Keys that cannot be carried."),
             ("causeway_remembered_changes", "Own changes remembered for the peer's to be decided."),
             ("causeway_spilled_changes", "Those of them that are in a file, as memory has no room for them."),

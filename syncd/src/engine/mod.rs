@@ -23,6 +23,7 @@ mod metrics;
 mod order;
 mod pauses;
 mod peer_log;
+mod produced;
 mod races;
 mod reader;
 mod recent;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use causeway_core::{Change, Connector, Hlc, Key, Op, Position, Seq, Term};
 use serde::{Deserialize, Serialize};
 
+use super::intake::TopicPlace;
 use super::recent::key_digest;
 use crate::log::{self, Log, Offset, PartitionId};
 
@@ -39,6 +40,9 @@ pub(crate) struct RestartPoint {
     /// Of what applications handed over everything below is in the site's own store.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) delivered: u64,
+    /// Up to where the intake topic was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) topic: Option<TopicPlace>,
     /// An operator paused what is applied at this site, where several daemons may serve it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) paused: bool,
@@ -191,6 +195,8 @@ async fn from_position(
         if change.op.is_data() {
             recovered.last_data = Some(change.seq);
         }
+        let produced = change.intake.as_deref().and_then(TopicPlace::of);
+        recovered.point.topic = produced.or(recovered.point.topic);
         if change.group.is_none_or(|group| group.last) {
             let last = recovered.last.replace(change.pos.clone()).unwrap_or_default();
             recovered.point.passes(&last, &change.pos);

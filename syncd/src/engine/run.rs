@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use causeway_core::{Connector, Error as StoreError, ErrorKind, Finding, Key, Site};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -18,6 +18,7 @@ use super::daemon::Daemon;
 use super::intake::Handed;
 use super::metrics::{Labels, Metrics};
 use super::peer_log::PeerLog;
+use super::produced::TopicReader;
 use super::recent::{Recent, TOUCH_COST};
 use super::shared::{Ask, Asks, Counts, DirectionStats, Flag, SiteShared, Trouble, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError, sweep};
@@ -247,7 +248,8 @@ impl Daemon {
                 false => Asks::ByLog(channel_asks[to.index()].clone()),
             };
             let (handing, handed) = mpsc::channel(HANDED_MAX);
-            let taken_here = self.serves(from) && channel.intake.is_some();
+            let taken_here = channel.intake.clone().filter(|_| self.serves(from));
+            let (begun, topic_begun) = oneshot::channel();
             let capture = CaptureTask {
                 channel: channel.name.clone(),
                 site: from,
@@ -261,6 +263,7 @@ impl Daemon {
                 asks,
                 intake: channel.intake.clone(),
                 handed,
+                topic_begun: Some(begun),
                 clock: Arc::clone(&self.clocks[from.index()]),
                 keep_alive: channel.keep_alive,
                 owners: channel.conflict.owners().cloned(),
@@ -343,8 +346,24 @@ impl Daemon {
                     }
                 });
             }
+            let topic = taken_here.as_ref().and_then(|_| self.log.intake_topic(&partition(from)));
+            if let (Some(topic), Some(intake)) = (topic, &taken_here) {
+                let reader = TopicReader {
+                    topic,
+                    channel: channel.name.clone(),
+                    partition: partition(from),
+                    site: from,
+                    connector: Arc::clone(&run.connector),
+                    intake: Arc::clone(intake),
+                    handing: handing.clone(),
+                    begun: topic_begun,
+                    stats: Arc::clone(&stats),
+                    dead_letters: Arc::clone(&self.dead_letters),
+                };
+                tasks.spawn(reader.run(stop.clone()));
+            }
             let shared = Arc::clone(&shared[from.index()]);
-            let handed = taken_here.then_some(handing);
+            let handed = taken_here.map(|_| handing);
             *lock(&direction.live) = Some(Live { stats, shared, origin, answers, handed });
         }
         let known = run.directions.iter().any(|d| self.log.bounds(&d.partition).end > Offset(0));

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::EngineError;
 use super::intake::Undelivered;
+use super::produced::TopicState;
 use super::recent::Recent;
 use super::redos::{OnTheWay, Redos};
 use super::restart::SnapshotPoint;
@@ -400,6 +401,8 @@ pub(crate) struct DirectionStats {
     pub(crate) apply_connected: AtomicBool,
     /// What the source does less well than it could.
     pub(crate) warning: Mutex<Option<String>>,
+    /// Of the origin's intake topic.
+    pub(crate) topic: Mutex<TopicState>,
     pub(crate) snapshot: Mutex<Option<SnapshotPoint>>,
     pub(crate) held: Mutex<Option<String>>,
     /// Found before the channel starts; names its sites itself.

@@ -37,7 +37,10 @@ pub use embedded::{EmbeddedLog, EmbeddedOptions};
 pub use error::{Error, Result};
 pub use headers::{FORMAT, HeaderError, RecordContext, from_headers, headers};
 pub(crate) use kafka::new_name;
-pub use kafka::{Group, GroupMember, KafkaCluster, KafkaLog, KafkaOptions, Membership, Turn};
+pub use kafka::{
+    Group, GroupMember, IntakeReader, IntakeTopic, KafkaCluster, KafkaLog, KafkaOptions, Membership,
+    Produced, Turn,
+};
 
 /// One partition of one site's changes to one channel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,6 +179,12 @@ pub trait Log: Send + Sync {
     ///
     /// [`Error::Io`].
     async fn trim(&self, partition: &PartitionId, below: Offset) -> Result<u64>;
+
+    /// The topic to which applications produce what they hand over at the partition's origin, if there is one.
+    fn intake_topic(&self, partition: &PartitionId) -> Option<IntakeTopic> {
+        let _ = partition;
+        None
+    }
 
     /// What is queued to be written, in bytes of [`Change::cost`].
     fn queued_bytes(&self) -> usize {

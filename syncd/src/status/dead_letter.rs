@@ -16,9 +16,9 @@ pub struct DeadLetter {
     pub from: String,
     /// The site that refused it.
     pub to: String,
-    /// Its place in the origin's log.
+    /// Its place in the origin's log; of a message of the intake topic its offset there.
     pub seq: u64,
-    /// What it was: `put`, `command`, `state`.
+    /// What it was: `put`, `command`, `state`; `produced`: a message of the intake topic, of which no line was taken.
     pub op: String,
     /// The key.
     #[serde(flatten)]
@@ -27,6 +27,11 @@ pub struct DeadLetter {
     pub reason: String,
     /// When, RFC 3339.
     pub time: String,
+}
+
+impl DeadLetter {
+    /// The `op` of a message of the intake topic.
+    pub const PRODUCED: &str = "produced";
 }
 
 /// Which dead letters are wanted, newest first.

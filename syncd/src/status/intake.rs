@@ -73,4 +73,8 @@ pub struct IntakeStatus {
     /// Changes that were written into the store itself though they are to be handed over, since the daemon began: the peer
     /// does not get them.
     pub past: u64,
+    /// Messages in the origin's intake topic that were not taken yet, a few seconds old; none: there is no such topic, or it is
+    /// not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_topic: Option<u64>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
@@ -25,6 +25,9 @@ pub(super) const REQUEST: Duration = Duration::from_secs(10);
 const CREATED_ELSEWHERE: Duration = Duration::from_millis(200);
 /// But after so many tries.
 const SEEN_AFTER_TRIES: usize = 50;
+
+/// The ends of a topic are asked for again after this.
+const WATERMARKS_AGAIN: Duration = Duration::from_millis(100);
 
 /// What Causeway's promises rest on: it is set last, and cannot be overridden.
 pub(super) const OURS: [(&str, &str); 3] =
@@ -338,6 +341,42 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// The oldest place that is kept, and the one behind the newest; tried until `is_closing` says otherwise. Blocks.
+    pub(super) fn watermarks(
+        &self,
+        topic: &str,
+        number: u32,
+        is_closing: impl Fn() -> bool,
+    ) -> Result<(u64, u64)> {
+        let end = Instant::now() + REQUEST;
+        loop {
+            match self.asks.fetch_watermarks(topic, number as i32, REQUEST) {
+                Ok((low, high)) => return Ok((low.max(0) as u64, high.max(0) as u64)),
+                // A topic that was just created, or whose leader changes, is not known everywhere at once.
+                Err(_) if Instant::now() < end && !is_closing() => {
+                    std::thread::sleep(WATERMARKS_AGAIN);
+                    // Else the client believes for a while that there is none.
+                    let _seen = self.asks.fetch_metadata(Some(topic), REQUEST);
+                }
+                Err(error) => return Err(self.failed("find the ends of a topic", &error)),
+            }
+        }
+    }
+
+    /// The place of the first message that was appended `age` ago or later; `None`: none was. Blocks.
+    pub(super) fn younger_than(&self, topic: &str, number: u32, age: Duration) -> Result<Option<u64>> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = now.saturating_sub(age).as_millis() as i64;
+        let mut times = TopicPartitionList::new();
+        let failed = |error: KafkaError| self.failed("find the age of records", &error);
+        times.add_partition_offset(topic, number as i32, At::Offset(at)).map_err(failed)?;
+        let found = self.asks.offsets_for_times(times, REQUEST).map_err(failed)?;
+        Ok(match found.elements().first().map(|element| element.offset()) {
+            Some(At::Offset(place)) => Some(place as u64),
+            _ => None,
+        })
     }
 
     /// Deletes what stands before `below`; returns the oldest place that is kept then.

@@ -1,7 +1,7 @@
 //! A consumer that stands somewhere in a partition.
 
 use std::ops::Range;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use causeway_core::{Change, Op, Seq};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::super::partition::lock;
 use super::super::{Error, Offset, Result};
-use super::cluster::{Logged, REQUEST};
+use super::cluster::Logged;
 use super::messages::{Assembler, Fence, Received, Unreadable};
 use super::partition::{Partition, UNDER_WAY_MAX};
 
@@ -224,33 +224,13 @@ fn feed(
 impl Partition {
     /// The oldest message that is kept, and the place behind the newest; asks the broker.
     pub(super) fn watermarks(&self) -> Result<(u64, u64)> {
-        let end = Instant::now() + REQUEST;
-        loop {
-            match self.cluster.asks.fetch_watermarks(&self.topic, self.number() as i32, REQUEST) {
-                Ok((low, high)) => return Ok((low.max(0) as u64, high.max(0) as u64)),
-                // A topic that was just created, or whose leader changes, is not known everywhere at once.
-                Err(_) if Instant::now() < end && !self.shared.is_closing() => {
-                    std::thread::sleep(POLL);
-                    // Else the client believes for a while that there is none.
-                    let _seen = self.cluster.asks.fetch_metadata(Some(&self.topic), REQUEST);
-                }
-                Err(error) => return Err(self.cluster.failed("find the ends of a topic", &error)),
-            }
-        }
+        self.cluster.watermarks(&self.topic, self.number(), || self.shared.is_closing())
     }
 
     /// The place of the first message that was appended `age` ago or later; the end if there is none.
     pub(super) fn younger_than(&self, age: Duration) -> Result<u64> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let at = now.saturating_sub(age).as_millis() as i64;
-        let mut times = TopicPartitionList::new();
-        let failed = |error: KafkaError| self.cluster.failed("find the age of records", &error);
-        times.add_partition_offset(&self.topic, self.number() as i32, At::Offset(at)).map_err(failed)?;
-        let found = self.cluster.asks.offsets_for_times(times, REQUEST).map_err(failed)?;
-        match found.elements().first().map(|element| element.offset()) {
-            Some(At::Offset(place)) => Ok(place as u64),
-            _ => Ok(self.bounds().end),
-        }
+        let place = self.cluster.younger_than(&self.topic, self.number(), age)?;
+        Ok(place.unwrap_or_else(|| self.bounds().end))
     }
 
     /// The error for a topic that ends before what was there.

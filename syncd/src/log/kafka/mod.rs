@@ -9,6 +9,7 @@
 mod cluster;
 mod cursor;
 mod group;
+mod intake;
 mod messages;
 mod partition;
 
@@ -36,6 +37,7 @@ use partition::{Partition, Pending, Role, SILENT, Shared, UNDER_WAY_MAX};
 
 pub(crate) use group::new_name;
 pub use group::{Group, GroupMember, Membership, Turn};
+pub use intake::{IntakeReader, IntakeTopic, Produced};
 
 /// Settings of the log on Kafka.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,6 +139,8 @@ impl KafkaCluster {
 /// The change log on Kafka, of all partitions of one link.
 pub struct KafkaLog {
     partitions: HashMap<PartitionId, Arc<Partition>>,
+    /// Topics that applications produce to.
+    intakes: HashMap<PartitionId, IntakeTopic>,
     clusters: BTreeMap<String, Arc<Cluster>>,
     shared: Arc<Shared>,
     options: Arc<KafkaOptions>,
@@ -162,8 +166,8 @@ const FOLLOW: Duration = Duration::from_millis(200);
 const FOLLOW_AGAIN: Duration = Duration::from_secs(1);
 
 impl KafkaLog {
-    /// Connects to each site's Kafka, creates what topics are missing for `partitions`, and finds out what they
-    /// hold. `clusters`: by site.
+    /// Connects to each site's Kafka, creates what topics are missing for `partitions`, and for the intakes of some of them,
+    /// and finds out what they hold. `clusters`: by site.
     ///
     /// # Errors
     ///
@@ -172,6 +176,7 @@ impl KafkaLog {
     pub async fn open(
         clusters: &BTreeMap<String, KafkaCluster>,
         partitions: &[PartitionId],
+        intakes: &[PartitionId],
         options: KafkaOptions,
     ) -> Result<Arc<KafkaLog>> {
         let options = Arc::new(options);
@@ -190,11 +195,20 @@ impl KafkaLog {
                 Ok((site.clone(), Arc::new(made)))
             })
             .collect();
-        let mut log = KafkaLog { partitions: HashMap::new(), clusters: connected?, shared, options };
+        let (found, intakes_found) = (HashMap::new(), HashMap::new());
+        let mut log =
+            KafkaLog { partitions: found, intakes: intakes_found, clusters: connected?, shared, options };
         let mut topics: BTreeMap<&str, BTreeMap<String, u32>> = BTreeMap::new();
         for id in partitions {
             let counts = topics.entry(&id.origin).or_default().entry(log.topic(id)).or_default();
             *counts = (*counts).max(id.number + 1);
+        }
+        for id in intakes {
+            let (cluster, topic) =
+                (Arc::clone(log.cluster(&id.origin)?), format!("{}.intake", log.topic(id)));
+            topics.entry(&id.origin).or_default().insert(topic.clone(), 1);
+            let intake = IntakeTopic::new(id.clone(), topic, cluster, Arc::clone(&log.shared));
+            log.intakes.insert(id.clone(), intake);
         }
         for (site, topics) in topics {
             log.cluster(site)?.ensure(&topics).await?;
@@ -542,6 +556,10 @@ impl Log for KafkaLog {
         let kept = partition.cluster.delete_below(&partition.topic, partition.number(), below).await?;
         partition.start.fetch_max(kept, Ordering::SeqCst);
         Ok(kept.saturating_sub(start))
+    }
+
+    fn intake_topic(&self, id: &PartitionId) -> Option<IntakeTopic> {
+        self.intakes.get(id).cloned()
     }
 
     fn queued_bytes(&self) -> usize {
