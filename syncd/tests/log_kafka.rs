@@ -19,7 +19,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use syncd::log::{
-    Error, Group, GroupMember, KafkaCluster, KafkaLog, KafkaOptions, Log, Offset, PartitionId, Turn,
+    Error, Group, GroupMember, IntakeReader, IntakeTopic, KafkaCluster, KafkaLog, KafkaOptions, Log, Offset,
+    PartitionId, Turn,
 };
 
 /// A link of its own on the brokers that all tests share.
@@ -77,6 +78,84 @@ impl Link {
         producer.send(BaseRecord::<(), str>::to(&topic).partition(0).payload(value).headers(owned)).unwrap();
         producer.flush(Duration::from_secs(10)).unwrap();
     }
+
+    /// The log with its intake topic.
+    async fn open_with_intake(&self) -> (Arc<KafkaLog>, IntakeTopic) {
+        let cluster = KafkaCluster { brokers: self.brokers.clone(), client: BTreeMap::new() };
+        let clusters = BTreeMap::from([("dc".to_owned(), cluster)]);
+        let log = KafkaLog::open(&clusters, &[id()], &[id()], self.options.clone()).await.unwrap();
+        let topic = log.intake_topic(&id()).unwrap();
+        (log, topic)
+    }
+}
+
+/// Offsets and values up to the first read that brings nothing.
+async fn all_of(reader: &mut IntakeReader) -> Vec<(u64, String)> {
+    let mut all = Vec::new();
+    let mut quiet = 0;
+    while quiet < 5 {
+        let read = reader.next(1 << 20).await.unwrap();
+        quiet = if read.is_empty() { quiet + 1 } else { 0 };
+        all.extend(read.into_iter().map(|m| (m.offset, String::from_utf8_lossy(&m.value).into_owned())));
+    }
+    all
+}
+
+/// What applications produce is read in order, of transactions what was committed; what was taken is removed below a place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_intake_topic_is_read_and_trimmed() {
+    let Some(link) = Link::new() else { return };
+    let (log, topic) = link.open_with_intake().await;
+    assert_eq!(topic.name(), format!("{}.intake", link.topic()));
+    assert_eq!(topic.ends().await.unwrap(), 0..0);
+    let name = topic.name().to_owned();
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &link.brokers)
+        .set("transactional.id", &name)
+        .create()
+        .unwrap();
+    let wait = Duration::from_secs(20);
+    let produce = |values: &[&str], commits: bool| {
+        producer.begin_transaction().unwrap();
+        for value in values {
+            producer.send(BaseRecord::<(), str>::to(&name).payload(value)).unwrap();
+        }
+        producer.flush(wait).unwrap();
+        if commits { producer.commit_transaction(wait) } else { producer.abort_transaction(wait) }.unwrap();
+    };
+    producer.init_transactions(wait).unwrap();
+    produce(&["a", "b"], true);
+    produce(&["given up"], false);
+    let large = "x".repeat(800_000);
+    produce(&["c", &large], true);
+    // Behind each transaction stands its end.
+    let read = all_of(&mut topic.reader(0).unwrap()).await;
+    let places: Vec<u64> = read.iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(places, [0, 1, 5, 6]);
+    assert_eq!([&read[0].1, &read[1].1, &read[2].1, &read[3].1], ["a", "b", "c", &large]);
+    assert_eq!(topic.ends().await.unwrap(), 0..8);
+
+    topic.trim(5).await.unwrap();
+    assert_eq!(topic.ends().await.unwrap(), 5..8);
+    let mut reader = topic.reader(5).unwrap();
+    assert_eq!(all_of(&mut reader).await.len(), 2);
+    produce(&["d"], true);
+    assert_eq!(all_of(&mut reader).await, [(8, "d".to_owned())]);
+    for gone in [0, 20] {
+        let mut reader = topic.reader(gone).unwrap();
+        let failed = loop {
+            match reader.next(1 << 20).await {
+                Ok(read) => assert!(read.is_empty(), "{read:?}"),
+                Err(failed) => break failed,
+            }
+        };
+        assert!(matches!(failed, Error::Trimmed { .. }), "{failed:?}");
+    }
+    let old = KafkaOptions { age_min: Duration::from_secs(3600), ..link.options.clone() };
+    let (_log, patient) = Link { options: old, ..link }.open_with_intake().await;
+    patient.trim(8).await.unwrap();
+    assert_eq!(patient.ends().await.unwrap(), 5..10, "they are too young");
+    log.close().await;
 }
 
 fn id() -> PartitionId {
