@@ -76,6 +76,11 @@ impl Watch {
 }
 
 impl Captured {
+    /// Whether the daemon was seen connected between the two.
+    pub fn was_connected(&self, from: f64, to: f64) -> bool {
+        self.0.iter().any(|look| look.asked > from && look.told < to && look.held > 0)
+    }
+
     /// When a write that the server acknowledged by `by` had been captured for sure; `None`: not while it was watched.
     pub fn at(&self, by: f64) -> Option<f64> {
         let from = self.0.partition_point(|look| look.asked < by);

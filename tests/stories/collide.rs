@@ -79,6 +79,50 @@ fn who_owns_a_tenant_wins_of_two_writes_at_once() -> Result<()> {
     link.verify()
 }
 
+/// Redis does not say when it was written to: what is read of its backlog after an outage counts as written at the last
+/// time that is known before it. So it goes over nothing that the peer wrote meanwhile, and the conflict is told as a guess.
+#[test]
+fn what_is_read_after_an_outage_counts_as_written_before_it() -> Result<()> {
+    if !servers() {
+        return Ok(());
+    }
+    let mut link = Link::new([Options::default(), Options::default()], &Setup::default())?;
+    let [mut dc, mut cloud] = [link.stores[0].connect()?, link.stores[1].connect()?];
+    let lines = link.lines()?;
+    link.start()?;
+    dc.must(&["SET", "push:warm", "1"])?;
+    link.wait_until_drained(DRAIN)?;
+    lines[0].stall(true);
+    lines[0].cut();
+    dc.must(&["SET", "push:older", "dc"])?;
+    dc.must(&["INCRBY", "push:count", "2"])?;
+    std::thread::sleep(Duration::from_millis(1_500));
+    cloud.must(&["SET", "push:older", "cloud"])?;
+    cloud.must(&["INCRBY", "push:count", "3"])?;
+    std::thread::sleep(Duration::from_millis(500));
+    lines[0].stall(false);
+    lines[0].cut();
+    link.wait_until_drained(DRAIN)?;
+    for store in [&mut dc, &mut cloud] {
+        let value = store.must(&["GET", "push:older"])?.text();
+        ensure!(value.as_deref() == Some("cloud"), "it went over what was written later: {value:?}");
+        ensure!(store.must(&["GET", "push:count"])?.text().as_deref() == Some("5"), "not counted");
+    }
+    let output = link.syncd(&["conflicts", "list", "--json"])?;
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let entries = listed["conflicts"].as_array().context("no list")?;
+    let of_key = entries.iter().find(|entry| entry["key"] == "push:older").context("no conflict is told")?;
+    ensure!(of_key["uncertain"] == true && of_key["winner"] == "cloud", "{of_key}");
+    // From here on the time is known again.
+    cloud.must(&["SET", "push:older", "cloud"])?;
+    std::thread::sleep(Duration::from_millis(100));
+    dc.must(&["SET", "push:older", "dc"])?;
+    link.wait_until_drained(DRAIN)?;
+    let value = cloud.must(&["GET", "push:older"])?.text();
+    ensure!(value.as_deref() == Some("dc"), "{value:?} is older than the last write");
+    link.verify()
+}
+
 /// What a key holds: its type, its elements with their values, and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Content {
@@ -271,6 +315,14 @@ impl Outcome {
         }
     }
 
+    /// Whether the daemon read it as it was written. What it read after a break counts as written before that.
+    fn is_dated(&self, last: &Last) -> bool {
+        let looks = &self.captured[last.site];
+        let Some(captured) = looks.at(last.by) else { return false };
+        let before = self.troubles.iter().rfind(|(from, _)| *from < captured);
+        before.is_none_or(|(_, to)| looks.was_connected(*to, last.at))
+    }
+
     /// Each element is as one of the two sites wrote it last; as the later one did, where that is certain.
     fn newest_stand(&mut self) {
         let mut last: BTreeMap<_, [Option<Last>; 2]> = BTreeMap::new();
@@ -286,8 +338,9 @@ impl Outcome {
             let mut stands: Vec<_> = last.into_iter().flatten().collect();
             stands.sort_by(|a, b| a.at.total_cmp(&b.at));
             let captured = |last: &Last| self.captured[last.site].at(last.by);
-            let is_later =
-                |first, second: &Last| captured(first).is_some_and(|captured| captured < second.at);
+            let is_later = |first, second: &Last| {
+                captured(first).is_some_and(|captured| captured < second.at) && self.is_dated(second)
+            };
             if stands.len() == 2 && is_later(&stands[0], &stands[1]) {
                 stands.remove(0);
                 certain += 1;

@@ -160,6 +160,12 @@ pub trait Source: Send {
         None
     }
 
+    /// After an [`open`](Source::open) that went on: what comes at places up to here was written before it was opened, nobody knows
+    /// when. `None`: its [`time`](Change::time) says when, or there is no such place.
+    fn backlog_end(&self) -> Option<u64> {
+        None
+    }
+
     /// Waits for at least one event and appends what is there to `events`, at most about `bytes_max` of
     /// cost. May be dropped while it waits, without loss.
     ///

@@ -18,6 +18,7 @@ use crate::target::MemoryTarget;
 pub struct Memory {
     stores: [Arc<Store>; 2],
     part_bytes: usize,
+    tells_times: bool,
 }
 
 impl Default for Memory {
@@ -40,7 +41,7 @@ impl Memory {
     pub fn new() -> Memory {
         let ids = Arc::new(AtomicU64::new(1));
         let stores = [(); 2].map(|()| Arc::new(Store::new(Arc::clone(&ids))));
-        Memory { stores, part_bytes: 1 << 20 }
+        Memory { stores, part_bytes: 1 << 20, tells_times: true }
     }
 
     /// Each site's store goes by its own clock from now on, not by the machine's.
@@ -54,6 +55,12 @@ impl Memory {
     /// Snapshots carry values whose text is longer than this in parts.
     pub fn with_part_bytes(mut self, part_bytes: usize) -> Memory {
         self.part_bytes = part_bytes.max(1);
+        self
+    }
+
+    /// Its streams do not tell when something was written.
+    pub fn without_times(mut self) -> Memory {
+        self.tells_times = false;
         self
     }
 
@@ -175,7 +182,8 @@ impl Connector for Memory {
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {
-        Box::new(MemorySource::new(Arc::clone(self.store(site)), Memory::endpoint(site), self.part_bytes))
+        let store = Arc::clone(self.store(site));
+        Box::new(MemorySource::new(store, Memory::endpoint(site), self.part_bytes, self.tells_times))
     }
 
     fn target(&self, site: Site) -> Box<dyn Target> {

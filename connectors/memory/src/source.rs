@@ -24,6 +24,9 @@ pub(crate) struct MemorySource {
     id: u64,
     /// Values longer than this come in parts.
     part_bytes: usize,
+    tells_times: bool,
+    /// The stream's end when it went on.
+    backlog_end: Option<u64>,
     epoch: Option<u64>,
     at: u64,
     /// Keys that have to be read again.
@@ -37,12 +40,25 @@ pub(crate) struct MemorySource {
 }
 
 impl MemorySource {
-    pub(crate) fn new(store: Arc<Store>, endpoint: String, part_bytes: usize) -> Self {
+    pub(crate) fn new(store: Arc<Store>, endpoint: String, part_bytes: usize, tells_times: bool) -> Self {
         let snapshot = VecDeque::new();
         let id = store.unique();
         let (opened, read) = (Open::default(), Arc::default());
-        let (epoch, at, at_end) = (None, 0, [0; 2]);
-        MemorySource { store, endpoint, id, part_bytes, epoch, at, opened, read, snapshot, at_end }
+        let (epoch, backlog_end, at, at_end) = (None, None, 0, [0; 2]);
+        MemorySource {
+            store,
+            endpoint,
+            id,
+            part_bytes,
+            tells_times,
+            backlog_end,
+            epoch,
+            at,
+            opened,
+            read,
+            snapshot,
+            at_end,
+        }
     }
 
     /// Takes what is there; `None` if nothing is.
@@ -134,6 +150,7 @@ impl Source for MemorySource {
         self.id = self.store.unique();
         self.opened = Open::new(told);
         self.at_end = [0; 2];
+        self.backlog_end = None;
         let mut state = self.store.lock();
         state.streams += 1;
         if state.down {
@@ -144,6 +161,7 @@ impl Source for MemorySource {
         let lost = match from.map(|from| state.resume(from)) {
             Some(Ok(at)) => {
                 self.at = at;
+                self.backlog_end = (!self.tells_times).then(|| state.end().at);
                 self.read.store(at, Ordering::Relaxed);
                 return Ok(Opened::Resumed);
             }
@@ -189,6 +207,10 @@ impl Source for MemorySource {
 
     fn current(&self) -> Option<u64> {
         Some(self.at_end[1])
+    }
+
+    fn backlog_end(&self) -> Option<u64> {
+        self.backlog_end
     }
 
     fn keeps_what_it_streamed(&self) -> bool {

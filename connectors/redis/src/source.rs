@@ -202,7 +202,9 @@ impl RedisSource {
             let anew = matches!(opened, Opened::Anew { .. });
             let stream = stream.told(if anew { Told::new() } else { told });
             let snapshot = anew.then(|| Snapshot::new(&self.config, &stream, &info, snapshot));
-            let live = Live { keeps, ..Live::new(label, link, side, stream, snapshot) };
+            // What comes behind it was written since we asked.
+            let backlog_end = (!anew).then_some(info.offset);
+            let live = Live { keeps, backlog_end, ..Live::new(label, link, side, stream, snapshot) };
             return Ok((Mode::Stream(Box::new(live)), opened));
         }
     }
@@ -423,6 +425,8 @@ struct Live {
     told: u64,
     /// The server syncs to disk before it streams.
     keeps: bool,
+    /// The server's end of the stream before it went on.
+    backlog_end: Option<u64>,
 }
 
 impl Live {
@@ -441,6 +445,7 @@ impl Live {
             later: Vec::new(),
             told,
             keeps: false,
+            backlog_end: None,
         }
     }
 
@@ -692,6 +697,13 @@ impl Source for RedisSource {
     fn current(&self) -> Option<u64> {
         match &self.live {
             Some(Mode::Stream(live)) => live.link.progress().current(),
+            _ => None,
+        }
+    }
+
+    fn backlog_end(&self) -> Option<u64> {
+        match &self.live {
+            Some(Mode::Stream(live)) => live.backlog_end,
             _ => None,
         }
     }

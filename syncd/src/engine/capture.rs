@@ -282,6 +282,8 @@ pub(super) struct Capture {
     held_below: Option<u64>,
     /// The stream went on at this time, and what comes may have been written before it.
     backlog_until: Option<u64>,
+    /// What stands up to here was written before that, nobody knows when.
+    backlog_end: Option<u64>,
     /// A group whose last change has not come yet: it is appended whole.
     open_group: Vec<Change>,
     under_way: FuturesOrdered<UnderWay>,
@@ -400,6 +402,7 @@ impl Capture {
             point: found.point,
             held_below: None,
             backlog_until: None,
+            backlog_end: None,
             open_group: Vec::new(),
             under_way: FuturesOrdered::new(),
             begun: VecDeque::new(),
@@ -483,10 +486,11 @@ impl Capture {
                 }
                 self.held_below = Some(self.last.at);
                 self.backlog_until = Some((task.clock)());
+                self.backlog_end = source.backlog_end();
                 self.passed = from.clone().unwrap_or_default();
             }
             Opened::Anew { lost } => {
-                (self.held_below, self.backlog_until) = (None, None);
+                (self.held_below, self.backlog_until, self.backlog_end) = (None, None, None);
                 let (first, remembered) = (self.next_seq, lock(&task.shared.recent).oldest());
                 self.stretch = VecDeque::from([Stretch { at: 0, first, remembered }]);
                 self.currents.clear();
@@ -941,9 +945,12 @@ impl Capture {
             (_, News::Known) => self.written.last_whole(&change.key),
             (_, News::Unsure) => unsure(self.written.last(&change.key)),
             (_, News::New) => {
-                let now = self.clock.stamp(self.date(task, &change));
+                let (time, is_guess) = self.date(task, &change);
+                let now = self.clock.stamp(time);
                 let here = || task.ours().place(&change.key, change.seq, change.seen);
-                if change.uncertain { unsure(here().unwrap_or(now)) } else { now }
+                let read_again = change.uncertain;
+                change.uncertain |= is_guess;
+                if read_again { unsure(here().unwrap_or(now)) } else { now }
             }
         };
         if task.peer.is_some() {
@@ -960,11 +967,16 @@ impl Capture {
         Ok(())
     }
 
-    /// When `change` was made: what is read of a backlog after an outage when the store says so, where it does.
-    fn date(&self, task: &CaptureTask, change: &Change) -> u64 {
+    /// When `change` was made, and whether that is a guess: what is read of a backlog after an outage when the store says so,
+    /// else at the last time that is known before it.
+    fn date(&self, task: &CaptureTask, change: &Change) -> (u64, bool) {
+        let is_write = matches!(change.op, Op::Command | Op::Put | Op::Delete) && change.intake.is_none();
         match self.backlog_until {
-            Some(opened) if change.time < opened => change.time,
-            _ => (task.clock)(),
+            _ if is_write && self.point.current > 0 && self.backlog_end >= Some(change.pos.at) => {
+                (self.point.current, true)
+            }
+            Some(opened) if change.time < opened => (change.time, false),
+            _ => ((task.clock)(), false),
         }
     }
 

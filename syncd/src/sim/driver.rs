@@ -111,6 +111,7 @@ impl Driver {
         let clocks = || Site::BOTH.map(|site| world.clock(Of::Store, site));
         let part_bytes = if plan.pieces { PART_BYTES } else { usize::MAX };
         let memory = Memory::new().with_clocks(clocks()).with_part_bytes(part_bytes);
+        let memory = if plan.times { memory } else { memory.without_times() };
         let line = Line { world: Arc::clone(world), memory: memory.clone() };
         let mut config = config(plan.snapshot);
         config.limits.memory = plan.memory;

@@ -220,6 +220,10 @@ impl Source for SlowSource {
         Some(self.current[1])
     }
 
+    fn backlog_end(&self) -> Option<u64> {
+        self.inner.backlog_end()
+    }
+
     fn keeps_what_it_streamed(&self) -> bool {
         self.inner.keeps_what_it_streamed()
     }

@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) trim: bool,
     pub(super) pieces: bool,
     pub(super) intake: bool,
+    /// The stores tell when they were written to.
+    pub(super) times: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,6 +252,7 @@ impl Plan {
             trim,
             pieces,
             intake,
+            times: !seed.is_multiple_of(4),
         }
     }
 
