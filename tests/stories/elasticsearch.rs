@@ -378,6 +378,62 @@ fn a_repair_from_either_site_is_carried_and_undone_at_both() -> Result<()> {
     Ok(())
 }
 
+/// A window of which no log knows is closed by a date of the documents, by the command and as a step of a runbook: what dc has goes
+/// over, what cloud alone has stays, and nothing else is touched.
+#[test]
+fn a_window_that_no_log_knows_is_closed_by_a_date_of_the_documents() -> Result<()> {
+    let Some(pair) = Pair::with_documents("", 50)? else { return Ok(()) };
+    for node in pair.nodes.iter() {
+        node.must("PUT", "/push-1/_mapping", r#"{"properties":{"changed":{"type":"date"}}}"#)?;
+    }
+    let inside = |v: &str| format!("{{\"v\":\"{v}\",\"changed\":\"2026-03-01T02:30:00Z\"}}");
+    for n in 0..30 {
+        pair.plant(0, &format!("in-{n}"), "routing=r", &inside("dc"))?;
+        pair.plant(0, &format!("out-{n}"), "", r#"{"v":"dc","changed":"2026-03-01T03:00:00Z"}"#)?;
+    }
+    pair.plant(0, "n-5", "", &inside("right"))?;
+    pair.plant(1, "only-cloud", "", &inside("cloud"))?;
+    let before = pair.documents(0, "push-1")?;
+    let backfill = |more: &[&str]| -> Result<(Option<i32>, String)> {
+        let words = [
+            "backfill",
+            "--channel",
+            "push",
+            "--from",
+            "2026-03-01T02:00:00Z",
+            "--to",
+            "2026-03-01T03:00:00Z",
+        ];
+        let out = pair.seat.syncd(&[&words[..], &["--time-column", "changed"], more].concat())?;
+        Ok((out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()))
+    };
+    let (code, said) = backfill(&[])?;
+    ensure!(code == Some(2) && said.contains("--site dc or --site cloud"), "{code:?} {said}");
+    let (code, said) = backfill(&["--site", "dc", "--dry-run"])?;
+    ensure!(code == Some(0) && said.contains("31 by dc") && said.contains("a dry run"), "{code:?} {said}");
+    ensure!(!pair.documents(1, "push-1")?.contains_key("in-0"), "a dry run carried something");
+    let (code, said) = backfill(&["--site", "dc"])?;
+    ensure!(code == Some(1) && said.contains("carried: 31") && said.contains("NOT EQUAL"), "{code:?} {said}");
+    ensure!(before == pair.documents(0, "push-1")?, "dc was written to");
+    let mut expected: Documents = before.into_iter().filter(|(id, _)| !id.starts_with("out-")).collect();
+    expected.extend(pair.documents(1, "push-1")?.into_iter().filter(|(id, _)| id == "only-cloud"));
+    ensure!(pair.documents(1, "push-1")? == expected, "{said}");
+
+    pair.nodes[1].must("DELETE", "/push-1/_doc/only-cloud", "")?;
+    pair.plant(0, "in-late", "", &inside("dc"))?;
+    let book = pair.seat.config().with_file_name("window.yaml");
+    std::fs::write(
+        &book,
+        "runbook: window\nsteps:\n  - backfill: { from: 2026-03-01T02:00:00Z, to: 2026-03-01T03:00:00Z, time_column: changed, site: dc }\n  \
+         - verify: { from: 2026-03-01T02:00:00Z, to: 2026-03-01T03:00:00Z, time_column: changed }\n",
+    )?;
+    let out = pair.seat.syncd(&["runbook", "run", book.to_str().context("a path")?])?;
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    ensure!(out.status.code() == Some(0), "{said}\n{}", pair.seat.log_end());
+    ensure!(pair.documents(1, "push-1")?.contains_key("in-late"), "{said}");
+    Ok(())
+}
+
 /// FF57: what a site writes while a repair carries what the other one holds stays, and goes over.
 #[test]
 fn a_repair_from_a_named_site_leaves_newer_writes_alone() -> Result<()> {

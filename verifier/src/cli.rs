@@ -76,8 +76,8 @@ pub(crate) struct Check {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// The window is told by this column of each row, in UTC, not by the daemon's logs: rows that were deleted are not seen,
-    /// nor tables without such a column
+    /// The window is told by this column of each row, in UTC, or this date field of each document, not by the daemon's logs: what
+    /// was deleted is not seen, nor tables and indices without it
     #[arg(long, value_name = "NAME", requires = "from")]
     pub(crate) time_column: Option<String>,
     /// Only this share of the keys, in percent, taken at random; the result says what that proves of all of them

@@ -238,6 +238,10 @@ pub(super) struct BackfillArgs {
     /// Up to this time, which is no part of it; now, if it is not given.
     #[arg(long, value_name = "TIME", value_parser = since_ms)]
     pub(super) to: Option<u64>,
+    /// Carries what the keys themselves say was written then at --site, where the sites differ: a column of MySQL tables, a date
+    /// field of Elasticsearch. For a time of which no log knows; deletes are not seen
+    #[arg(long, value_name = "NAME")]
+    pub(super) time_column: Option<String>,
     /// Only says how many keys it would be.
     #[arg(long)]
     pub(super) dry_run: bool,

@@ -1,5 +1,5 @@
-//! `syncd backfill`: what the logs name that was written in a window is carried once more, as it is now, and the window is
-//! compared afterwards.
+//! `syncd backfill`: what the logs name that was written in a window, or what the keys say of themselves, is carried once more,
+//! as it is now, and the window is compared afterwards.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::IsTerminal;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use causeway_core::time;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -60,10 +60,14 @@ pub(super) async fn backfill(common: &Common, config: &Config, args: &BackfillAr
         )));
     }
     let mut done = Done { channel, from: time::rfc3339(args.from), to: time::rfc3339(to), ..Done::default() };
-    carry(common, config, args, &mut done).await?;
+    match &args.time_column {
+        None => carry(common, config, args, &mut done).await?,
+        Some(_) => carry_by_time(common, config, args, &mut done).await?,
+    }
     let is_known = done.known_until.as_deref().and_then(time::parse_rfc3339).is_some_and(|until| until >= to);
     if !args.dry_run && !args.no_verify {
-        done.equal = Some(verify(common, args, &done).await?);
+        let report = compare(common, args, &done, &[]).await?;
+        done.equal = Some(report.equal);
     }
     if common.json {
         output::json(&done)?;
@@ -104,7 +108,7 @@ async fn carry(
             WrittenLine::Key { site, .. } | WrittenLine::Whole { site, .. }
                 if only.is_some_and(|only| only != site) => {}
             WrittenLine::Key { site, at } => {
-                let digest = serde_json::to_vec(&(&site, &at)).map_or(0, |text| xxh3_128(&text));
+                let digest = digest(&site, &at);
                 if known.len() >= KNOWN_MAX {
                     known.clear();
                 }
@@ -161,13 +165,77 @@ async fn ask(
     Ok(asked)
 }
 
-/// Whether `verifier check` finds the window equal.
-async fn verify(common: &Common, args: &BackfillArgs, done: &Done<'_>) -> Result<bool, Failure> {
+/// Has each key carried that says itself that it was written in the window at the one site, and differs.
+async fn carry_by_time(
+    common: &Common,
+    config: &Config,
+    args: &BackfillArgs,
+    done: &mut Done<'_>,
+) -> Result<(), Failure> {
+    let site = common.site.clone().filter(|site| config.sites.contains(site)).ok_or_else(|| {
+        let sites = config.sites.join(" or --site ");
+        Failure::Usage(format!("--time-column needs to know whose keys are carried: --site {sites}"))
+    })?;
+    let client = Client::new(common.address(config))?;
+    let path = format!("/v1/channels/{}/repair", done.channel);
+    let listed_max = LISTED_MAX.to_string();
+    let mut known = HashSet::new();
+    loop {
+        let report = compare(common, args, done, &["--list-max", &listed_max]).await?;
+        let listed = report.differences.len();
+        let there = report
+            .differences
+            .into_iter()
+            .filter(|one| one.sites.get(&site).is_some_and(|held| !held.is_null()));
+        let keys: Vec<KeyAt> = there.map(|one| one.at).filter(|at| known.insert(digest(&site, at))).collect();
+        let found = keys.len();
+        *done.keys.entry(site.clone()).or_default() += found as u64;
+        for keys in keys.chunks(args.batch()) {
+            done.asked += ask(&client, &path, args, site.clone(), keys.to_vec()).await?;
+        }
+        // More of them than are listed come to light once these are equal.
+        if listed < LISTED_MAX || found == 0 || args.dry_run {
+            done.known_until = Some(done.to.clone());
+            return Ok(());
+        }
+    }
+}
+
+/// Keys that a report lists at the most.
+const LISTED_MAX: usize = 100_000;
+
+/// Of a report of `verifier check`.
+#[derive(Debug, Deserialize)]
+struct Report {
+    equal: bool,
+    differences: Vec<Differs>,
+}
+
+/// A key that differs.
+#[derive(Debug, Deserialize)]
+struct Differs {
+    #[serde(flatten)]
+    at: KeyAt,
+    /// By the site's name; null where it lacks the key.
+    sites: BTreeMap<String, Value>,
+}
+
+/// What `verifier check` finds in the window.
+async fn compare(
+    common: &Common,
+    args: &BackfillArgs,
+    done: &Done<'_>,
+    more: &[&str],
+) -> Result<Report, Failure> {
     let program = programs::verifier(args.verifier.as_deref()).map_err(Failure::Failed)?;
-    let failed = |what: String| Failure::Failed(format!("{}: {what}", program.display()));
+    let failed = |what: &str| Failure::Failed(format!("{}: {what}", program.display()));
+    let by_time = args.time_column.iter().flat_map(|column| ["--time-column", column]);
     let checked = tokio::process::Command::new(&program)
         .args(["check", "--json", "--settle", SETTLE, "--channel", done.channel])
-        .args(["--from", &done.from, "--to", &done.to, "--config"])
+        .args(["--from", &done.from, "--to", &done.to])
+        .args(by_time)
+        .args(more)
+        .arg("--config")
         .arg(&common.config)
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -175,15 +243,21 @@ async fn verify(common: &Common, args: &BackfillArgs, done: &Done<'_>) -> Result
         .output()
         .await
         .map_err(|error| {
-            failed(format!("{error}; say where the verifier is with --verifier, or --no-verify"))
+            let no_verify = if args.time_column.is_some() { "" } else { ", or --no-verify" };
+            failed(&format!("{error}; say where the verifier is with --verifier{no_verify}"))
         })?;
-    let report: Result<Value, _> = serde_json::from_slice(&checked.stdout);
-    match (checked.status.code(), report) {
-        (Some(0), Ok(_)) => Ok(true),
-        (Some(1), Ok(_)) => Ok(false),
-        (Some(2), _) => Err(Failure::Usage("the window was carried, and cannot be compared".to_owned())),
-        _ => Err(failed("the window was carried, and could not be compared".to_owned())),
+    match (checked.status.code(), serde_json::from_slice(&checked.stdout)) {
+        (Some(0 | 1), Ok(report)) => Ok(report),
+        (Some(2), _) => {
+            Err(Failure::Usage("the window cannot be compared; what was asked for is carried".to_owned()))
+        }
+        _ => Err(failed("the window could not be compared; what was asked for is carried")),
     }
+}
+
+/// Of a key that a site wrote.
+fn digest(site: &str, at: &KeyAt) -> u128 {
+    serde_json::to_vec(&(site, at)).map_or(0, |text| xxh3_128(&text))
 }
 
 fn bar() -> ProgressBar {
@@ -200,7 +274,10 @@ fn text(done: &Done<'_>, args: &BackfillArgs, is_known: bool) -> String {
     let keys = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
     let mut lines = vec![
         format!("channel {}, written from {} to {}", done.channel, done.from, done.to),
-        format!("keys that the logs name: {keys}"),
+        match &args.time_column {
+            None => format!("keys that the logs name: {keys}"),
+            Some(column) => format!("keys that differ, by {column}: {keys}"),
+        },
     ];
     match args.dry_run {
         true => lines.push("nothing was carried: that was a dry run".to_owned()),
@@ -218,8 +295,11 @@ fn text(done: &Done<'_>, args: &BackfillArgs, is_known: bool) -> String {
     match done.equal {
         Some(true) => lines.push("the window is equal at both sites".to_owned()),
         Some(false) => lines.push(format!(
-            "the window is NOT EQUAL: verifier check --channel {} --from {} --to {} says what",
-            done.channel, done.from, done.to
+            "the window is NOT EQUAL: verifier check --channel {} --from {} --to {}{} says what",
+            done.channel,
+            done.from,
+            done.to,
+            args.time_column.as_ref().map_or(String::new(), |column| format!(" --time-column {column}"))
         )),
         None => {}
     }

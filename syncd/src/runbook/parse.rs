@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::book::{Gates, Kind, OnFailure, Param, Runbook, Step, Wait, Wanted};
 use super::tree::{self, Entry, Node, Place, Value, Wrong};
-use super::when::{self, Base, Time, Window};
+use super::when::{self, Base, Time, TimeColumn, Window};
 use crate::config::{Config, ConfigError, parse_duration};
 use crate::status::parse_rfc3339;
 
@@ -23,8 +23,8 @@ const STEP_KEYS: [&str; 4] = ["name", "when", "on_failure", "attempts"];
 const KINDS: [(&str, &[&str]); 7] = [
     ("snapshot", &["channels", "again", "timeout"]),
     ("wait", &["channels", "until", "lag_changes_max", "lag_seconds_max", "at", "for", "timeout"]),
-    ("verify", &["channels", "from", "to", "timeout"]),
-    ("backfill", &["channels", "from", "to", "timeout"]),
+    ("verify", &["channels", "from", "to", "time_column", "timeout"]),
+    ("backfill", &["channels", "from", "to", "time_column", "site", "timeout"]),
     ("repair", &["channels", "from", "keys_max", "share_max", "timeout"]),
     ("observe", &["channels", "for", "lag_seconds_max", "conflicts_max", "dead_letters_max", "gaps_max"]),
     ("approve", &["ask"]),
@@ -165,14 +165,24 @@ impl<'a> Fields<'a> {
 
     fn window(&self) -> Answer<Option<Window>> {
         let (from, to) = match (self.time("from")?, self.time("to")?) {
-            (None, None) => return Ok(None),
+            (None, None) => {
+                return match self.get("time_column") {
+                    None => Ok(None),
+                    Some(node) => Err(Wrong::new(node.at, "time_column is of a window: say `from` and `to`")),
+                };
+            }
             (Some(from), Some(to)) => (from, to),
             (from, _) => {
                 let lacks = if from.is_some() { "to" } else { "from" };
                 return Err(Wrong::new(self.at, format!("{} lacks `{lacks}`: a window has both", self.what)));
             }
         };
-        let window = Window { from, to };
+        let column = self
+            .get("time_column")
+            .map(text_of)
+            .transpose()?
+            .map(|name| TimeColumn { name: name.to_owned(), site: None });
+        let window = Window { from, to, column };
         if window.is_upside_down() {
             let message = format!("{}: the window has to end later than it begins", self.what);
             return Err(Wrong::new(window.to.at, message));
@@ -329,6 +339,31 @@ fn raw<'a>(item: &'a Node, config: &Config) -> Answer<Raw<'a>> {
     Ok(Raw { name, fields, kind, at: entry.at })
 }
 
+/// The window that a `backfill` closes.
+fn closed(fields: &Fields<'_>, config: &Config) -> Answer<Window> {
+    let mut window = fields.window()?.ok_or_else(|| {
+        Wrong::new(fields.at, format!("{} lacks `from` and `to`: the window that it closes", fields.what))
+    })?;
+    match (&mut window.column, fields.get("site")) {
+        (None, None) => {}
+        (None, Some(node)) => {
+            return Err(Wrong::new(node.at, "site goes with time_column: the logs say which site wrote"));
+        }
+        (Some(_), None) => {
+            let message = format!("{} lacks `site`: whose keys are carried", fields.what);
+            return Err(Wrong::new(fields.at, message));
+        }
+        (Some(column), Some(node)) => {
+            let site = text_of(node)?;
+            if !config.sites.iter().any(|known| known == site) {
+                return Err(not(node, "site", &config.sites.join(" or ")));
+            }
+            column.site = Some(site.to_owned());
+        }
+    }
+    Ok(window)
+}
+
 fn kind(kind: &str, fields: &Fields<'_>, config: &Config) -> Answer<Kind> {
     let channels = fields.channels(config)?;
     let all = || config.channels.iter().map(|channel| channel.name.clone()).collect::<Vec<_>>();
@@ -350,12 +385,7 @@ fn kind(kind: &str, fields: &Fields<'_>, config: &Config) -> Answer<Kind> {
         "verify" => Kind::Verify { channels, window: fields.window()?, timeout: program_timeout()? },
         "backfill" => Kind::Backfill {
             channels: channels.unwrap_or_else(all),
-            window: fields.window()?.ok_or_else(|| {
-                Wrong::new(
-                    fields.at,
-                    format!("{} lacks `from` and `to`: the window that it closes", fields.what),
-                )
-            })?,
+            window: closed(fields, config)?,
             timeout: program_timeout()?,
         },
         "repair" => {

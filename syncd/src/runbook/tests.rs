@@ -107,6 +107,26 @@ fn what_is_wrong_is_told_with_its_place_and_what_is_allowed() {
         ),
         (steps("- verify: { from: $x, to: $x + 1m }"), "3:19", "there is no param `x`; params has none"),
         (steps("- backfill: {}"), "3:13", "lacks `from` and `to`"),
+        (steps("- verify: { time_column: changed }"), "3:26", "say `from` and `to`"),
+        (
+            steps(
+                "- backfill: { from: 2026-03-01T02:00:00Z, to: 2026-03-01T03:00:00Z, time_column: changed }",
+            ),
+            "3:13",
+            "lacks `site`",
+        ),
+        (
+            steps("- backfill: { from: 2026-03-01T02:00:00Z, to: 2026-03-01T03:00:00Z, site: dc }"),
+            "3:79",
+            "site goes with time_column",
+        ),
+        (
+            steps(
+                "- backfill: { from: 2026-03-01T02:00:00Z, to: 2026-03-01T03:00:00Z, time_column: changed, site: x }",
+            ),
+            "3:101",
+            "allowed is dc or cloud",
+        ),
         (
             steps(
                 "- wait: { for: 1m }\n- backfill: { from: start of wait, to: end of verify }\n- verify: {}",
@@ -169,6 +189,7 @@ steps:
   - approve: { ask: May it be repaired?, when: verify failed }
   - repair: { from: dc, keys_max: 100, share_max: 0.5, when: verify failed, timeout: 1h, on_failure: ready, attempts: 2 }
   - backfill: { from: start of snapshot, to: end of snapshot + 1m }
+  - backfill: { name: older, channels: [tags], from: $from, to: $to, time_column: changed, site: cloud }
   - wait: { name: pause, for: 1m }
   - wait: { name: night, at: end of pause + 1h, timeout: 2h }
   - observe: { for: 30m, lag_seconds_max: 10, conflicts_max: 5, on_failure: continue }
@@ -190,6 +211,8 @@ fn a_plan_says_each_step_in_words() {
         "repair: compares both sites in all channels, and carries over what dc has where they differ | at most 1 h 0 min, \
          at most 100 keys of a channel, at most 0.5 % of all keys | the run goes to `ready`, up to 2 times; then it stops",
         "backfill: brings over what was written in tags, queue from start of snapshot to end of snapshot + 1m",
+        "older: brings over what was written in tags from $from (to be given by --set from=…) to $to",
+        ", by changed at cloud, and compares it",
         "fails at once if that is more than 2 h 0 min away",
         "watches all channels for 30 min 0 s: always streaming, lag at most 10 s, at most 5 new conflicts, at most 0 dead \
          letters and 0 gaps",
@@ -470,6 +493,8 @@ async fn a_run_does_its_steps_in_order_with_the_windows_that_came_out() {
         "- wait: { until: streaming, timeout: 1m }\n- snapshot: { channels: [tags], timeout: 5m }\n\
          - backfill: { channels: [tags], from: start of snapshot - 5m, to: end of snapshot }\n\
          - verify: { channels: [tags, queue], timeout: 1h }\n- repair: { from: dc, keys_max: 7 }\n\
+         - backfill: { name: older, channels: [queue], from: start of snapshot, to: end of snapshot, time_column: at, site: dc }\n\
+         - verify: { name: again, channels: [queue], from: start of snapshot, to: end of snapshot, time_column: at }\n\
          - observe: { for: 10m, conflicts_max: 0 }",
     );
     let world = Fake::new();
@@ -477,6 +502,7 @@ async fn a_run_does_its_steps_in_order_with_the_windows_that_came_out() {
     assert_eq!(ended, Ended::Done, "{state:?}");
     assert!(words(&state).iter().all(|(_, word, attempt)| (*word, *attempt) == (StepWord::Done, 1)));
     let [from, to] = ["2026-03-01T01:55:00.000Z", state.steps[1].ended.as_deref().unwrap()];
+    let began = "2026-03-01T02:00:00.000Z";
     assert_eq!(
         world.called(),
         [
@@ -484,6 +510,12 @@ async fn a_run_does_its_steps_in_order_with_the_windows_that_came_out() {
             "Verifier check --config --channel tags --json".to_owned(),
             "Verifier check --config --channel queue --json".to_owned(),
             "Verifier repair --config --from dc --keys-max 7 --yes --json".to_owned(),
+            format!(
+                "Syncd backfill --config --channel queue --from {began} --to {to} --time-column at --site dc --json"
+            ),
+            format!(
+                "Verifier check --config --channel queue --from {began} --to {to} --time-column at --json"
+            ),
         ]
     );
     assert_eq!(world.daemon.lock().unwrap().begun, 1);

@@ -19,6 +19,17 @@ pub struct Window {
     pub from: Time,
     /// The first moment after it.
     pub to: Time,
+    /// What the keys themselves say, in place of the logs.
+    pub column: Option<TimeColumn>,
+}
+
+/// Where keys say themselves when they were written.
+#[derive(Debug, Clone)]
+pub struct TimeColumn {
+    /// The column, or the field.
+    pub name: String,
+    /// At which site that counts, where something is carried.
+    pub site: Option<String>,
 }
 
 /// A point in time as the file says it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::book::{Gates, Kind, OnFailure, Runbook, Step, Wait, Wanted};
-use super::when::{Time, Window};
+use super::when::{Time, TimeColumn, Window};
 use crate::config::format_duration;
 
 /// One step of a plan.
@@ -55,7 +55,12 @@ fn time(time: &Time, values: &BTreeMap<String, String>) -> String {
 }
 
 fn window(window: &Window, values: &BTreeMap<String, String>) -> String {
-    format!("from {} to {}", time(&window.from, values), time(&window.to, values))
+    let by = match &window.column {
+        None => String::new(),
+        Some(TimeColumn { name, site: None }) => format!(", by {name}"),
+        Some(TimeColumn { name, site: Some(site) }) => format!(", by {name} at {site}"),
+    };
+    format!("from {} to {}{by}", time(&window.from, values), time(&window.to, values))
 }
 
 pub(super) fn does(kind: &Kind, values: &BTreeMap<String, String>) -> String {

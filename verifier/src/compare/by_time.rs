@@ -49,8 +49,8 @@ impl<R: Reader> Naming for ByTime<'_, R> {
         match self.has_column {
             true => Ok(None),
             false => Err(Error::Usage(format!(
-                "--time-column {}: allowed is a column with dates or times of a table with a primary key, and no table has one \
-                 of that name",
+                "--time-column {}: allowed is a column with dates or times of a table with a primary key, or a date field of \
+                 Elasticsearch, and none has that name",
                 self.column
             ))),
         }

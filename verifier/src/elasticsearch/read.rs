@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use super::open::Indices;
 use crate::compare::{Page, Place, Reader, State};
 use crate::digest::never_equal;
 use crate::error::Result;
+use crate::window::Window;
 
 /// Ids of a page.
 const PAGE: u64 = 1_000;
@@ -24,6 +25,7 @@ const BYTES_AT_ONCE: usize = 16 << 20;
 const KEEP_ALIVE: &str = "5m";
 
 const INDICES: &str = "ask for the indices";
+const LIST: &str = "list ids";
 
 /// One site's cluster. A document's name is its id, and its routing behind a zero byte where it has one, as the log has it.
 pub(crate) struct EsReader {
@@ -31,15 +33,20 @@ pub(crate) struct EsReader {
     pub(super) indices: Indices,
     /// The open indices of the channel, as they were when it was opened.
     pub(super) there: Vec<String>,
-    /// Where pages go on: the point in time and the last document's place in it.
+    /// Where pages go on.
     pages: Mutex<Pages>,
 }
 
 #[derive(Default)]
 struct Pages {
     last: u64,
-    open: HashMap<u64, (String, Box<RawValue>)>,
+    open: HashMap<u64, GoesOn>,
+    /// Of the listing by time: one at a time.
+    by_time: Option<GoesOn>,
 }
+
+/// A point in time, and the last document's place in it.
+type GoesOn = (String, Box<RawValue>);
 
 #[derive(Deserialize)]
 struct Searched {
@@ -199,6 +206,75 @@ impl EsReader {
         }
         Ok(())
     }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `field` of `index` holds dates.
+    async fn is_date(&self, index: &str, field: &str) -> Result<bool> {
+        let path = format!("/{}/_mapping/field/{}", in_url(index), in_url(field));
+        let found: Option<serde_json::Value> = self.link.json(INDICES, Method::GET, &path, None).await?;
+        let of_field =
+            found.as_ref().and_then(|found| found.get(index)?.get("mappings")?.get(field)?.get("mapping"));
+        let kinds = of_field.and_then(|mapping| mapping.as_object()).into_iter().flatten();
+        let mut kinds = kinds.filter_map(|(_, one)| one.get("type")?.as_str());
+        Ok(kinds.any(|kind| kind == "date" || kind == "date_nanos"))
+    }
+
+    /// A page of the names in `index` of which `query` holds; and from where the next one goes on.
+    async fn list(
+        &self,
+        index: &str,
+        open: Option<GoesOn>,
+        query: Option<serde_json::Value>,
+    ) -> Result<(Vec<Bytes>, Option<GoesOn>)> {
+        let (pit, after) = match open {
+            Some((pit, after)) => (pit, Some(after)),
+            None => {
+                #[derive(Deserialize)]
+                struct Pit {
+                    id: String,
+                }
+                let path = format!("/{}/_pit?keep_alive={KEEP_ALIVE}", in_url(index));
+                // The other site has the index alone.
+                let Some(pit) = self.link.json::<Pit>(LIST, Method::POST, &path, None).await? else {
+                    return Ok((Vec::new(), None));
+                };
+                (pit.id, None)
+            }
+        };
+        let mut body = BTreeMap::from([
+            ("size", serde_json::json!(PAGE)),
+            ("_source", serde_json::json!(false)),
+            ("stored_fields", serde_json::json!(["_routing"])),
+            ("track_total_hits", serde_json::json!(false)),
+            ("pit", serde_json::json!({"id": pit, "keep_alive": KEEP_ALIVE})),
+            ("sort", serde_json::json!([{"_shard_doc": "asc"}])),
+        ]);
+        body.extend(query.map(|query| ("query", query)));
+        if let Some(after) = &after {
+            body.insert("search_after", serde_json::to_value(after).unwrap_or_default());
+        }
+        let body = serde_json::to_string(&body).unwrap_or_default();
+        let path = "/_search?allow_partial_search_results=false";
+        let found: Option<Searched> = self.link.json(LIST, Method::POST, path, Some(body)).await?;
+        let Some(found) = found.filter(|found| !found.timed_out && found._shards.failed == 0) else {
+            let reason = "the point in time is over, or not all shards answered: run it again";
+            return Err(self.link.site.failed(LIST, reason));
+        };
+        let names: Vec<Bytes> =
+            found.hits.hits.iter().map(|hit| document::name(&hit._id, hit._routing.as_deref())).collect();
+        let last = found.hits.hits.into_iter().next_back().filter(|_| names.len() as u64 == PAGE);
+        if let Some(hit) = last {
+            return Ok((names, Some((found.pit_id, hit.sort))));
+        }
+        let body = serde_json::json!({ "id": found.pit_id }).to_string();
+        // Where it fails the point in time ends by itself.
+        let _ =
+            self.link.ask("close the point in time", Method::DELETE, "/_pit", Some(body), usize::MAX).await;
+        Ok((names, None))
+    }
 }
 
 impl Reader for EsReader {
@@ -223,65 +299,42 @@ impl Reader for EsReader {
     }
 
     async fn page(&self, space: &Space, cursor: u64) -> Result<Page> {
-        const ACTION: &str = "list ids";
+        let open = match self.pages().open.remove(&cursor) {
+            None if cursor != 0 => return Err(self.link.site.failed(LIST, "it goes on nowhere")),
+            open => open,
+        };
+        let (names, goes_on) = self.list(self.index(space)?, open, None).await?;
+        let next = goes_on.map(|goes_on| {
+            let pages = &mut *self.pages();
+            pages.last += 1;
+            pages.open.insert(pages.last, goes_on);
+            pages.last
+        });
+        Ok(Page { scanned: names.len() as u64, names, next })
+    }
+
+    async fn page_by_time(
+        &self,
+        space: &Space,
+        (field, window): (&str, Window),
+        after: Option<&Bytes>,
+    ) -> Result<Option<Vec<Bytes>>> {
         let index = self.index(space)?;
-        let open = self.pages.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&cursor);
-        let (pit, after) = match open {
-            Some((pit, after)) => (pit, Some(after)),
-            None if cursor != 0 => return Err(self.link.site.failed(ACTION, "it goes on nowhere")),
-            None => {
-                #[derive(Deserialize)]
-                struct Pit {
-                    id: String,
-                }
-                let path = format!("/{}/_pit?keep_alive={KEEP_ALIVE}", in_url(index));
-                // The other site has the index alone.
-                let Some(pit) = self.link.json::<Pit>(ACTION, Method::POST, &path, None).await? else {
-                    return Ok(Page::default());
-                };
-                (pit.id, None)
-            }
+        let open = match after {
+            None if !self.is_date(index, field).await? => return Ok(None),
+            None => None,
+            // The page before was the last one, or this goes on behind it.
+            Some(_) => match self.pages().by_time.take() {
+                None => return Ok(Some(Vec::new())),
+                open => open,
+            },
         };
-        let mut body = BTreeMap::from([
-            ("size", serde_json::json!(PAGE)),
-            ("_source", serde_json::json!(false)),
-            ("stored_fields", serde_json::json!(["_routing"])),
-            ("track_total_hits", serde_json::json!(false)),
-            ("pit", serde_json::json!({"id": pit, "keep_alive": KEEP_ALIVE})),
-            ("sort", serde_json::json!([{"_shard_doc": "asc"}])),
-        ]);
-        if let Some(after) = &after {
-            body.insert("search_after", serde_json::to_value(after).unwrap_or_default());
-        }
-        let body = serde_json::to_string(&body).unwrap_or_default();
-        let path = "/_search?allow_partial_search_results=false";
-        let found: Option<Searched> = self.link.json(ACTION, Method::POST, path, Some(body)).await?;
-        let Some(found) = found.filter(|found| !found.timed_out && found._shards.failed == 0) else {
-            let reason = "the point in time is over, or not all shards answered: run it again";
-            return Err(self.link.site.failed(ACTION, reason));
-        };
-        let names: Vec<Bytes> =
-            found.hits.hits.iter().map(|hit| document::name(&hit._id, hit._routing.as_deref())).collect();
-        let scanned = names.len() as u64;
-        let last = found.hits.hits.into_iter().next_back().filter(|_| scanned == PAGE);
-        let next = match last {
-            Some(hit) => {
-                let pages = &mut *self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-                pages.last += 1;
-                pages.open.insert(pages.last, (found.pit_id, hit.sort));
-                Some(pages.last)
-            }
-            None => {
-                let body = serde_json::json!({ "id": found.pit_id }).to_string();
-                // Where it fails the point in time ends by itself.
-                let _ = self
-                    .link
-                    .ask("close the point in time", Method::DELETE, "/_pit", Some(body), usize::MAX)
-                    .await;
-                None
-            }
-        };
-        Ok(Page { names, scanned, next })
+        let of_window = serde_json::json!({
+            "range": {field: {"gte": window.from, "lt": window.to, "format": "epoch_millis"}},
+        });
+        let (names, goes_on) = self.list(index, open, Some(of_window)).await?;
+        self.pages().by_time = goes_on;
+        Ok(Some(names))
     }
 
     async fn look(&self, _: &Space, names: &[Bytes]) -> Result<Vec<()>> {

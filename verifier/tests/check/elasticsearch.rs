@@ -28,6 +28,57 @@ fn run(nodes: &[ElasticsearchServer; 2], index: &str, words: &[&str]) -> Answer 
     verifier(&[words, &["--config", config]].concat())
 }
 
+/// A window is told by a date of the documents, at either site: what lies in it is compared, and nothing else.
+#[test]
+fn a_window_can_be_told_by_a_date_of_the_documents() {
+    let Some(nodes) = shared() else { return };
+    let mapping = r#"{"settings":{"number_of_replicas":0},"mappings":{"properties":{"at":{"properties":{"changed":
+        {"type":"date","format":"yyyy-MM-dd HH:mm:ss||epoch_millis"}}},"changed":{"type":"keyword"}}}}"#;
+    let doc = |id: &str, at: &str, v: u64| {
+        let action = serde_json::json!({"index": {"_id": id}});
+        format!("{action}\n{}\n", serde_json::json!({"at": {"changed": at}, "v": v}))
+    };
+    let time = |minute: u64, second: u64| format!("2026-03-01 02:{minute:02}:{second:02}");
+    for (site, node) in nodes.iter().enumerate() {
+        node.must("PUT", "/timed-a", mapping).unwrap();
+        node.must("PUT", "/timed-b", r#"{"settings":{"number_of_replicas":0}}"#).unwrap();
+        // More than a page lies in the window.
+        let mut body: String =
+            (0..3_600).map(|n| doc(&format!("same-{n}"), &time(n / 60, n % 60), n)).collect();
+        let v = site as u64;
+        for (id, at) in
+            [("before", time(9, 59)), ("first", time(10, 0)), ("last", time(49, 59)), ("behind", time(50, 0))]
+        {
+            body += &doc(id, &at, v);
+        }
+        // Of which one site alone says that it lies in it.
+        body += &doc("moved", &time(if site == 0 { 5 } else { 20 }, 0), 1);
+        body += &doc(&format!("only-{site}"), &time(30, 0), 1);
+        node.must("POST", "/timed-a/_bulk", &body).unwrap();
+        node.must("PUT", "/timed-b/_doc/other", &format!("{{\"v\":{site}}}")).unwrap();
+    }
+    let check = |field: &str| {
+        let window =
+            ["--from", "2026-03-01T02:10:00Z", "--to", "2026-03-01T02:50:00Z", "--time-column", field];
+        run(nodes, "timed-*", &[&["check", "--json"], &window[..]].concat())
+    };
+    let answer = check("at.changed");
+    let report: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    let differences = report["differences"].as_array().unwrap();
+    let mut found: Vec<&str> = differences.iter().filter_map(|one| one["key"].as_str()).collect();
+    found.sort_unstable();
+    assert_eq!(found, ["first", "last", "moved", "only-0", "only-1"], "{} {}", answer.stdout, answer.stderr);
+    assert_eq!((answer.code, &report["compared"]), (1, &(2_400 + 5).into()));
+    for field in ["changed", "nowhere"] {
+        let answer = check(field);
+        assert!(
+            answer.code == 2 && answer.stderr.contains("a date field of Elasticsearch"),
+            "{}",
+            answer.stderr
+        );
+    }
+}
+
 /// FF53. Each of many documents with one thing wrong is found, and what is written in another way is equal.
 #[test]
 fn documents_that_differ_in_anything_are_found_and_no_others() {

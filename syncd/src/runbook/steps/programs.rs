@@ -10,6 +10,7 @@ use crate::config::format_duration;
 use crate::runbook::book::Step;
 use crate::runbook::journal::{Event, JournalError, Note};
 use crate::runbook::run::Runner;
+use crate::runbook::when::TimeColumn;
 use crate::runbook::world::{Exit, Program};
 use crate::status::rfc3339;
 
@@ -37,7 +38,7 @@ pub(super) async fn verify(
     let mut all = Vec::new();
     for channel in each(channels) {
         let mut args = arguments(runner, "check", channel);
-        args.extend(window.map(window_arguments).into_iter().flatten());
+        args.extend(window.into_iter().flat_map(|window| window_arguments(window, step)));
         args.push("--json".to_owned());
         all.push((
             channel.map(str::to_owned),
@@ -64,7 +65,7 @@ pub(super) async fn backfill(
     let channels: Vec<Option<&str>> = channels.iter().map(|channel| Some(channel.as_str())).collect();
     parts(runner, step, &channels, Program::Syncd, timeout, |runner, channel| {
         let mut args = arguments(runner, "backfill", channel);
-        args.extend(window_arguments(window));
+        args.extend(window_arguments(window, step));
         args.push("--json".to_owned());
         args
     })
@@ -136,8 +137,13 @@ fn arguments(runner: &Runner<'_>, command: &str, channel: Option<&str>) -> Vec<S
     args
 }
 
-fn window_arguments([from, to]: [SystemTime; 2]) -> [String; 4] {
-    ["--from".to_owned(), rfc3339(from), "--to".to_owned(), rfc3339(to)]
+fn window_arguments([from, to]: [SystemTime; 2], step: &Step) -> Vec<String> {
+    let mut args = vec!["--from".to_owned(), rfc3339(from), "--to".to_owned(), rfc3339(to)];
+    if let Some(TimeColumn { name, site }) = step.kind.window().and_then(|window| window.column.clone()) {
+        args.extend(["--time-column".to_owned(), name]);
+        args.extend(site.into_iter().flat_map(|site| ["--site".to_owned(), site]));
+    }
+    args
 }
 
 /// A window that is not over holds what nobody has written yet.
