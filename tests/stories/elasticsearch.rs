@@ -393,6 +393,9 @@ fn a_window_that_no_log_knows_is_closed_by_a_date_of_the_documents() -> Result<(
     }
     pair.plant(0, "n-5", "", &inside("right"))?;
     pair.plant(1, "only-cloud", "", &inside("cloud"))?;
+    // dc's is not of the window, and older.
+    pair.plant(0, "moved", "", r#"{"v":"dc","changed":"2026-03-01T01:00:00Z"}"#)?;
+    pair.plant(1, "moved", "", &inside("newer"))?;
     let before = pair.documents(0, "push-1")?;
     let backfill = |more: &[&str]| -> Result<(Option<i32>, String)> {
         let words = [
@@ -415,11 +418,16 @@ fn a_window_that_no_log_knows_is_closed_by_a_date_of_the_documents() -> Result<(
     let (code, said) = backfill(&["--site", "dc"])?;
     ensure!(code == Some(1) && said.contains("carried: 31") && said.contains("NOT EQUAL"), "{code:?} {said}");
     ensure!(before == pair.documents(0, "push-1")?, "dc was written to");
-    let mut expected: Documents = before.into_iter().filter(|(id, _)| !id.starts_with("out-")).collect();
-    expected.extend(pair.documents(1, "push-1")?.into_iter().filter(|(id, _)| id == "only-cloud"));
+    let mut expected: Documents =
+        before.into_iter().filter(|(id, _)| !id.starts_with("out-") && id != "moved").collect();
+    let alone = |id: &String| id == "only-cloud" || id == "moved";
+    expected.extend(pair.documents(1, "push-1")?.into_iter().filter(|(id, _)| alone(id)));
+    ensure!(expected.get("moved").is_some_and(|text| text.contains("newer")), "{said}");
     ensure!(pair.documents(1, "push-1")? == expected, "{said}");
 
-    pair.nodes[1].must("DELETE", "/push-1/_doc/only-cloud", "")?;
+    for id in ["only-cloud", "moved"] {
+        pair.nodes[1].must("DELETE", &format!("/push-1/_doc/{id}"), "")?;
+    }
     pair.plant(0, "in-late", "", &inside("dc"))?;
     let book = pair.seat.config().with_file_name("window.yaml");
     std::fs::write(

@@ -80,6 +80,9 @@ pub(crate) struct Check {
     /// was deleted is not seen, nor tables and indices without it
     #[arg(long, value_name = "NAME", requires = "from")]
     pub(crate) time_column: Option<String>,
+    /// Only what rows and documents of this site say
+    #[arg(long, value_name = "SITE", requires = "time_column")]
+    pub(crate) at: Option<String>,
     /// Only this share of the keys, in percent, taken at random; the result says what that proves of all of them
     #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "from")]
     pub(crate) sample: Option<f64>,

@@ -181,7 +181,7 @@ async fn carry_by_time(
     let listed_max = LISTED_MAX.to_string();
     let mut known = HashSet::new();
     loop {
-        let report = compare(common, args, done, &["--list-max", &listed_max]).await?;
+        let report = compare(common, args, done, &["--at", &site, "--list-max", &listed_max]).await?;
         let listed = report.differences.len();
         let there = report
             .differences
@@ -194,8 +194,9 @@ async fn carry_by_time(
             done.asked += ask(&client, &path, args, site.clone(), keys.to_vec()).await?;
         }
         // More of them than are listed come to light once these are equal.
-        if listed < LISTED_MAX || found == 0 || args.dry_run {
-            done.known_until = Some(done.to.clone());
+        let are_all = listed < LISTED_MAX;
+        if are_all || found == 0 || args.dry_run {
+            done.known_until = are_all.then(|| done.to.clone());
             return Ok(());
         }
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, trace, warn};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::intake::{Handed, Requests, TopicPlace};
+use super::intake::{Handed, Requests, TopicHeld};
 use super::key_set::KeySet;
 use super::known::{Known, News};
 use super::order::Side;
@@ -53,7 +53,7 @@ pub(crate) struct CaptureTask {
     pub(crate) intake: Option<Arc<Intake>>,
     pub(crate) handed: mpsc::Receiver<Handed>,
     /// Told up to where the log holds the intake topic.
-    pub(crate) topic_begun: Option<oneshot::Sender<Option<TopicPlace>>>,
+    pub(crate) topic_begun: Option<oneshot::Sender<TopicHeld>>,
     /// What stamps the changes.
     pub(crate) clock: Clock,
     /// The channel's `keep_alive`.
@@ -118,7 +118,13 @@ impl CaptureTask {
             () = stop.cancelled() => return Ok(()),
         };
         if let Some(begun) = self.topic_begun.take() {
-            let _nobody_reads = begun.send(capture.point.topic);
+            // What damaged records held of it is not known.
+            let is_lost = capture.snapshot_asked == Some(true);
+            let _nobody_reads = begun.send(match capture.point.topic {
+                Some(place) => TopicHeld::To(place),
+                None if is_lost => TopicHeld::Unknown,
+                None => TopicHeld::Nothing,
+            });
         }
         let mut source = self.connector.source(self.site);
         self.shared.backlog.told_by(source.as_ref());
@@ -970,8 +976,10 @@ impl Capture {
     /// When `change` was made, and whether that is a guess: what is read of a backlog after an outage when the store says so,
     /// else at the last time that is known before it.
     fn date(&self, task: &CaptureTask, change: &Change) -> (u64, bool) {
-        let is_write = matches!(change.op, Op::Command | Op::Put | Op::Delete) && change.intake.is_none();
+        let is_write = matches!(change.op, Op::Command | Op::Put | Op::Delete);
         match self.backlog_until {
+            // What was produced tells when.
+            _ if change.intake.is_some() => (change.time, false),
             _ if is_write && self.point.current > 0 && self.backlog_end >= Some(change.pos.at) => {
                 (self.point.current, true)
             }

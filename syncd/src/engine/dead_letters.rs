@@ -102,8 +102,9 @@ impl DeadLetters {
         let same = |known: &DeadLetter| {
             [&known.channel, &known.from, &known.to] == [&letter.channel, &letter.from, &letter.to]
                 && known.seq == letter.seq
-                // A message has no seq: it has another number of its own.
-                && [&known.op, &letter.op].into_iter().filter(|op| *op == DeadLetter::PRODUCED).count() != 1
+                // A message has no seq, and offsets begin anew with the topic.
+                && ([&known.op, &letter.op].iter().all(|op| *op != DeadLetter::PRODUCED)
+                    || [&known.op, &known.reason] == [&letter.op, &letter.reason])
         };
         let count = {
             let kept = lock(&self.kept);

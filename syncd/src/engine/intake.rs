@@ -53,6 +53,11 @@ pub(crate) struct TopicPlace {
     pub(crate) body: u64,
 }
 
+impl TopicPlace {
+    /// The digest of a message that was passed over unread.
+    pub(crate) const UNREAD: u64 = 0;
+}
+
 /// It has its places in the log.
 #[derive(Debug)]
 pub(crate) struct Taken {
@@ -74,6 +79,17 @@ pub(crate) enum NotTaken {
     /// Another request had its key.
     #[error("another request with this idempotency key had another body: give each request a key of its own")]
     OtherBody,
+}
+
+/// What a site's log holds of the intake topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TopicHeld {
+    /// Nothing was ever taken.
+    Nothing,
+    /// Everything up to here.
+    To(TopicPlace),
+    /// The log that would say is damaged, or gone.
+    Unknown,
 }
 
 impl Request {
@@ -221,7 +237,7 @@ impl Undelivered {
 }
 
 /// Changes of one append.
-const TAKEN_MAX: usize = 4096;
+pub(super) const TAKEN_MAX: usize = 4096;
 
 impl CaptureTask {
     /// Whether applications hand over what is done to `key`.
@@ -274,7 +290,9 @@ impl Capture {
                 Ok(repeated) => {
                     let count = changes.len();
                     for change in changes.into_iter().skip(repeated) {
-                        let change = Change { pos: self.last.clone(), time: (task.clock)(), ..change };
+                        let now = (task.clock)();
+                        let time = if matches!(by, By::Topic(_)) { change.time.min(now) } else { now };
+                        let change = Change { pos: self.last.clone(), time, ..change };
                         self.requests.note(&change, remembered);
                         self.place(task, change, &mut batch)?;
                     }

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::dead_letters::DeadLetters;
 use super::hand_over::lines;
-use super::intake::{By, Handed, Taken, TopicPlace};
+use super::intake::{By, Handed, TAKEN_MAX, Taken, TopicHeld, TopicPlace};
 use super::shared::{DirectionStats, lock};
 use super::{BACKOFF_MIN, Backoff, EngineError};
 use crate::config::Intake;
@@ -27,6 +27,8 @@ const READ_BYTES: usize = 1 << 20;
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is found out what waits in the topic.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// An end that lies before what was read is looked at again after this.
+const SURE_AFTER: Duration = Duration::from_secs(5);
 /// How often what was taken long ago is forgotten there.
 const TRIM_EVERY: Duration = Duration::from_secs(60);
 
@@ -41,7 +43,7 @@ pub(super) struct TopicReader {
     pub(super) intake: Arc<Intake>,
     pub(super) handing: mpsc::Sender<Handed>,
     /// Up to where the log holds the topic; told once capture has read the log.
-    pub(super) begun: oneshot::Receiver<Option<TopicPlace>>,
+    pub(super) begun: oneshot::Receiver<TopicHeld>,
     pub(super) stats: Arc<DirectionStats>,
     pub(super) dead_letters: Arc<DeadLetters>,
 }
@@ -77,6 +79,7 @@ impl Begin {
             Range { start, .. } if start > next => Begin::Lost(next..start),
             Range { start, .. } if start == next => Begin::At(start),
             Range { start, end } if end < next => Begin::Anew(start),
+            _ if place.body == TopicPlace::UNREAD => Begin::At(next),
             _ => Begin::Again(place),
         }
     }
@@ -99,7 +102,8 @@ enum Failed {
 }
 
 fn digest(message: &Produced) -> u64 {
-    xxh3_64(&message.value)
+    // One that was read has another than `UNREAD`.
+    xxh3_64(&message.value) | 1
 }
 
 impl TopicReader {
@@ -113,11 +117,21 @@ impl TopicReader {
     }
 
     async fn read(&mut self) {
-        let Ok(mut place) = (&mut self.begun).await else { return };
+        let Ok(held) = (&mut self.begun).await else { return };
+        let mut place = match held {
+            TopicHeld::To(place) => Some(place),
+            TopicHeld::Nothing | TopicHeld::Unknown => None,
+        };
+        let mut is_unknown = held == TopicHeld::Unknown;
         let mut backoff = Backoff::new(self.topic.name(), BACKOFF_MIN);
         loop {
             let before = place;
-            match self.follow(&mut place, &mut backoff).await {
+            let ended = match is_unknown {
+                true => self.pass_over(&mut place).await,
+                false => self.follow(&mut place, &mut backoff).await,
+            };
+            is_unknown &= ended.is_err();
+            match ended {
                 Ok(End::Capture) => return,
                 Ok(End::Again) => {}
                 Err(failed) => {
@@ -137,6 +151,24 @@ impl TopicReader {
         *lock(&self.stats.topic) = state;
     }
 
+    /// Goes to the topic's end: what was taken a second time would go over what was written since.
+    async fn pass_over(&self, place: &mut Option<TopicPlace>) -> Result<End, Failed> {
+        let ends = self.topic.ends().await?;
+        let Some(last) = ends.end.checked_sub(1) else { return Ok(End::Again) };
+        if !ends.is_empty() {
+            let text = format!(
+                "the log no longer says up to where it was read: messages {} to {last} are not taken; what of them is not in \
+                 the stores has to be produced again",
+                ends.start
+            );
+            self.refuse(last, &text).await?;
+        }
+        let passed = TopicPlace { offset: last, changes: u64::MAX, body: TopicPlace::UNREAD };
+        let taken = self.hand(Vec::new(), passed).await;
+        *place = Some(passed);
+        Ok(if taken.is_some() { End::Again } else { End::Capture })
+    }
+
     /// Hands over what comes behind `place`, and takes that on.
     async fn follow(&self, place: &mut Option<TopicPlace>, backoff: &mut Backoff) -> Result<End, Failed> {
         let mut ends = self.topic.ends().await?;
@@ -153,7 +185,14 @@ impl TopicReader {
                 self.refuse(range.start, &text).await?;
                 (range.end, None)
             }
-            Begin::Anew(from) => return self.is_another(place, from).await,
+            Begin::Anew(_) => {
+                // A leader that has just become it may not know the end yet.
+                tokio::time::sleep(SURE_AFTER).await;
+                return match Begin::of(*place, self.topic.ends().await?) {
+                    Begin::Anew(start) => self.is_another(place, start).await,
+                    _ => Ok(End::Again),
+                };
+            }
         };
         let mut reader = self.topic.reader(from)?;
         info!(topic = self.topic.name(), from, "reads the intake topic");
@@ -166,8 +205,13 @@ impl TopicReader {
             };
             let mut messages = read.into_iter().peekable();
             let mut taken_of_first = 0;
-            if let (Some(last), Some(first)) = (again, messages.peek()) {
-                if first.offset != last.offset || digest(first) != last.body {
+            if let Some(last) = again
+                && (messages.peek().is_some() || reader.is_at_end())
+            {
+                if messages
+                    .peek()
+                    .is_none_or(|first| first.offset != last.offset || digest(first) != last.body)
+                {
                     let start = self.topic.ends().await?.start;
                     // Unless retention took it just then.
                     return match start > last.offset {
@@ -178,13 +222,16 @@ impl TopicReader {
                 taken_of_first = last.changes;
                 again = None;
             }
-            let mut changes = Vec::new();
-            let mut to = *place;
-            for message in messages {
-                let done = std::mem::take(&mut taken_of_first);
-                to = Some(self.take(message, done, &mut changes).await?);
-            }
-            if let Some(to) = to.filter(|to| Some(*to) != *place) {
+            while messages.peek().is_some() {
+                let mut changes = Vec::new();
+                let mut to = *place;
+                while changes.len() < TAKEN_MAX
+                    && let Some(message) = messages.next()
+                {
+                    let done = std::mem::take(&mut taken_of_first);
+                    to = Some(self.take(message, done, &mut changes).await?);
+                }
+                let Some(to) = to.filter(|to| Some(*to) != *place) else { continue };
                 let Some(Taken { durable, .. }) = self.hand(changes, to).await else {
                     return Ok(End::Capture);
                 };
@@ -199,7 +246,10 @@ impl TopicReader {
             let next = place.map_or(0, |place| place.offset + 1);
             if looked.is_none_or(|looked| looked.elapsed() > LOOK_EVERY) {
                 looked = Some(Instant::now());
-                ends = self.topic.ends().await?;
+                let before = std::mem::replace(&mut ends, self.topic.ends().await?);
+                if ends.start < before.start || ends.end < next {
+                    return Ok(End::Again);
+                }
             }
             let behind = Some(ends.end.saturating_sub(next.max(ends.start)));
             self.tell(TopicState { behind, trouble: None });
@@ -221,10 +271,11 @@ impl TopicReader {
             _ => match lines(self.connector.as_ref(), &self.intake, &message.value) {
                 Ok(all) => {
                     let mut place = TopicPlace { offset, changes: 0, body };
+                    let time = message.time.unwrap_or(u64::MAX);
                     for change in all {
                         place.changes += 1;
                         if place.changes > done {
-                            changes.push(Change { intake: Some(place.name()), ..change });
+                            changes.push(Change { intake: Some(place.name()), time, ..change });
                         }
                     }
                     return Ok(place);
@@ -309,5 +360,8 @@ mod tests {
         assert_eq!(Begin::of(Some(place), 9..12), Begin::Lost(8..9));
         assert_eq!(Begin::of(Some(place), 0..7), Begin::Anew(0));
         assert_eq!(Begin::of(Some(place), 0..0), Begin::Anew(0));
+        let passed = TopicPlace { body: TopicPlace::UNREAD, ..place };
+        assert_eq!(Begin::of(Some(passed), 3..9), Begin::At(8));
+        assert_eq!(Begin::of(Some(passed), 0..7), Begin::Anew(0));
     }
 }

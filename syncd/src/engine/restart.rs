@@ -126,12 +126,14 @@ pub(crate) async fn recover(
         from = Offset(end.0.saturating_sub(window).max(start.0));
         let mut found = None;
         let mut last = None;
+        let mut topic = None;
         let mut terms = Terms::default();
         walk_kept(log, partition, from, end, |offset, change| {
             if !terms.admits(&change) || change.op == Op::Fence {
                 return;
             }
             last = Some((offset, change.seq, change.hlc));
+            topic = change.intake.as_deref().and_then(TopicPlace::of).or(topic);
             if change.op == Op::Position {
                 found = Some((offset, change));
             }
@@ -145,6 +147,7 @@ pub(crate) async fn recover(
             let (at, next_seq, hlc) =
                 last.map_or((start, Seq(0), Hlc(0)), |(at, seq, hlc)| (at, seq.next(), hlc));
             let mut recovered = Recovered { next_seq, hlc, position_offset: start, ..Recovered::default() };
+            recovered.point.topic = topic;
             recovered.damage(log, partition, at, end);
             if start > Offset(0) {
                 // Retention never takes the newest position: it is gone with the oldest records.

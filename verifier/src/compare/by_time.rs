@@ -5,7 +5,7 @@ use super::{Name, Naming, Reader};
 use crate::error::{Error, Result};
 use crate::window::Window;
 
-/// Names the keys that say themselves, in a column, that they were written in a window: at either site.
+/// Names the keys that say themselves, in a column, that they were written in a window: at either site, or at one.
 pub(crate) struct ByTime<'a, R> {
     sites: [&'a R; 2],
     column: &'a str,
@@ -22,9 +22,13 @@ impl<'a, R: Reader> ByTime<'a, R> {
     /// # Errors
     ///
     /// Those of the readers.
-    pub(crate) async fn new(sites: [&'a R; 2], column: &'a str, window: Window) -> Result<Self> {
+    pub(crate) async fn new(
+        sites: [&'a R; 2],
+        (column, window): (&'a str, Window),
+        at: Option<usize>,
+    ) -> Result<Self> {
         let mut left = Vec::new();
-        for (n, site) in sites.iter().enumerate() {
+        for (n, site) in sites.iter().enumerate().filter(|(n, _)| at.is_none_or(|at| at == *n)) {
             left.extend(site.spaces().await?.into_iter().map(|(space, _)| (n, space)));
         }
         Ok(ByTime { sites, column, window, left, after: None, has_column: false })

@@ -39,6 +39,8 @@ pub struct Produced {
     pub offset: u64,
     /// Lines, as the body of a request has them; empty where the message has no value.
     pub value: Bytes,
+    /// Milliseconds since 1970: when the broker appended it, or where the topic says otherwise when it was made; `None`: it has none.
+    pub time: Option<u64>,
 }
 
 impl IntakeTopic {
@@ -80,7 +82,13 @@ impl IntakeTopic {
             .add_partition_offset(&self.name, 0, At::Offset(from as i64))
             .and_then(|()| consumer.assign(&places))
             .map_err(|error| self.cluster.failed("go to a place of the intake topic", &error))?;
-        Ok(IntakeReader { topic: self.clone(), consumer: Arc::new(consumer), next: from, failed: None })
+        Ok(IntakeReader {
+            topic: self.clone(),
+            consumer: Arc::new(consumer),
+            next: from,
+            is_at_end: false,
+            failed: None,
+        })
     }
 
     /// Forgets what stands before `below` and is older than the log keeps its records.
@@ -105,11 +113,17 @@ pub struct IntakeReader {
     topic: IntakeTopic,
     consumer: Arc<BaseConsumer<Logged>>,
     next: u64,
+    is_at_end: bool,
     /// What came behind the messages that were told last.
     failed: Option<Error>,
 }
 
 impl IntakeReader {
+    /// Whether the last read came to the end, as it was then.
+    pub fn is_at_end(&self) -> bool {
+        self.is_at_end
+    }
+
     /// Messages in order, about `bytes_max` of values at the most unless one alone has more; none if none comes soon.
     ///
     /// # Errors
@@ -122,6 +136,8 @@ impl IntakeReader {
         }
         let consumer = Arc::clone(&self.consumer);
         let (read, failed) = blocking(move || poll(&consumer, bytes_max)).await;
+        self.is_at_end = matches!(failed, Some(KafkaError::PartitionEOF(_)));
+        let failed = failed.filter(|_| !self.is_at_end);
         self.next = read.last().map_or(self.next, |last| last.offset + 1);
         let failed = failed.map(|error| match error {
             KafkaError::MessageConsumption(
@@ -149,12 +165,13 @@ fn poll(consumer: &BaseConsumer<Logged>, bytes_max: usize) -> (Vec<Produced>, Op
     let (mut read, mut bytes) = (Vec::new(), 0);
     while bytes < bytes_max {
         match consumer.poll(if read.is_empty() { WAIT } else { Duration::ZERO }) {
-            None | Some(Err(KafkaError::PartitionEOF(_))) => break,
+            None => break,
             Some(Err(error)) => return (read, Some(error)),
             Some(Ok(message)) => {
                 let value = Bytes::copy_from_slice(message.payload().unwrap_or_default());
                 bytes += value.len() + MESSAGE_BYTES;
-                read.push(Produced { offset: message.offset() as u64, value });
+                let time = message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok());
+                read.push(Produced { offset: message.offset() as u64, value, time });
             }
         }
     }
