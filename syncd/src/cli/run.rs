@@ -40,11 +40,17 @@ pub(super) async fn run(common: &Common, config: &Config) -> Result<(), Failure>
     let address = listener
         .local_addr()
         .map_err(|error| Failure::Failed(format!("no address to listen at: {error}")))?;
-    let engine =
-        Daemon::start_at(config, connectors, common.site(config)).await.map_err(|error| match error {
-            StartError::EmbeddedLog | StartError::OneWay { .. } => Failure::Usage(error.to_string()),
-            error => Failure::Failed(error.to_string()),
-        })?;
+    let started = tokio::select! {
+        started = Daemon::start_at(config, connectors, common.site(config)) => started,
+        name = signals.next() => {
+            info!(signal = name, "stopped before it had begun");
+            return Ok(());
+        }
+    };
+    let engine = started.map_err(|error| match error {
+        StartError::EmbeddedLog | StartError::OneWay { .. } => Failure::Usage(error.to_string()),
+        error => Failure::Failed(error.to_string()),
+    })?;
 
     let (stop, stopped) = oneshot::channel::<()>();
     let control: Arc<dyn Control> = engine.clone();

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use causeway_core::{Connector, Key, Op, Seq, Site, Space, time};
@@ -39,6 +39,10 @@ const CURRENT_WAIT: Duration = Duration::from_secs(5);
 /// So many read the logs at the same time to say what was written.
 const LOG_READERS: usize = 4;
 const RETENTION_EVERY: Duration = Duration::from_secs(5);
+/// How long brokers may take to answer when the daemon starts.
+const BROKERS_AT_MOST: Duration = Duration::from_secs(120);
+/// Before a log that could not be opened is opened again.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// What a consumer of Kafka fetches ahead.
 const FETCH_BYTES: Range<usize> = 64 << 10..4 << 20;
 
@@ -177,7 +181,17 @@ impl Daemon {
                 };
                 let with_intake = config.channels.iter().filter(|channel| channel.intake.is_some());
                 let intakes: Vec<PartitionId> = with_intake.flat_map(of).collect();
-                let log = KafkaLog::open(clusters, &partitions, &intakes, options).await?;
+                let since = Instant::now();
+                let log = loop {
+                    match KafkaLog::open(clusters, &partitions, &intakes, options.clone()).await {
+                        // Brokers that are being started, too, are not there yet.
+                        Err(error @ log::Error::Kafka { .. }) if since.elapsed() < BROKERS_AT_MOST => {
+                            warn!(%error, "the log cannot be opened yet: it is tried again");
+                            tokio::time::sleep(OPEN_AGAIN).await;
+                        }
+                        opened => break opened?,
+                    }
+                };
                 if let Some(site) = site {
                     group = Some(log.join(config.site_name(site), member_name(dir).map_err(folder)?)?);
                 }
