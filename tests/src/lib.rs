@@ -283,7 +283,7 @@ fn wait_for(
         let status = status();
         match &status {
             Ok(status) if wanted(status) => return Ok(status.clone()),
-            _ if Instant::now() > end => bail!("{what}: not within {at_most:?}: {status:#?}\n{}", log_end()),
+            _ if Instant::now() > end => bail!("{what}: not within {at_most:?}: {status:?}\n{}", log_end()),
             _ => std::thread::sleep(Duration::from_millis(100)),
         }
     }
@@ -310,7 +310,7 @@ fn wait_until_drained(
         let left = end.saturating_duration_since(Instant::now());
         now = wait_for("drained", left, &status, |_| true, &log_end)?;
         in_a_row = if drained(&now) { in_a_row + 1 } else { 0 };
-        ensure!(Instant::now() < end, "not drained: {now:#?}\n{}", log_end());
+        ensure!(Instant::now() < end, "not drained: {now:?}\n{}", log_end());
     }
     Ok(now)
 }
@@ -538,7 +538,7 @@ impl Link {
         let Some(other) = &self.other else { return Ok(status) };
         let mut others = other.status()?;
         let served = |status: &Status| status.channels.iter().all(|channel| !channel.directions.is_empty());
-        ensure!(served(&status) && served(&others), "not served yet: {status:#?} {others:#?}");
+        ensure!(served(&status) && served(&others), "not served yet: {status:?} {others:?}");
         for (ours, theirs) in status.channels.iter_mut().zip(&mut others.channels) {
             for (at_dc, at_cloud) in ours.directions.iter_mut().zip(&mut theirs.directions) {
                 if at_dc.from != "dc" {

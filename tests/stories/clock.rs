@@ -10,7 +10,7 @@ use causeway_testkit::resp::Connection;
 use causeway_testkit::servers::{Options, faketime, other_redis_server, redis_server};
 use syncd::log::{EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 
-const DRAIN: Duration = Duration::from_secs(90);
+const DRAIN: Duration = Duration::from_secs(240);
 /// libfaketime looks at its file this often.
 const NOTICED: Duration = Duration::from_secs(1);
 const HOUR_MS: u64 = 3_600_000;

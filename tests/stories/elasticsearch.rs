@@ -15,7 +15,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::Status;
 
-const DRAIN: Duration = Duration::from_secs(120);
+const DRAIN: Duration = Duration::from_secs(240);
 /// Documents that only one site writes, of each site; and those that both write.
 const OWN: u64 = 200;
 const HOT: u64 = 20;

@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use syncd::status::Phase;
 
-const DRAIN: Duration = Duration::from_secs(120);
+const DRAIN: Duration = Duration::from_secs(240);
 /// However long a node or the daemon is away in a story.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two requests: what two nodes on a small machine can write.

@@ -16,7 +16,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{DirectionStatus, Phase, Status};
 
-const DRAIN: Duration = Duration::from_secs(120);
+const DRAIN: Duration = Duration::from_secs(240);
 
 /// Brokers of this story alone, and a link over them.
 fn link() -> Result<Option<([KafkaServer; 2], Link)>> {

@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::Phase;
 
-const DRAIN: Duration = Duration::from_secs(90);
+const DRAIN: Duration = Duration::from_secs(240);
 
 fn get(server: &RedisServer, key: &str) -> Result<Option<String>> {
     Ok(server.connect()?.must(&["GET", key])?.text())
