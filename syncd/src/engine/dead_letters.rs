@@ -60,18 +60,8 @@ impl DeadLetters {
         change: &Change,
         reason: &str,
     ) -> Result<(), EngineError> {
-        self.keep_one(DeadLetter {
-            id: 0,
-            channel: channel.to_owned(),
-            from: partition.origin.clone(),
-            to: self.sites[to.index()].clone(),
-            seq: change.seq.0,
-            op: change.op.as_str().to_owned(),
-            at: KeyAt::of(&change.key),
-            reason: reason.to_owned(),
-            time: rfc3339(SystemTime::now()),
-        })
-        .await
+        let told = (change.seq.0, change.op.as_str(), KeyAt::of(&change.key));
+        self.keep_one(channel, partition, to, told, reason).await
     }
 
     /// The same of a message of the intake topic at `site`, which stands at `offset` and in no log.
@@ -81,24 +71,32 @@ impl DeadLetters {
         partition: &PartitionId,
         site: Site,
         offset: u64,
-        reason: String,
+        reason: &str,
     ) -> Result<(), EngineError> {
-        self.keep_one(DeadLetter {
+        let told = (offset, DeadLetter::PRODUCED, KeyAt::of(&Key::none()));
+        self.keep_one(channel, partition, site, told, reason).await
+    }
+
+    async fn keep_one(
+        &self,
+        channel: &str,
+        partition: &PartitionId,
+        to: Site,
+        (seq, op, at): (u64, &str, KeyAt),
+        reason: &str,
+    ) -> Result<(), EngineError> {
+        let now = SystemTime::now();
+        let letter = DeadLetter {
             id: 0,
             channel: channel.to_owned(),
             from: partition.origin.clone(),
-            to: self.sites[site.index()].clone(),
-            seq: offset,
-            op: DeadLetter::PRODUCED.to_owned(),
-            at: KeyAt::of(&Key::none()),
-            reason,
-            time: rfc3339(SystemTime::now()),
-        })
-        .await
-    }
-
-    async fn keep_one(&self, letter: DeadLetter) -> Result<(), EngineError> {
-        let now = SystemTime::now();
+            to: self.sites[to.index()].clone(),
+            seq,
+            op: op.to_owned(),
+            at,
+            reason: reason.to_owned(),
+            time: rfc3339(now),
+        };
         let same = |known: &DeadLetter| {
             [&known.channel, &known.from, &known.to] == [&letter.channel, &letter.from, &letter.to]
                 && known.seq == letter.seq

@@ -53,11 +53,6 @@ pub(crate) struct TopicPlace {
     pub(crate) body: u64,
 }
 
-impl TopicPlace {
-    /// The digest of a message that was passed over unread.
-    pub(crate) const UNREAD: u64 = 0;
-}
-
 /// It has its places in the log.
 #[derive(Debug)]
 pub(crate) struct Taken {
@@ -112,6 +107,9 @@ impl Request {
 }
 
 impl TopicPlace {
+    /// The digest of a message that was passed over unread.
+    pub(crate) const UNREAD: u64 = 0;
+
     /// Of a change up to which this is the place: `@offset:line:body`.
     pub(crate) fn name(&self) -> Bytes {
         let TopicPlace { offset, changes, body } = self;

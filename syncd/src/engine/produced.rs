@@ -139,8 +139,7 @@ impl TopicReader {
                     if failures == 1 {
                         warn!(topic = self.topic.name(), error = %failed, "the intake topic is not read just now");
                     }
-                    let trouble = Some(format!("{}: {failed}", self.topic.name()));
-                    self.tell(TopicState { behind: None, trouble });
+                    self.tell_trouble(None, &failed);
                     tokio::time::sleep(wait).await;
                 }
             }
@@ -149,6 +148,11 @@ impl TopicReader {
 
     fn tell(&self, state: TopicState) {
         *lock(&self.stats.topic) = state;
+    }
+
+    fn tell_trouble(&self, behind: Option<u64>, what: &impl std::fmt::Display) {
+        let trouble = Some(format!("{}: {what}", self.topic.name()));
+        self.tell(TopicState { behind, trouble });
     }
 
     /// Goes to the topic's end: what was taken a second time would go over what was written since.
@@ -203,15 +207,10 @@ impl TopicReader {
                 Err(LogError::Trimmed { .. }) => return Ok(End::Again),
                 read => read?,
             };
-            let mut messages = read.into_iter().peekable();
             let mut taken_of_first = 0;
-            if let Some(last) = again
-                && (messages.peek().is_some() || reader.is_at_end())
-            {
-                if messages
-                    .peek()
-                    .is_none_or(|first| first.offset != last.offset || digest(first) != last.body)
-                {
+            if let Some(last) = again.filter(|_| !read.is_empty() || reader.is_at_end()) {
+                let is_it = |first: &Produced| first.offset == last.offset && digest(first) == last.body;
+                if !read.first().is_some_and(is_it) {
                     let start = self.topic.ends().await?.start;
                     // Unless retention took it just then.
                     return match start > last.offset {
@@ -219,12 +218,11 @@ impl TopicReader {
                         false => self.is_another(place, start).await,
                     };
                 }
-                taken_of_first = last.changes;
-                again = None;
+                (taken_of_first, again) = (last.changes, None);
             }
-            while messages.peek().is_some() {
-                let mut changes = Vec::new();
-                let mut to = *place;
+            let mut messages = read.into_iter();
+            while messages.len() > 0 {
+                let (mut changes, mut to) = (Vec::new(), *place);
                 while changes.len() < TAKEN_MAX
                     && let Some(message) = messages.next()
                 {
@@ -305,9 +303,8 @@ impl TopicReader {
             match taken.await.ok()? {
                 Ok(taken) => return Some(taken),
                 Err(not) => {
-                    let trouble = Some(format!("{}: {not}", self.topic.name()));
                     let behind = lock(&self.stats.topic).behind;
-                    self.tell(TopicState { behind, trouble });
+                    self.tell_trouble(behind, &not);
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -318,7 +315,7 @@ impl TopicReader {
     async fn refuse(&self, offset: u64, text: &str) -> Result<(), EngineError> {
         let reason = format!("{}: {text}", self.topic.name());
         error!(channel = self.channel, reason, "of the intake topic was not taken");
-        self.dead_letters.keep_produced(&self.channel, &self.partition, self.site, offset, reason).await
+        self.dead_letters.keep_produced(&self.channel, &self.partition, self.site, offset, &reason).await
     }
 
     /// The topic was deleted and made anew: it is read from its start.

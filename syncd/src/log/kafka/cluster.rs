@@ -365,8 +365,19 @@ impl Cluster {
         }
     }
 
+    /// The place before which, of what stands before `below`, everything was appended longer ago than the log's `age_min`.
+    pub(super) async fn old_enough(self: &Arc<Self>, topic: &str, number: u32, below: u64) -> Result<u64> {
+        let age = self.options.age_min;
+        if age.is_zero() {
+            return Ok(below);
+        }
+        let (this, topic) = (Arc::clone(self), topic.to_owned());
+        let young = blocking(move || this.younger_than(&topic, number, age)).await?;
+        Ok(young.map_or(below, |young| young.min(below)))
+    }
+
     /// The place of the first message that was appended `age` ago or later; `None`: none was. Blocks.
-    pub(super) fn younger_than(&self, topic: &str, number: u32, age: Duration) -> Result<Option<u64>> {
+    fn younger_than(&self, topic: &str, number: u32, age: Duration) -> Result<Option<u64>> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = now.saturating_sub(age).as_millis() as i64;
         let mut times = TopicPartitionList::new();

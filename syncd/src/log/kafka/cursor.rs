@@ -227,12 +227,6 @@ impl Partition {
         self.cluster.watermarks(&self.topic, self.number(), || self.shared.is_closing())
     }
 
-    /// The place of the first message that was appended `age` ago or later; the end if there is none.
-    pub(super) fn younger_than(&self, age: Duration) -> Result<u64> {
-        let place = self.cluster.younger_than(&self.topic, self.number(), age)?;
-        Ok(place.unwrap_or_else(|| self.bounds().end))
-    }
-
     /// The error for a topic that ends before what was there.
     pub(super) fn anew(&self, at: u64, start: u64, end: u64) -> Error {
         let reason = format!(

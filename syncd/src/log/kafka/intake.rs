@@ -97,14 +97,8 @@ impl IntakeTopic {
     ///
     /// [`Error::Kafka`].
     pub async fn trim(&self, below: u64) -> Result<()> {
-        let this = self.clone();
-        let age = self.cluster.options.age_min;
-        let young = match age {
-            Duration::ZERO => None,
-            age => blocking(move || this.cluster.younger_than(&this.name, 0, age)).await?,
-        };
-        self.cluster.delete_below(&self.name, 0, young.map_or(below, |young| young.min(below))).await?;
-        Ok(())
+        let below = self.cluster.old_enough(&self.name, 0, below).await?;
+        self.cluster.delete_below(&self.name, 0, below).await.map(drop)
     }
 }
 

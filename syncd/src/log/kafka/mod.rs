@@ -195,9 +195,13 @@ impl KafkaLog {
                 Ok((site.clone(), Arc::new(made)))
             })
             .collect();
-        let (found, intakes_found) = (HashMap::new(), HashMap::new());
-        let mut log =
-            KafkaLog { partitions: found, intakes: intakes_found, clusters: connected?, shared, options };
+        let mut log = KafkaLog {
+            partitions: HashMap::new(),
+            intakes: HashMap::new(),
+            clusters: connected?,
+            shared,
+            options,
+        };
         let mut topics: BTreeMap<&str, BTreeMap<String, u32>> = BTreeMap::new();
         for id in partitions {
             let counts = topics.entry(&id.origin).or_default().entry(log.topic(id)).or_default();
@@ -544,16 +548,12 @@ impl Log for KafkaLog {
         if below.0 < start + TRIM_AT_LEAST {
             return Ok(0);
         }
-        let age = self.options.age_min;
-        let dated = Arc::clone(&partition);
-        let below = match age {
-            Duration::ZERO => below.0,
-            age => below.0.min(blocking(move || dated.younger_than(age)).await?),
-        };
+        let (cluster, topic, number) = (&partition.cluster, &partition.topic, partition.number());
+        let below = cluster.old_enough(topic, number, below.0).await?;
         if below < start + TRIM_AT_LEAST {
             return Ok(0);
         }
-        let kept = partition.cluster.delete_below(&partition.topic, partition.number(), below).await?;
+        let kept = cluster.delete_below(topic, number, below).await?;
         partition.start.fetch_max(kept, Ordering::SeqCst);
         Ok(kept.saturating_sub(start))
     }
