@@ -50,7 +50,7 @@ fn defaults_are_filled_in() {
     assert_eq!(channel.direction, Direction::Both);
     assert_eq!(channel.snapshot, SnapshotOf::One(Site::First));
     assert_eq!(channel.existing, Some(Site::First));
-    assert_eq!((channel.batch.items_max, channel.batch.bytes_max), (512, 524_288));
+    assert_eq!((channel.batch.items_max, channel.batch.bytes_max), (None, None));
     assert!(channel.keep_alive);
 }
 

@@ -36,7 +36,9 @@ fn the_annotated_example_shows_the_defaults() {
     assert_eq!(full.limits, least.limits);
     assert_eq!(full.api, least.api);
     let (full, least) = (&full.channels[0], &least.channels[0]);
-    assert_eq!(full.batch, least.batch);
+    // As `Connector::batch_max` of Redis.
+    assert_eq!((full.batch.items_max, full.batch.bytes_max), (Some(512), Some(524_288)));
+    assert_eq!((least.batch.items_max, least.batch.bytes_max), (None, None));
     assert_eq!(full.existing, least.existing);
     assert_eq!(full.keep_alive, least.keep_alive);
 }

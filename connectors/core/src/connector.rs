@@ -118,6 +118,11 @@ pub trait Connector: Send + Sync {
     /// What the store can do.
     fn capability(&self) -> Capability;
 
+    /// How much goes into one batch of a target where the channel's `batch` does not say: changes, and bytes.
+    fn batch_max(&self) -> (usize, usize) {
+        (512, 524_288)
+    }
+
     /// The change stream of `site`'s instance.
     fn source(&self, site: Site) -> Box<dyn Source>;
 

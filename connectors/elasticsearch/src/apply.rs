@@ -4,7 +4,8 @@
 //! then the marker, in our own index. A crash in between repeats the batch: what is there already is refused as equal, what
 //! is newer as older, and the rest goes in. So after the marker everything is there, and before it nothing is counted.
 //!
-//! **Fence.** Before each batch it is looked whether the marker is the one that this applier left; the marker's own write
+//! **Fence.** Before a batch it is looked whether the marker is the one that this applier left, and again before a version is
+//! raised over what is there; not where it was left just now and nothing depends on what is there: the marker's own write
 //! asks for that, too. A batch of an older applier that is under way at a take-over cannot do harm: its versions are older
 //! than what follows.
 //!
@@ -15,7 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use causeway_core::time::now_ms;
@@ -35,6 +36,8 @@ use crate::version;
 /// Before the first repetition of what found no room; doubled for each further one.
 const BUSY_WAIT_MIN: Duration = Duration::from_millis(100);
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// For so long a marker that was ours is taken for ours. A batch may be under way for longer.
+const SURE_FOR: Duration = Duration::from_millis(250);
 /// How often a state whose version is too low is tried with a higher one.
 const LIFTS_MAX: usize = 4;
 
@@ -61,6 +64,8 @@ pub(crate) struct Worker {
     pub(crate) own: String,
     pub(crate) state: Arc<SiteState>,
     pub(crate) marker_at: MarkerAt,
+    /// When the marker was last known to be ours.
+    pub(crate) seen_ours: Instant,
     /// The highest version that was written.
     pub(crate) top: u64,
 }
@@ -115,7 +120,16 @@ impl Worker {
 
     async fn apply(&mut self, job: Job) -> Result<Outcome> {
         let Job { batch, watched } = job;
-        self.is_ours_still().await?;
+        let both = self.config.is_source(self.site);
+        let depends = |change: &Change| match change.op {
+            Op::State | Op::Ddl => true,
+            Op::Read => batch.keep_existing,
+            _ => false,
+        };
+        let looks = both || batch.watched || batch.decided || batch.changes.iter().any(depends);
+        if looks || self.seen_ours.elapsed() > SURE_FOR {
+            self.is_ours_still().await?;
+        }
         if let Some(change) = batch.changes.iter().find(|change| change.op == Op::Ddl) {
             if let (Some(index), Some(wanted)) = (names::index(&change.key), Definition::of(change)) {
                 definition::bring(&self.client, index, &wanted).await?;
@@ -124,11 +138,6 @@ impl Worker {
             return Ok(Outcome::Committed { refused: Vec::new(), existing: Vec::new() });
         }
         let docs: Vec<Option<Doc>> = batch.changes.iter().map(|change| names::doc(&change.key)).collect();
-        let both = self.config.is_source(self.site);
-        let looks = both
-            || batch.watched
-            || batch.decided
-            || batch.changes.iter().any(|change| matches!(change.op, Op::State | Op::Read));
         let mut held = if looks { self.look(&docs).await? } else { HashMap::new() };
         if batch.watched {
             let touched = |(key, then): (&Key, &Got)| {
@@ -313,7 +322,11 @@ impl Worker {
             }
             again.reverse();
             todo = again;
-            lifts += usize::from(lifted);
+            if lifted {
+                // What is there may be a later applier's.
+                self.is_ours_still().await?;
+                lifts += 1;
+            }
             if let Some(reason) = busy {
                 tries += 1;
                 if tries >= self.config.bulk_tries_max {
@@ -365,6 +378,7 @@ impl Worker {
 
     /// Leaves the marker: for the stream of this site, and as what the next applier begins with.
     async fn leave(&mut self, marker: &Marker, deleted: Vec<(String, String)>) -> Result<()> {
+        let asked = Instant::now();
         let (time, term, top) = (now_ms(), marker.term.0, self.top);
         let own = Own { marker: Some(marker.to_string()), time, term, top, deleted };
         let text = serde_json::to_vec(&own).unwrap_or_default();
@@ -394,6 +408,7 @@ impl Worker {
             }
         }
         self.marker_at = MarkerAt { seq_no: last.seq_no, primary_term: last.primary_term };
+        self.seen_ours = asked;
         Ok(())
     }
 }

@@ -57,6 +57,11 @@ impl Connector for Elasticsearch {
         }
     }
 
+    /// Each batch is followed by its marker, for which both wait for the disk.
+    fn batch_max(&self) -> (usize, usize) {
+        (4096, 4 << 20)
+    }
+
     fn source(&self, site: Site) -> Box<dyn Source> {
         Box::new(EsSource::new(Arc::clone(&self.config), site, self.state(site)))
     }

@@ -15,6 +15,10 @@ use crate::place::ShardId;
 
 /// Bytes of a page that is read at once; a document that is larger comes alone.
 pub(crate) const PAGE_BYTES_MAX: usize = 8 << 20;
+/// Documents of a page, where they are small.
+pub(crate) const PAGE_MAX: usize = 5_000;
+/// A page is looked for among so many times as many numbers first: most are a document's last.
+const NEAR: i64 = 4;
 /// Documents asked for by their ids at once.
 const MGET_MAX: usize = 500;
 
@@ -216,7 +220,7 @@ pub(crate) struct Page {
 }
 
 /// Reads the documents of `shard` whose last operation has a number in `range`, the lowest first, about `count` of them:
-/// fewer where they are large, and `count` is set to what fits. A document that is written meanwhile gets a higher number,
+/// fewer where they are large, and `count` is set to what a next page holds well. A document that is written meanwhile gets a higher number,
 /// so that nothing is missed and nothing comes twice, however long the reading takes: no point in time has to be kept, and
 /// none expires (FF34). With `source` off documents come without their content.
 ///
@@ -236,11 +240,12 @@ pub(crate) async fn page(
         in_url(&shard.index),
         shard.id.number
     );
+    let mut to = range.after.saturating_add(NEAR.saturating_mul(*count as i64)).min(range.to);
     loop {
         let body = serde_json::json!({
             "size": *count, "track_total_hits": false, "version": true, "seq_no_primary_term": true,
             "_source": source, "stored_fields": ["_routing"], "sort": [{"_seq_no": "asc"}],
-            "query": {"range": {"_seq_no": {"gt": range.after, "lte": range.to}}},
+            "query": {"range": {"_seq_no": {"gt": range.after, "lte": to}}},
         });
         let bytes_max = if *count == 1 { ANSWER_BYTES_MAX } else { PAGE_BYTES_MAX };
         let body = Bytes::from(body.to_string());
@@ -262,8 +267,16 @@ pub(crate) async fn page(
                 format!("{} was not searched whole", shard.index),
             ));
         }
-        let more = found.hits.hits.len() == *count;
-        return Ok(Page { hits: found.hits.hits, more });
+        let hits = found.hits.hits;
+        let more = hits.len() == *count;
+        if !more && to < range.to {
+            to = range.to;
+            continue;
+        }
+        if !hits.is_empty() {
+            *count = (hits.len() * (PAGE_BYTES_MAX / 2) / answer.body.len()).clamp(1, PAGE_MAX);
+        }
+        return Ok(Page { hits, more });
     }
 }
 

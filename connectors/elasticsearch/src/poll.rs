@@ -26,7 +26,7 @@ use tracing::warn;
 use crate::config::Config;
 use crate::current::Current;
 use crate::definition::{self, Versions};
-use crate::documents::{self, Hit, Range, Shard};
+use crate::documents::{self, Hit, PAGE_MAX, Range, Shard};
 use crate::http::{Client, unavailable};
 use crate::known::Known;
 use crate::names::{self, BATCH, MARKER, TOKEN, in_url};
@@ -34,10 +34,8 @@ use crate::place::{Place, Places, ShardId};
 use crate::shared::SiteState;
 use crate::version;
 
-/// Documents of a page, where they are small.
-const PAGE_MAX: usize = 1_000;
-/// Ids of a page.
-const IDS_MAX: usize = 5_000;
+/// Deletes that are told at once.
+const DELETES_MAX: usize = 1_000;
 /// How long a shard waits for the marker of what a document was written on top of.
 const MARKER_MAX: Duration = Duration::from_secs(10);
 /// How long an index of ours that was just made may have no primary, and how often that is looked at.
@@ -480,7 +478,7 @@ impl Poller {
                 Ok::<_, Error>((page, count))
             });
             let read = try_join_all(read).await?;
-            self.documents = next_count(self.documents, read.iter().map(|(_, count)| *count).min());
+            self.documents = read.iter().map(|(_, count)| *count).min().unwrap_or(self.documents);
             if read.iter().any(|(page, _)| !page.hits.is_empty()) {
                 // After the documents, as a document can bring a field.
                 self.tell_definitions().await?;
@@ -736,7 +734,7 @@ impl Poller {
             Ok::<_, Error>((page, count))
         });
         let read = try_join_all(read).await?;
-        self.documents = next_count(self.documents, read.iter().map(|(_, count)| *count).min());
+        self.documents = read.iter().map(|(_, count)| *count).min().unwrap_or(self.documents);
         for ((shard, _, end), (page, _)) in todo.iter().zip(read) {
             let mut events = Vec::new();
             let mut bytes = 0;
@@ -795,7 +793,7 @@ impl Poller {
             documents::refresh(&self.client, &shards).await?;
             self.known.begin();
             let todo = shards.into_iter().map(|shard| (shard, -1)).collect();
-            self.listing = Some(Listing { began, todo, count: IDS_MAX });
+            self.listing = Some(Listing { began, todo, count: PAGE_MAX });
         }
         let Some(listing) = &mut self.listing else { return Ok(()) };
         self.moment = self.state.moment();
@@ -830,7 +828,7 @@ impl Poller {
     async fn tell_deletes(&mut self) -> Result<()> {
         let data = self.data_shards().await?;
         let missing = self.known.missing(|index| data.iter().any(|shard| shard.index == index));
-        for keys in missing.chunks(PAGE_MAX) {
+        for keys in missing.chunks(DELETES_MAX) {
             let docs: Vec<_> = keys.iter().filter_map(names::doc).collect();
             let got = documents::get(&self.client, &docs, false).await?;
             let mut events = Vec::new();
@@ -911,11 +909,3 @@ impl Poller {
 }
 
 const NO_SOURCE: &str = "the index keeps no _source";
-
-/// Documents of the next page: again more, once they fit.
-fn next_count(count: usize, fitted: Option<usize>) -> usize {
-    match fitted {
-        Some(fitted) if fitted < count => fitted,
-        _ => (count * 2).min(PAGE_MAX),
-    }
-}

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -139,6 +140,7 @@ impl Target for EsTarget {
         self.listing = None;
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let own = names::own_index(&self.config.link, &self.config.channel);
+        let seen_ours = Instant::now();
         let (marker_at, marker, top) = take_over(&client, &own, term).await?;
         self.state.has_ended();
         let worker = Worker {
@@ -148,6 +150,7 @@ impl Target for EsTarget {
             own: own.clone(),
             state: Arc::clone(&self.state),
             marker_at,
+            seen_ours,
             top,
         };
         let (jobs, todo) = mpsc::channel(JOBS_MAX);

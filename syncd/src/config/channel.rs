@@ -68,16 +68,18 @@ pub(super) fn read(
             format!("existing is `{given}`, allowed is what snapshot names: {allowed}"),
         );
     };
-    let bound = |key: &str, value: i64, why: &str| match usize::try_from(value) {
+    let bound = |key: &str, value: i64| match usize::try_from(value) {
         Ok(value) if value > 0 => Ok(value),
         _ => loader.value(
             at!["channel", index, "batch", key],
-            format!("channel `{name}`: batch.{key} is {value}, allowed is 1 or more: {why}"),
+            format!(
+                "channel `{name}`: batch.{key} is {value}, allowed is 1 or more: an empty batch never leaves"
+            ),
         ),
     };
     let batch = BatchLimits {
-        items_max: bound("items_max", table.batch.items_max, "an empty batch never leaves")?,
-        bytes_max: bound("bytes_max", table.batch.bytes_max, "an empty batch never leaves")?,
+        items_max: table.batch.items_max.map(|items| bound("items_max", items)).transpose()?,
+        bytes_max: table.batch.bytes_max.map(|bytes| bound("bytes_max", bytes)).transpose()?,
     };
     let intake =
         table.intake.as_ref().map(|table| intake(loader, (index, name), table, direction)).transpose()?;

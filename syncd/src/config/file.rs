@@ -238,21 +238,15 @@ pub(super) enum ConflictKey {
     Owner,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BatchTable {
-    /// Changes, 1 or more.
+    /// Changes, 1 or more; left out: 512, for Elasticsearch 4096.
     #[schemars(range(min = 1))]
-    pub(super) items_max: i64,
-    /// Bytes, 1 or more; must fit one Kafka record.
+    pub(super) items_max: Option<i64>,
+    /// Bytes, 1 or more; left out: 524288, for Elasticsearch 4194304.
     #[schemars(range(min = 1))]
-    pub(super) bytes_max: i64,
-}
-
-impl Default for BatchTable {
-    fn default() -> Self {
-        BatchTable { items_max: 512, bytes_max: 524_288 }
-    }
+    pub(super) bytes_max: Option<i64>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -228,10 +228,10 @@ impl Conflict {
 /// How much one transaction of the applier holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// Changes; at least 1.
-    pub items_max: usize,
-    /// Bytes; at least 1. A single larger change still goes, alone.
-    pub bytes_max: usize,
+    /// Changes; at least 1. `None`: what the store takes best.
+    pub items_max: Option<usize>,
+    /// Bytes; at least 1. A single larger change still goes, alone. `None`: what the store takes best.
+    pub bytes_max: Option<usize>,
 }
 
 /// Of a channel, what is handed over by applications and not told by the stores' streams (docs/INTAKE.md).

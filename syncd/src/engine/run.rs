@@ -221,6 +221,7 @@ impl Daemon {
 
     fn serve(&self, run: &ChannelRun) -> Serving {
         let (channel, shares) = (&run.config, &self.shares);
+        let (items_max, bytes_max) = run.connector.batch_max();
         let stop = self.stop.child_token();
         let mut tasks = JoinSet::new();
         let (channel_asks, receivers): (Vec<_>, Vec<_>) =
@@ -285,8 +286,8 @@ impl Daemon {
                 reverse: (!self.serves(from)).then(|| Arc::clone(&all_stats[to.index()])),
                 origin_wins: direction.origin_wins,
                 sweep_all: channel.snapshot.names(from) && channel.snapshot.names(to),
-                items_max: channel.batch.items_max,
-                bytes_max: channel.batch.bytes_max,
+                items_max: channel.batch.items_max.unwrap_or(items_max),
+                bytes_max: channel.batch.bytes_max.unwrap_or(bytes_max),
                 lookback_bytes_max: shares.lookback_bytes_max,
                 keep_alive: channel.keep_alive,
                 intake: channel.intake.clone(),
@@ -346,8 +347,7 @@ impl Daemon {
                     }
                 });
             }
-            let topic = taken_here.as_ref().and_then(|_| self.log.intake_topic(&partition(from)));
-            if let (Some(topic), Some(intake)) = (topic, &taken_here) {
+            if let Some((intake, topic)) = taken_here.as_ref().zip(self.log.intake_topic(&partition(from))) {
                 let reader = TopicReader {
                     topic,
                     channel: channel.name.clone(),

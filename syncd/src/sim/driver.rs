@@ -117,7 +117,7 @@ impl Driver {
         config.limits.memory = plan.memory;
         let sites = config.sites.clone();
         for channel in &mut config.channels {
-            channel.batch.items_max = plan.items_max;
+            channel.batch.items_max = Some(plan.items_max);
             channel.keep_alive = plan.keep_alive;
             channel.intake = plan.intake.then(|| {
                 Arc::new(Intake {
