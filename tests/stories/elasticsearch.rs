@@ -486,6 +486,10 @@ fn a_repair_from_a_named_site_leaves_newer_writes_alone() -> Result<()> {
     Ok(())
 }
 
+fn is_undo(file: &std::fs::DirEntry) -> bool {
+    file.file_name().to_string_lossy().starts_with("causeway-undo-")
+}
+
 /// A node that goes away in the middle: the repair says so, and a second one does the rest. So does the undo.
 #[test]
 fn a_repair_that_a_node_broke_off_is_run_again() -> Result<()> {
@@ -502,11 +506,18 @@ fn a_repair_that_a_node_broke_off_is_run_again() -> Result<()> {
     pair.nodes[1].must("POST", "/push-1/_bulk?refresh=true", &body)?;
     let wrong = pair.documents(1, "push-1")?;
     let words = ["--from", "dc", "--yes", "--share-max", "100", "--keys-per-second", "300"];
+    // Once something is overwritten, of which the file is written first.
     let break_off = |pair: &mut Pair, command: &'static str, words: &[&str]| -> Result<(i32, String)> {
         let (seat, node) = (&pair.seat, &mut pair.nodes[1]);
+        let data = seat.config().with_file_name("data");
+        let files = || std::fs::read_dir(&data).map_or(0, |files| files.flatten().filter(is_undo).count());
+        let before = files();
         std::thread::scope(|scope| {
             let running = scope.spawn(move || seat.verifier(command, words));
-            std::thread::sleep(Duration::from_secs(5));
+            while files() == before && !running.is_finished() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            std::thread::sleep(Duration::from_secs(1));
             node.kill();
             let said = running.join().map_err(|_| anyhow::anyhow!("it panicked"))?;
             node.restart()?;

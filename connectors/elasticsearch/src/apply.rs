@@ -4,10 +4,10 @@
 //! then the marker, in our own index. A crash in between repeats the batch: what is there already is refused as equal, what
 //! is newer as older, and the rest goes in. So after the marker everything is there, and before it nothing is counted.
 //!
-//! **Fence.** Before a batch it is looked whether the marker is the one that this applier left, and again before a version is
-//! raised over what is there; not where it was left just now and nothing depends on what is there: the marker's own write
-//! asks for that, too. A batch of an older applier that is under way at a take-over cannot do harm: its versions are older
-//! than what follows.
+//! **Fence.** Whether the marker is the one that this applier left is looked at before each batch, after what its documents hold
+//! was read, and again before some of it is sent once more; not where it was left just now and nothing depends on what is
+//! there: the marker's own write asks for that, too. A batch of an older applier that is under way at a take-over cannot do
+//! harm: its versions are older than what follows.
 //!
 //! **Writes of the site's own** that did not come out of its stream yet must not be overwritten unseen. So where the site
 //! is a source, too, what the documents hold is read first, and one that an application wrote last waits for the next look
@@ -16,7 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use causeway_core::time::now_ms;
@@ -36,8 +36,8 @@ use crate::version;
 /// Before the first repetition of what found no room; doubled for each further one.
 const BUSY_WAIT_MIN: Duration = Duration::from_millis(100);
 const BUSY_WAIT_MAX: Duration = Duration::from_secs(5);
-/// For so long a marker that was ours is taken for ours. A batch may be under way for longer.
-const SURE_FOR: Duration = Duration::from_millis(250);
+/// For so many milliseconds a marker that was ours is taken for ours. A batch may be under way for longer.
+const SURE_FOR_MS: u64 = 250;
 /// How often a state whose version is too low is tried with a higher one.
 const LIFTS_MAX: usize = 4;
 
@@ -64,8 +64,8 @@ pub(crate) struct Worker {
     pub(crate) own: String,
     pub(crate) state: Arc<SiteState>,
     pub(crate) marker_at: MarkerAt,
-    /// When the marker was last known to be ours.
-    pub(crate) seen_ours: Instant,
+    /// When the marker was last known to be ours, in milliseconds since 1970: a clock that goes on in a suspend.
+    pub(crate) seen_ours: u64,
     /// The highest version that was written.
     pub(crate) top: u64,
 }
@@ -121,16 +121,8 @@ impl Worker {
     async fn apply(&mut self, job: Job) -> Result<Outcome> {
         let Job { batch, watched } = job;
         let both = self.config.is_source(self.site);
-        let depends = |change: &Change| match change.op {
-            Op::State | Op::Ddl => true,
-            Op::Read => batch.keep_existing,
-            _ => false,
-        };
-        let looks = both || batch.watched || batch.decided || batch.changes.iter().any(depends);
-        if looks || self.seen_ours.elapsed() > SURE_FOR {
-            self.is_ours_still().await?;
-        }
         if let Some(change) = batch.changes.iter().find(|change| change.op == Op::Ddl) {
+            self.is_ours_still().await?;
             if let (Some(index), Some(wanted)) = (names::index(&change.key), Definition::of(change)) {
                 definition::bring(&self.client, index, &wanted).await?;
             }
@@ -138,6 +130,9 @@ impl Worker {
             return Ok(Outcome::Committed { refused: Vec::new(), existing: Vec::new() });
         }
         let docs: Vec<Option<Doc>> = batch.changes.iter().map(|change| names::doc(&change.key)).collect();
+        let depends =
+            |change: &Change| change.op == Op::State || (change.op == Op::Read && batch.keep_existing);
+        let looks = both || batch.watched || batch.decided || batch.changes.iter().any(depends);
         let mut held = if looks { self.look(&docs).await? } else { HashMap::new() };
         if batch.watched {
             let touched = |(key, then): (&Key, &Got)| {
@@ -162,6 +157,9 @@ impl Worker {
                 }
                 held = self.look(&docs).await?;
             }
+        }
+        if looks || now_ms().abs_diff(self.seen_ours) > SURE_FOR_MS {
+            self.is_ours_still().await?;
         }
         let (planned, mut refused, existing) = self.plan(&batch, docs, held);
         if both {
@@ -322,11 +320,7 @@ impl Worker {
             }
             again.reverse();
             todo = again;
-            if lifted {
-                // What is there may be a later applier's.
-                self.is_ours_still().await?;
-                lifts += 1;
-            }
+            lifts += usize::from(lifted);
             if let Some(reason) = busy {
                 tries += 1;
                 if tries >= self.config.bulk_tries_max {
@@ -334,6 +328,10 @@ impl Worker {
                 }
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(BUSY_WAIT_MAX);
+            }
+            if !todo.is_empty() {
+                // What is there may be a later applier's.
+                self.is_ours_still().await?;
             }
         }
         self.state.has_deleted(&deleted);
@@ -376,29 +374,32 @@ impl Worker {
         if found == Some(self.marker_at) { Ok(()) } else { Err(self.fenced()) }
     }
 
-    /// Leaves the marker: for the stream of this site, and as what the next applier begins with.
+    /// Leaves the marker: for the stream of this site, where there is one, and as what the next applier begins with.
     async fn leave(&mut self, marker: &Marker, deleted: Vec<(String, String)>) -> Result<()> {
-        let asked = Instant::now();
-        let (time, term, top) = (now_ms(), marker.term.0, self.top);
-        let own = Own { marker: Some(marker.to_string()), time, term, top, deleted };
-        let text = serde_json::to_vec(&own).unwrap_or_default();
-        let MarkerAt { seq_no, primary_term } = self.marker_at;
-        let batch = serde_json::json!({"create": {"_id": format!("{BATCH}{}", Token::unique().text())}});
-        let last = serde_json::json!({"index": {"_id": MARKER, "if_seq_no": seq_no, "if_primary_term": primary_term}});
-        let mut body = BytesMut::new();
-        for action in [batch, last] {
-            body.extend_from_slice(action.to_string().as_bytes());
-            body.extend_from_slice(b"\n");
-            body.extend_from_slice(&text);
-            body.extend_from_slice(b"\n");
-        }
         const ACTION: &str = "leave the marker";
+        let asked = now_ms();
+        let (time, term, top) = (asked, marker.term.0, self.top);
+        let own = Own { marker: Some(marker.to_string()), time, term, top, deleted: Vec::new() };
+        let MarkerAt { seq_no, primary_term } = self.marker_at;
+        let last = serde_json::json!({"index": {"_id": MARKER, "if_seq_no": seq_no, "if_primary_term": primary_term}});
+        let mut documents = vec![(last, own.clone())];
+        if self.config.is_source(self.site) {
+            let batch = serde_json::json!({"create": {"_id": format!("{BATCH}{}", Token::unique().text())}});
+            documents.insert(0, (batch, Own { deleted, ..own }));
+        }
+        let mut body = BytesMut::new();
+        for (action, own) in &documents {
+            for text in [action.to_string().into_bytes(), serde_json::to_vec(own).unwrap_or_default()] {
+                body.extend_from_slice(&text);
+                body.extend_from_slice(b"\n");
+            }
+        }
         let path = format!("/{}/_bulk", in_url(&self.own));
-        let said = bulk::send(&self.client, ACTION, &path, body.freeze(), 2).await?;
-        let Some([batch, last]) = said.as_deref() else {
+        let said = bulk::send(&self.client, ACTION, &path, body.freeze(), documents.len()).await?;
+        let Some(said) = said else {
             return Err(self.client.garbled("answer", format!("{ACTION}: it was refused as a whole")));
         };
-        for said in [batch, last] {
+        for said in &said {
             match said.done() {
                 Done::Written => {}
                 Done::Conflict(_) => return Err(self.fenced()),
@@ -407,7 +408,9 @@ impl Worker {
                 }
             }
         }
-        self.marker_at = MarkerAt { seq_no: last.seq_no, primary_term: last.primary_term };
+        if let Some(last) = said.last() {
+            self.marker_at = MarkerAt { seq_no: last.seq_no, primary_term: last.primary_term };
+        }
         self.seen_ours = asked;
         Ok(())
     }

@@ -57,9 +57,11 @@ impl Connector for Elasticsearch {
         }
     }
 
-    /// Each batch is followed by its marker, for which both wait for the disk.
+    /// Each batch is followed by its marker, and both wait for the disk. Where applications write at the target, too, the
+    /// documents of a small one are read shortly before they are written.
     fn batch_max(&self) -> (usize, usize) {
-        (4096, 4 << 20)
+        let one_way = !Site::BOTH.into_iter().all(|site| self.config.is_source(site));
+        if one_way { (2_048, 1 << 20) } else { (512, 524_288) }
     }
 
     fn source(&self, site: Site) -> Box<dyn Source> {

@@ -17,6 +17,10 @@ use crate::place::ShardId;
 pub(crate) const PAGE_BYTES_MAX: usize = 8 << 20;
 /// Documents of a page, where they are small.
 pub(crate) const PAGE_MAX: usize = 5_000;
+/// Of the first one: nobody knows yet how large they are.
+pub(crate) const PAGE_FIRST: usize = 500;
+/// A page may hold so many times as many as the one before.
+const PAGE_GROWTH: usize = 4;
 /// A page is looked for among so many times as many numbers first: most are a document's last.
 const NEAR: i64 = 4;
 /// Documents asked for by their ids at once.
@@ -220,7 +224,8 @@ pub(crate) struct Page {
 }
 
 /// Reads the documents of `shard` whose last operation has a number in `range`, the lowest first, about `count` of them:
-/// fewer where they are large, and `count` is set to what a next page holds well. A document that is written meanwhile gets a higher number,
+/// fewer where they are large or their numbers far apart, and `count` is set to what a next page holds well. A document that is
+/// written meanwhile gets a higher number,
 /// so that nothing is missed and nothing comes twice, however long the reading takes: no point in time has to be kept, and
 /// none expires (FF34). With `source` off documents come without their content.
 ///
@@ -268,13 +273,14 @@ pub(crate) async fn page(
             ));
         }
         let hits = found.hits.hits;
-        let more = hits.len() == *count;
-        if !more && to < range.to {
+        let more = hits.len() == *count || to < range.to;
+        if hits.is_empty() && more {
             to = range.to;
             continue;
         }
         if !hits.is_empty() {
-            *count = (hits.len() * (PAGE_BYTES_MAX / 2) / answer.body.len()).clamp(1, PAGE_MAX);
+            let fits = hits.len() * (PAGE_BYTES_MAX / 2) / answer.body.len();
+            *count = fits.clamp(1, PAGE_MAX.min(*count * PAGE_GROWTH));
         }
         return Ok(Page { hits, more });
     }

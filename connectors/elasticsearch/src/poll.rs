@@ -26,7 +26,7 @@ use tracing::warn;
 use crate::config::Config;
 use crate::current::Current;
 use crate::definition::{self, Versions};
-use crate::documents::{self, Hit, PAGE_MAX, Range, Shard};
+use crate::documents::{self, Hit, PAGE_FIRST, PAGE_MAX, Range, Shard};
 use crate::http::{Client, unavailable};
 use crate::known::Known;
 use crate::names::{self, BATCH, MARKER, TOKEN, in_url};
@@ -233,7 +233,7 @@ impl Poller {
             states: VecDeque::new(),
             prunable: VecDeque::new(),
             said,
-            documents: PAGE_MAX,
+            documents: PAGE_FIRST,
             left_out: (0, Vec::new()),
             paced_until: Instant::now(),
         };
@@ -304,7 +304,7 @@ impl Poller {
         };
         let Some(shard) = shard else { return Ok(Vec::new()) };
         documents::refresh(&self.client, [&shard]).await?;
-        let (mut all, mut count) = (Vec::new(), PAGE_MAX);
+        let (mut all, mut count) = (Vec::new(), PAGE_FIRST);
         loop {
             let range = Range { after, to: i64::MAX };
             let page = documents::page(&self.client, &shard, range, &mut count, true).await?;
@@ -572,7 +572,7 @@ impl Poller {
 
     /// Tells what our own index says: markers at once, tokens later.
     async fn read_own(&mut self, own: &Shard) -> Result<()> {
-        let mut count = PAGE_MAX;
+        let mut count = PAGE_FIRST;
         loop {
             let range = Range { after: self.places.own, to: own.checkpoint };
             let page = documents::page(&self.client, own, range, &mut count, true).await?;

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -140,7 +139,7 @@ impl Target for EsTarget {
         self.listing = None;
         let client = Arc::new(Client::new(self.config.server(self.site))?);
         let own = names::own_index(&self.config.link, &self.config.channel);
-        let seen_ours = Instant::now();
+        let seen_ours = now_ms();
         let (marker_at, marker, top) = take_over(&client, &own, term).await?;
         self.state.has_ended();
         let worker = Worker {

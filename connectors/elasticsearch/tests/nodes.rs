@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use causeway_core::{
-    Batch, Change, ErrorKind, Event, Hlc, Marker, Op, Opened, Outcome, Position, Seq, Site, Source, Term,
-    Told,
+    Batch, Change, Error, ErrorKind, Event, Hlc, Marker, Op, Opened, Outcome, Position, Seq, Site, Source,
+    Term, Told,
 };
 use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home};
 use serde_json::Value;
@@ -349,6 +349,39 @@ async fn of_two_writes_the_newer_one_stands_in_any_order() -> Result<()> {
         let found = pair.source(site, "k").await?;
         ensure!(found == Some(format!("{{\"text\":\"{newer}\"}}")), "{found:?}");
     }
+    Ok(())
+}
+
+/// One way the marker is not looked at before each batch: an older applier does no harm all the same. And what was decided, as that
+/// a document is gone at the origin, goes over what is newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_way_an_older_applier_does_no_harm_and_a_decided_delete_takes_effect() -> Result<()> {
+    let pair = pair!("", Some(INDEX));
+    let urls = pair.lines.each_ref().map(|line| format!("http://127.0.0.1:{}", line.port));
+    let mut spec = spec(&pair.index, "", [&urls[0], &urls[1]])?;
+    spec.carries = [true, false];
+    let connector = causeway_elasticsearch::open(&spec)?;
+    let text = |n: u64| format!("{{\"text\":\"{n}\"}}");
+    let [first, second, third] = [-3_000, -2_000, -1_000].map(|ms| hlc(DC, ms));
+    let mut older = Applier::of(connector.as_ref(), CLOUD).await?;
+    older.must(vec![put(&pair, "k", &text(1), first)]).await?;
+    let mut newer = Applier::of(connector.as_ref(), CLOUD).await?;
+    newer.must(vec![put(&pair, "k", &text(3), third)]).await?;
+    let late = older.apply(vec![put(&pair, "k", &text(2), second)]).await;
+    let kind = late.as_ref().err().and_then(|e| e.downcast_ref::<Error>()).map(Error::kind);
+    ensure!(kind == Some(ErrorKind::Fenced), "{late:?}");
+    let found = pair.source(CLOUD, "k").await?;
+    ensure!(found == Some(text(3)), "{found:?}");
+    newer.decided(vec![delete(&pair, "k", 1)]).await?;
+    ensure!(pair.source(CLOUD, "k").await?.is_none(), "it is there");
+    let own = format!("/.causeway-l-{}*", pair.index);
+    let node = &pair.nodes[CLOUD.index()];
+    let (_, left) = tokio::task::spawn_blocking(move || {
+        node.request("POST", &format!("{own}/_refresh?expand_wildcards=all"), "")?;
+        node.request("GET", &format!("{own}/_count?expand_wildcards=all"), "")
+    })
+    .await??;
+    ensure!(left.contains("\"count\":1,"), "more than the marker: {left}");
     Ok(())
 }
 

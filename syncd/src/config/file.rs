@@ -241,10 +241,10 @@ pub(super) enum ConflictKey {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BatchTable {
-    /// Changes, 1 or more; left out: 512, for Elasticsearch 4096.
+    /// Changes, 1 or more; left out: 512, one way to Elasticsearch 2048.
     #[schemars(range(min = 1))]
     pub(super) items_max: Option<i64>,
-    /// Bytes, 1 or more; left out: 524288, for Elasticsearch 4194304.
+    /// Bytes, 1 or more; left out: 524288, one way to Elasticsearch 1048576.
     #[schemars(range(min = 1))]
     pub(super) bytes_max: Option<i64>,
 }

@@ -185,7 +185,7 @@ impl Daemon {
                 let log = loop {
                     match KafkaLog::open(clusters, &partitions, &intakes, options.clone()).await {
                         // Brokers that are being started, too, are not there yet.
-                        Err(error @ log::Error::Kafka { .. }) if since.elapsed() < BROKERS_AT_MOST => {
+                        Err(error) if error.may_pass() && since.elapsed() < BROKERS_AT_MOST => {
                             warn!(%error, "the log cannot be opened yet: it is tried again");
                             tokio::time::sleep(OPEN_AGAIN).await;
                         }

@@ -84,7 +84,7 @@ impl Reign {
             let changes: Vec<Change> =
                 keys.iter().map(|key| Change { seq: end.seq, ..gone(key, end) }).collect();
             let marker = self.marker_for_none(task);
-            target.send(Batch { marker, changes, watched, decided: watched, ..Batch::default() }).await?;
+            target.send(Batch { marker, changes, watched, decided: true, ..Batch::default() }).await?;
             match target.outcome().await? {
                 Outcome::Committed { .. } => return Ok(()),
                 Outcome::Touched => {}

@@ -140,3 +140,13 @@ pub enum Error {
         seconds: u64,
     },
 }
+
+impl Error {
+    /// The action that fails where settings of Kafka's client are wrong.
+    pub(crate) const SET_UP: &str = "set up a client";
+
+    /// Brokers did not do what was asked, and may do so later.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Error::Kafka { action, .. } if *action != Error::SET_UP)
+    }
+}

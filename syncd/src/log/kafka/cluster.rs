@@ -124,7 +124,7 @@ impl Cluster {
         config.extend(common.clone());
         let failed = |error: KafkaError| Error::Kafka {
             brokers: brokers.to_owned(),
-            action: "set up a client",
+            action: Error::SET_UP,
             reason: error.to_string(),
         };
         let admin = config.create().map_err(failed)?;
