@@ -21,6 +21,9 @@ use syncd::status::{Phase, Status};
 
 use crate::proxy::Proxy;
 
+/// How long a story waits for what has to come; it fails only if that does not.
+pub const DRAIN: Duration = Duration::from_secs(240);
+
 /// How a [`Link`] is configured.
 #[derive(Debug, Clone)]
 pub struct Setup {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_stories::proxy::{Disturbed, Line, Proxy};
-use causeway_stories::{Link, Setup, durable, seed, servers};
+use causeway_stories::{DRAIN, Link, Setup, durable, seed, servers};
 use causeway_testkit::data::{History, Traffic, TrafficOptions, fill, judge, large_hash};
 use causeway_testkit::resp::{Connection, cmd};
 use causeway_testkit::servers::{Options, RedisServer, Tls, free_port};
@@ -19,7 +19,6 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status};
 
-const DRAIN: Duration = Duration::from_secs(240);
 /// Some restart points are written until the log is full.
 const PACE: Duration = Duration::from_millis(40);
 /// What a person waits for a message.

@@ -5,12 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use causeway_core::{Change, Op};
-use causeway_stories::{Link, Setup, durable, seed, servers};
+use causeway_stories::{DRAIN, Link, Setup, durable, seed, servers};
 use causeway_testkit::resp::Connection;
 use causeway_testkit::servers::{Options, faketime, other_redis_server, redis_server};
 use syncd::log::{EmbeddedLog, EmbeddedOptions, Log, Offset, PartitionId};
 
-const DRAIN: Duration = Duration::from_secs(240);
 /// libfaketime looks at its file this often.
 const NOTICED: Duration = Duration::from_secs(1);
 const HOUR_MS: u64 = 3_600_000;

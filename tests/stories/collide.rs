@@ -9,13 +9,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use causeway_stories::hot::{Act, Draw, MILLION, SITES, Writer, appends, everything, kind};
 use causeway_stories::proxy::Proxy;
 use causeway_stories::watch::{Captured, Watch};
-use causeway_stories::{Link, Setup, seed, servers, story_seconds};
+use causeway_stories::{DRAIN, Link, Setup, seed, servers, story_seconds};
 use causeway_testkit::resp::{Connection, Reply};
 use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-const DRAIN: Duration = Duration::from_secs(240);
 /// How many wrong keys of each kind are told.
 const TOLD: usize = 4;
 /// How long nothing is disturbed before the writers end, in seconds.

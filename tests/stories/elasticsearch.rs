@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use causeway_core::time::{now_ms, rfc3339};
 use causeway_core::{Hlc, Site};
-use causeway_stories::{Seat, differing, kill_in_turn, seed, story_seconds};
+use causeway_stories::{DRAIN, Seat, differing, kill_in_turn, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, LentNodes, elasticsearch_home, request};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::Status;
 
-const DRAIN: Duration = Duration::from_secs(240);
 /// Documents that only one site writes, of each site; and those that both write.
 const OWN: u64 = 200;
 const HOT: u64 = 20;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use causeway_stories::{Seat, durable, log_in_kafka, seed, servers, story_seconds};
+use causeway_stories::{DRAIN, Seat, durable, log_in_kafka, seed, servers, story_seconds};
 use causeway_testkit::data::{Traffic, TrafficOptions, judge};
 use causeway_testkit::kafka::{KafkaServer, kafka_home};
 use causeway_testkit::servers::RedisServer;
@@ -16,7 +16,6 @@ use syncd::status::{ChannelState, ChannelStatus, Phase, Status};
 const SITES: [&str; 2] = ["dc", "cloud"];
 /// As short as a broker allows; whoever is silent for longer is replaced.
 const SESSION: Duration = Duration::from_secs(6);
-const AT_MOST: Duration = Duration::from_secs(240);
 
 /// Two sites with a broker each, some channels between them, and the daemons of each site.
 struct Sites {
@@ -82,7 +81,7 @@ impl Sites {
 
     /// Waits until each channel is served at both sites and is as `wanted` says.
     fn wait(&self, what: &str, wanted: impl Fn(&ChannelStatus) -> bool) -> Result<()> {
-        let end = Instant::now() + AT_MOST;
+        let end = Instant::now() + DRAIN;
         loop {
             let told = [self.told(0), self.told(1)];
             let is_so = |channels: &Vec<ChannelStatus>| {
@@ -96,7 +95,7 @@ impl Sites {
             }
             if Instant::now() > end {
                 let logs = self.daemons.iter().flatten().map(Seat::log_end).collect::<Vec<_>>().join("\n\n");
-                bail!("{what}: not within {AT_MOST:?}: {told:?}\n{logs}");
+                bail!("{what}: not within {DRAIN:?}: {told:?}\n{logs}");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -146,7 +145,7 @@ fn channels_go_on_while_the_daemons_that_share_them_die_and_sleep() -> Result<()
     sites.wait("begun", streams)?;
     // All of them have something to do.
     let idle = |status: &Status| status.channels.iter().all(|channel| channel.directions.is_empty());
-    let spread = Instant::now() + AT_MOST;
+    let spread = Instant::now() + DRAIN;
     while sites.daemons.iter().flatten().any(|seat| seat.status().is_ok_and(|status| idle(&status))) {
         ensure!(Instant::now() < spread, "a daemon has nothing to do: {:?}", sites.daemons[0][0].status());
         std::thread::sleep(Duration::from_millis(200));
@@ -211,7 +210,7 @@ fn a_paused_channel_stays_paused_with_the_daemon_that_takes_it_over() -> Result<
         sites.daemons[0].swap(0, 1);
     }
     let [serving, standing] = &sites.daemons[0][..] else { bail!("there are two") };
-    let both_known = Instant::now() + AT_MOST;
+    let both_known = Instant::now() + DRAIN;
     let group = loop {
         let group = standing.status()?.consumer_group.unwrap_or_default();
         if group.members.len() == 2 && group.members.iter().any(|member| member.channels == ["push0"]) {
@@ -241,7 +240,7 @@ fn a_paused_channel_stays_paused_with_the_daemon_that_takes_it_over() -> Result<
     let paused = serving.syncd(&["pause", "--channel", "push0"])?;
     ensure!(paused.status.success(), "{}", String::from_utf8_lossy(&paused.stderr));
     sites.daemons[0][0].kill()?;
-    let end = Instant::now() + AT_MOST;
+    let end = Instant::now() + DRAIN;
     let taken_over = loop {
         if let Some(channel) =
             sites.daemons[0][1].status()?.channels.pop().filter(|c| !c.directions.is_empty())

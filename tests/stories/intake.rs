@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use causeway_client::{Client, Error};
-use causeway_stories::{Link, Seat, Setup, differing, kill_in_turn, seed, story_seconds};
+use causeway_stories::{DRAIN, Link, Seat, Setup, differing, kill_in_turn, seed, story_seconds};
 use causeway_testkit::elasticsearch::{ElasticsearchServer, elasticsearch_home};
 use causeway_testkit::servers::Options;
 use rand::rngs::SmallRng;
@@ -20,7 +20,6 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use syncd::status::Phase;
 
-const DRAIN: Duration = Duration::from_secs(240);
 /// However long a node or the daemon is away in a story.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two requests: what two nodes on a small machine can write.

@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_stories::proxy::Proxy;
 use causeway_stories::{
-    Link, Setup, durable, kafkas_own, log_in_kafka, program, seed, servers, story_seconds,
+    DRAIN, Link, Setup, durable, kafkas_own, log_in_kafka, program, seed, servers, story_seconds,
 };
 use causeway_testkit::kafka::{self, KafkaServer, kafka_home};
 use causeway_testkit::servers::free_port;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{DirectionStatus, Phase, Status};
-
-const DRAIN: Duration = Duration::from_secs(240);
 
 /// Brokers of this story alone, and a link over them.
 fn link() -> Result<Option<([KafkaServer; 2], Link)>> {

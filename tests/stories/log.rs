@@ -2,17 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use causeway_stories::{Link, Setup, durable, seed, servers};
+use causeway_stories::{DRAIN, Link, Setup, durable, seed, servers};
 use causeway_testkit::resp::cmd;
 use causeway_testkit::servers::RedisServer;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::Phase;
-
-const DRAIN: Duration = Duration::from_secs(240);
 
 fn get(server: &RedisServer, key: &str) -> Result<Option<String>> {
     Ok(server.connect()?.must(&["GET", key])?.text())

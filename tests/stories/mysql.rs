@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use causeway_stories::{Seat, log_in_kafka, seed, story_seconds};
+use causeway_stories::{DRAIN, Seat, log_in_kafka, seed, story_seconds};
 use causeway_testkit::kafka::{KafkaServer, kafka_home};
 use causeway_testkit::mysql::{
     Flavour, MysqlOptions, MysqlServer, mysql_server, numbers, other_mysql_server,
@@ -15,8 +15,6 @@ use mysql_async::prelude::Queryable;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status, rfc3339};
-
-const DRAIN: Duration = Duration::from_secs(240);
 
 /// Two servers and a daemon for both, with one channel `orders` between them.
 struct Pair {

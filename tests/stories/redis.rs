@@ -4,15 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use causeway_stories::{Link, Setup, durable, program, seed, servers, story_seconds};
+use causeway_stories::{DRAIN, Link, Setup, durable, program, seed, servers, story_seconds};
 use causeway_testkit::data::{fill, load};
 use causeway_testkit::resp::{Connection, Reply, cmd};
 use causeway_testkit::servers::{Options, RedisServer, free_port};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::{Phase, Status, rfc3339};
-
-const DRAIN: Duration = Duration::from_secs(240);
 
 /// As [`durable`], and packs its values in another way than a server with the usual limits.
 fn durable_and_packed_otherwise() -> Options {

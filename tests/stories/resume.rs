@@ -1,16 +1,12 @@
 //! What breaks off in the middle goes on: a stream whose backlog was overrun, a copy, a channel that is paused, a
 //! stop while a server does not answer.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use causeway_stories::{Link, Setup, durable, seed, servers};
+use causeway_stories::{DRAIN, Link, Setup, durable, seed, servers};
 use causeway_testkit::data::{fill, key_at};
 use causeway_testkit::resp::{Command, cmd};
 use causeway_testkit::servers::{Options, RedisServer};
 use syncd::status::{ChannelState, DirectionStatus, Phase, Status};
-
-const DRAIN: Duration = Duration::from_secs(240);
 
 /// A copy that takes some seconds, so that something can be done in the middle of it.
 fn slow(bytes_per_second: u32) -> String {

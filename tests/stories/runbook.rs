@@ -5,13 +5,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use causeway_stories::{Link, Setup, durable, program, seed, servers};
+use causeway_stories::{DRAIN, Link, Setup, durable, program, seed, servers};
 use causeway_testkit::data::fill;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use syncd::status::Status;
-
-const DRAIN: Duration = Duration::from_secs(240);
 
 const STEPS: &str = "
 runbook: copy-again

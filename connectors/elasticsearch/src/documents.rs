@@ -224,10 +224,10 @@ pub(crate) struct Page {
 }
 
 /// Reads the documents of `shard` whose last operation has a number in `range`, the lowest first, about `count` of them:
-/// fewer where they are large or their numbers far apart, and `count` is set to what a next page holds well. A document that is
-/// written meanwhile gets a higher number,
-/// so that nothing is missed and nothing comes twice, however long the reading takes: no point in time has to be kept, and
-/// none expires (FF34). With `source` off documents come without their content.
+/// fewer where they are large or their numbers far apart, and `count` is set to what a next page holds well. A document
+/// that is written meanwhile gets a higher number, so that nothing is missed and nothing comes twice, however long the
+/// reading takes: no point in time has to be kept, and none expires (FF34). With `source` off documents come without their
+/// content.
 ///
 /// # Errors
 ///
