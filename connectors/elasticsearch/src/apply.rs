@@ -120,7 +120,6 @@ impl Worker {
 
     async fn apply(&mut self, job: Job) -> Result<Outcome> {
         let Job { batch, watched } = job;
-        let both = self.config.is_source(self.site);
         if let Some(change) = batch.changes.iter().find(|change| change.op == Op::Ddl) {
             self.is_ours_still().await?;
             if let (Some(index), Some(wanted)) = (names::index(&change.key), Definition::of(change)) {
@@ -130,6 +129,7 @@ impl Worker {
             return Ok(Outcome::Committed { refused: Vec::new(), existing: Vec::new() });
         }
         let docs: Vec<Option<Doc>> = batch.changes.iter().map(|change| names::doc(&change.key)).collect();
+        let both = self.config.is_source(self.site);
         let depends =
             |change: &Change| change.op == Op::State || (change.op == Op::Read && batch.keep_existing);
         let looks = both || batch.watched || batch.decided || batch.changes.iter().any(depends);
@@ -377,16 +377,15 @@ impl Worker {
     /// Leaves the marker: for the stream of this site, where there is one, and as what the next applier begins with.
     async fn leave(&mut self, marker: &Marker, deleted: Vec<(String, String)>) -> Result<()> {
         const ACTION: &str = "leave the marker";
-        let asked = now_ms();
-        let (time, term, top) = (asked, marker.term.0, self.top);
+        let (time, term, top) = (now_ms(), marker.term.0, self.top);
         let own = Own { marker: Some(marker.to_string()), time, term, top, deleted: Vec::new() };
         let MarkerAt { seq_no, primary_term } = self.marker_at;
         let last = serde_json::json!({"index": {"_id": MARKER, "if_seq_no": seq_no, "if_primary_term": primary_term}});
-        let mut documents = vec![(last, own.clone())];
-        if self.config.is_source(self.site) {
-            let batch = serde_json::json!({"create": {"_id": format!("{BATCH}{}", Token::unique().text())}});
-            documents.insert(0, (batch, Own { deleted, ..own }));
-        }
+        let batch = self.config.is_source(self.site).then(|| {
+            let id = format!("{BATCH}{}", Token::unique().text());
+            (serde_json::json!({"create": {"_id": id}}), Own { deleted, ..own.clone() })
+        });
+        let documents: Vec<_> = batch.into_iter().chain([(last, own)]).collect();
         let mut body = BytesMut::new();
         for (action, own) in &documents {
             for text in [action.to_string().into_bytes(), serde_json::to_vec(own).unwrap_or_default()] {
@@ -396,10 +395,10 @@ impl Worker {
         }
         let path = format!("/{}/_bulk", in_url(&self.own));
         let said = bulk::send(&self.client, ACTION, &path, body.freeze(), documents.len()).await?;
-        let Some(said) = said else {
+        let Some(said @ [.., last]) = said.as_deref() else {
             return Err(self.client.garbled("answer", format!("{ACTION}: it was refused as a whole")));
         };
-        for said in &said {
+        for said in said {
             match said.done() {
                 Done::Written => {}
                 Done::Conflict(_) => return Err(self.fenced()),
@@ -408,10 +407,8 @@ impl Worker {
                 }
             }
         }
-        if let Some(last) = said.last() {
-            self.marker_at = MarkerAt { seq_no: last.seq_no, primary_term: last.primary_term };
-        }
-        self.seen_ours = asked;
+        self.marker_at = MarkerAt { seq_no: last.seq_no, primary_term: last.primary_term };
+        self.seen_ours = time;
         Ok(())
     }
 }
